@@ -1,0 +1,411 @@
+"""Decoding and geometry: encoded bytes in, uint8 RGB pixels out, on the host.
+
+The geometry is mmpretrain's (mmpretrain/datasets/transforms/processing.py and
+mmcv/transforms/processing.py with `backend='pillow'`): for the same crop box the pixels are equal
+bit for bit. A pipeline is written as a string, such as
+
+    random_resized_crop(size)|random_flip(0.5)
+    resize_edge(256)|center_crop(size)
+
+in which `size` stands for the config's `image_size`, and every other argument is a literal.
+"""
+
+import ast
+import dataclasses
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from mbv2_jax.errors import UserError, nearest
+
+_INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+_UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(encoded: bytes) -> Image.Image:
+    """Decodes an image file to RGB as OpenCV's `IMREAD_COLOR`, which mmpretrain uses, does.
+
+    EXIF orientation is applied, transparency is dropped (not blended), 16-bit samples keep their
+    high byte, and of several frames the first is taken.
+
+    Args:
+      encoded: the bytes of an image file that Pillow reads (JPEG, PNG, WebP, BMP, TIFF, ...).
+
+    Returns:
+      The upright image, mode "RGB", 8 bits a channel.
+
+    Raises:
+      UserError: the bytes are no image, are cut short, or hold a kind of pixel (floating point,
+        32-bit integer) that has no one right 8-bit form.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            image.load()
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            rgb = _to_rgb(image)
+    except UserError:
+        raise
+    # Pillow raises OSError for most damaged files, and many other types from its file plugins.
+    except Exception as error:
+        raise UserError(f"cannot decode the image ({len(encoded)} bytes): {error}") from error
+    if orientation in _UPRIGHT:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+    return rgb
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        # Pillow's own conversion clips at 255 instead of scaling 0..65535.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise UserError(f"cannot decode the image: {image.format} with pixels of mode {image.mode}"
+                        " has no fixed range; save it with 8 or 16 bits a channel")
+    # Without this Pillow would warn about a transparency that the conversion drops anyway.
+    image.info.pop("transparency", None)
+    return image.convert("RGB")
+
+
+class Operation(Protocol):
+    """One step of a pipeline."""
+
+    random: ClassVar[bool]
+
+    def output_size(self, size: int | None) -> int | None:
+        """Returns the side of the square that comes out where `size` goes in; None = it varies."""
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomResizedCrop:
+    """A crop of random area and aspect ratio, resized to a square.
+
+    mmpretrain's and torchvision's: area and ratio are drawn up to `max_attempts` times until the
+    box fits, else the central crop with the ratio clamped to the range.
+    """
+
+    random: ClassVar[bool] = True
+    size: int
+    crop_ratio_range: tuple[float, float] = (0.08, 1.0)
+    aspect_ratio_range: tuple[float, float] = (3 / 4, 4 / 3)
+    max_attempts: int = 10
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        _check_side("size", self.size)
+        _check_range("crop_ratio_range", self.crop_ratio_range)
+        _check_range("aspect_ratio_range", self.aspect_ratio_range)
+        _check_count("max_attempts", self.max_attempts)
+        _check_interpolation(self.interpolation)
+
+    def output_size(self, size: int | None) -> int | None:
+        return self.size
+
+    def box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """Returns (left, top, width, height) of a crop of a `width` x `height` image."""
+        low, high = self.aspect_ratio_range
+        for _ in range(self.max_attempts):
+            area = rng.uniform(*self.crop_ratio_range) * width * height
+            ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
+            crop_width = round(math.sqrt(area * ratio))
+            crop_height = round(math.sqrt(area / ratio))
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                top = int(rng.integers(0, height - crop_height + 1))
+                left = int(rng.integers(0, width - crop_width + 1))
+                return left, top, crop_width, crop_height
+        crop_width, crop_height = width, height
+        if width / height < low:
+            crop_height = round(width / low)
+        elif width / height > high:
+            crop_width = round(height * high)
+        return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        left, top, width, height = self.box(image.width, image.height, rng)
+        # Cropped before, not through `resize(box=...)`: that one's filter would also see the
+        # pixels around the box.
+        crop = image.crop((left, top, left + width, top + height))
+        return crop.resize((self.size, self.size), _INTERPOLATIONS[self.interpolation])
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomFlip:
+    """Left and right change places with probability `prob`."""
+
+    random: ClassVar[bool] = True
+    prob: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.prob) or not 0 <= self.prob <= 1:
+            raise UserError(f"prob={self.prob!r} must be a number from 0 to 1")
+
+    def output_size(self, size: int | None) -> int | None:
+        return size
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        if rng.random() < self.prob:
+            return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+    """A square crop at a random place, of the image with `padding` black pixels on each side."""
+
+    random: ClassVar[bool] = True
+    crop_size: int
+    padding: int = 0
+
+    def __post_init__(self) -> None:
+        _check_side("crop_size", self.crop_size)
+        _check_count("padding", self.padding)
+
+    def output_size(self, size: int | None) -> int | None:
+        return self.crop_size
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        width, height = image.width + 2 * self.padding, image.height + 2 * self.padding
+        if min(width, height) < self.crop_size:
+            raise UserError(f"random_crop({self.crop_size}, padding={self.padding}) needs a larger"
+                            f" image than {image.width} x {image.height}; resize_edge before it,"
+                            " or more padding")
+        top = int(rng.integers(0, height - self.crop_size + 1)) - self.padding
+        left = int(rng.integers(0, width - self.crop_size + 1)) - self.padding
+        # Pillow fills what lies outside the image with zeros.
+        return image.crop((left, top, left + self.crop_size, top + self.crop_size))
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizeEdge:
+    """The short side becomes `scale`; the long side follows, and is truncated to an integer."""
+
+    random: ClassVar[bool] = False
+    scale: int
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        _check_side("scale", self.scale)
+        _check_interpolation(self.interpolation)
+
+    def output_size(self, size: int | None) -> int | None:
+        return None if size is None else self.scale  # a square stays one
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        width, height = image.size
+        if width < height:
+            resized = self.scale, int(self.scale * height / width)
+        else:
+            resized = int(self.scale * width / height), self.scale
+        return image.resize(resized, _INTERPOLATIONS[self.interpolation])
+
+
+@dataclasses.dataclass(frozen=True)
+class CenterCrop:
+    """The central square; the offset rounds as Python does, halves to the even number."""
+
+    random: ClassVar[bool] = False
+    crop_size: int
+
+    def __post_init__(self) -> None:
+        _check_side("crop_size", self.crop_size)
+
+    def output_size(self, size: int | None) -> int | None:
+        return self.crop_size
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        width, height = image.size
+        # mmcv would return a smaller crop, with which no batch can be made.
+        if min(width, height) < self.crop_size:
+            raise UserError(f"center_crop({self.crop_size}) needs a larger image than"
+                            f" {width} x {height}; put resize_edge(...) before it")
+        left = round((width - self.crop_size) / 2)
+        top = round((height - self.crop_size) / 2)
+        return image.crop((left, top, left + self.crop_size, top + self.crop_size))
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+    """Both sides become `scale`, whatever the aspect ratio was."""
+
+    random: ClassVar[bool] = False
+    scale: int
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        _check_side("scale", self.scale)
+        _check_interpolation(self.interpolation)
+
+    def output_size(self, size: int | None) -> int | None:
+        return self.scale
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        return image.resize((self.scale, self.scale), _INTERPOLATIONS[self.interpolation])
+
+
+OPERATIONS: dict[str, Callable[..., Operation]] = {
+    "random_resized_crop": RandomResizedCrop,
+    "random_flip": RandomFlip,
+    "random_crop": RandomCrop,
+    "resize_edge": ResizeEdge,
+    "center_crop": CenterCrop,
+    "resize": Resize,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """A pipeline of operations; picklable, so that it goes to worker processes.
+
+    Attributes:
+      operations: applied in this order.
+      output_size: side of the square that comes out, in pixels.
+    """
+
+    operations: tuple[Operation, ...]
+    output_size: int
+
+    @property
+    def random(self) -> bool:
+        """Whether any operation draws random numbers."""
+        return any(operation.random for operation in self.operations)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        """Applies the operations.
+
+        Args:
+          image: mode "RGB", any size.
+          rng: where all randomness comes from.
+
+        Returns:
+          uint8, (output_size, output_size, 3), RGB.
+
+        Raises:
+          UserError: the image is too small for a crop.
+        """
+        for operation in self.operations:
+            image = operation(image, rng)
+        return np.asarray(image)
+
+
+def make_transform(spec: str, image_size: int) -> Transform:
+    """Makes the pipeline that a string such as "resize_edge(256)|center_crop(size)" describes.
+
+    Args:
+      spec: operations of `OPERATIONS` with literal arguments, joined by "|". Read, never executed.
+      image_size: what `size` stands for, in pixels.
+
+    Returns:
+      The pipeline.
+
+    Raises:
+      UserError: the string cannot be read, names an unknown operation or argument, gives a value
+        that is not possible, or does not end in a square of fixed size.
+    """
+    _check_side("image_size", image_size)
+    try:
+        tree = ast.parse(spec.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise UserError(f"transform {spec!r} cannot be read: {error.msg}; write it like"
+                        " 'resize_edge(256)|center_crop(size)'") from error
+    operations = []
+    for call in _split(tree):
+        try:
+            operations.append(_make_operation(call, image_size))
+        except UserError as error:
+            raise UserError(f"transform {spec!r}: {error}") from error
+    output_size: int | None = None
+    for operation in operations:
+        output_size = operation.output_size(output_size)
+    if output_size is None:
+        raise UserError(f"transform {spec!r} does not end in a fixed size; add center_crop(size),"
+                        " random_resized_crop(size), random_crop(size) or resize(size)")
+    return Transform(tuple(operations), output_size)
+
+
+def _split(tree: ast.expr) -> list[ast.expr]:
+    if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr):
+        return _split(tree.left) + _split(tree.right)
+    return [tree]
+
+
+def _make_operation(call: ast.expr, image_size: int) -> Operation:
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+        raise UserError(f"{ast.unparse(call)!r} is no operation; write NAME(ARGUMENTS), such as"
+                        " 'center_crop(size)'")
+    name = call.func.id
+    if name not in OPERATIONS:
+        raise UserError(f"unknown operation {name!r}; {nearest(name, OPERATIONS)}")
+    operation = OPERATIONS[name]
+    known = [field.name for field in dataclasses.fields(operation)]  # type: ignore[arg-type]
+    if len(call.args) > len(known):
+        raise UserError(f"{name} takes at most {len(known)} arguments ({', '.join(known)}), not"
+                        f" {len(call.args)}")
+    values = dict(zip(known, (_value(name, node, image_size) for node in call.args), strict=False))
+    for keyword in call.keywords:
+        if keyword.arg not in known:
+            raise UserError(f"{name} has no argument {keyword.arg!r};"
+                            f" {nearest(keyword.arg, known)}")
+        if keyword.arg in values:
+            raise UserError(f"{name} got {keyword.arg!r} twice")
+        values[keyword.arg] = _value(name, keyword.value, image_size)
+    missing = [field.name for field in dataclasses.fields(operation)  # type: ignore[arg-type]
+               if field.default is dataclasses.MISSING and field.name not in values]
+    if missing:
+        raise UserError(f"{name} needs {missing[0]!r}, such as {name}(size)")
+    try:
+        return operation(**values)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+def _value(name: str, node: ast.expr, image_size: int) -> Any:
+    if isinstance(node, ast.Name) and node.id == "size":
+        return image_size
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError) as error:
+        raise UserError(f"{name}: argument {ast.unparse(node)!r} is neither a literal nor"
+                        " 'size'") from error
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_side(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{name}={value!r} must be a whole number of pixels, 1 or more")
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise UserError(f"{name}={value!r} must be a whole number, 0 or more")
+
+
+def _check_range(name: str, value: Any) -> None:
+    if (not isinstance(value, Sequence) or len(value) != 2 or not all(map(_is_number, value))
+            or not 0 < value[0] <= value[1]):
+        raise UserError(f"{name}={value!r} must be (low, high) with 0 < low <= high")
+
+
+def _check_interpolation(value: Any) -> None:
+    if value not in _INTERPOLATIONS:
+        raise UserError(f"unknown interpolation {value!r}; {nearest(value, _INTERPOLATIONS)}")
