@@ -1,0 +1,1 @@
+"""The recipes: one file each. Installed as `mbv2_jax.configs`."""

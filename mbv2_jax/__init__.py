@@ -1,0 +1,27 @@
+"""MobileNetV2 in JAX: train, evaluate, convert and predict.
+
+    >>> import mbv2_jax
+    >>> classifier = mbv2_jax.init_model("runs/digits")
+    >>> mbv2_jax.inference_model(classifier, "seven.png")["pred_class"]
+    '7'
+
+Names are resolved on first use (PEP 562), so that `--help` and the data workers need no jax.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "MobileNetV2": "mbv2_jax.models.mobilenet_v2",
+    "init_model": "mbv2_jax.inference",
+    "inference_model": "mbv2_jax.inference",
+}
+
+__all__ = ["MobileNetV2", "__version__", "inference_model", "init_model"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

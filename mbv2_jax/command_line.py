@@ -1,0 +1,163 @@
+"""Reads a command's flags and config without jax, and says in one line what is wrong with them.
+
+absl and ml_collections do the parsing. What they do badly for a user is mended here: a missing
+config file is noticed at once, an unknown key names the nearest one, nothing is a traceback, and
+--help exits with 0.
+"""
+
+import importlib.util
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from mbv2_jax.errors import RunFailed, UserError, nearest
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Runs a command; exits with 0, with 2 for a user's mistake, with 1 for a run that failed."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RunFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def parse(values: flags.FlagValues, argv: Sequence[str], usage: str) -> ConfigDict:
+    """Parses `argv` into `values`, and returns the config that it names.
+
+    Args:
+      values: the command's own flags; --config is added here.
+      argv: the command line, program name first.
+      usage: what --help prints before the list of flags.
+
+    Returns:
+      The locked config with every --config.KEY=VALUE applied.
+
+    Raises:
+      UserError: anything wrong on the command line or in the config file.
+    """
+    if {"--help", "-h", "-help", "--helpfull", "--helpshort"}.intersection(argv[1:]):
+        print(f"{usage.rstrip()}\n\nFlags:\n{_flag_table(values)}")
+        sys.exit(0)
+    spec, rest = _take_config(argv[1:])
+    config = load_config(spec)
+    _check_keys(config, rest)
+    argv = [argv[0], *rest]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    try:
+        unread = values(argv)
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(f"{_one_line(error)}; --help lists the flags") from None
+    if len(unread) > 1:
+        raise UserError(f"unexpected argument {unread[1]!r}: flags are written --NAME=VALUE")
+    return values.config
+
+
+def overrides(values: flags.FlagValues) -> dict[str, Any]:
+    """Returns the --config.KEY=VALUE of a parsed command line, as {"model.width": 0.5, ...}."""
+    return dict(config_flags.get_override_values(values["config"]))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns {"model.width": 1.0, ...} of a nested config."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def load_config(spec: str) -> ConfigDict:
+    """Returns the locked config of PATH.py[:ARG] or NAME[:ARG], as --config takes it.
+
+    Raises:
+      UserError: no such file or recipe, or a file that does not give a config.
+    """
+    name, _, argument = spec.partition(":")
+    path = _config_file(name)
+    try:
+        module_spec = importlib.util.spec_from_file_location("_config", path)
+        assert module_spec is not None and module_spec.loader is not None
+        module = importlib.util.module_from_spec(module_spec)
+        module_spec.loader.exec_module(module)
+        config = module.get_config(*([argument] if argument else []))
+    except UserError:
+        raise
+    except Exception as error:  # the file is the user's: whatever is wrong in it is said in a line
+        if argument and isinstance(error, TypeError) and "argument" in str(error):
+            raise UserError(f"{path} takes no ':{argument}' after its name") from None
+        raise UserError(f"config {path}: {type(error).__name__}: {_one_line(error)}") from None
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"config {path}: get_config() must return a ConfigDict, as default.py's")
+    return config.lock()
+
+
+def _config_file(name: str) -> pathlib.Path:
+    """Finds a recipe given as a file, or by the name of one that is installed with the package."""
+    if name.endswith(".py") and pathlib.Path(name).is_file():
+        return pathlib.Path(name)
+    package = importlib.util.find_spec("mbv2_jax.configs")
+    folders = package.submodule_search_locations if package else None
+    recipes = {
+        file.stem: file
+        for folder in folders or []
+        for file in sorted(pathlib.Path(folder).glob("*.py"))
+        if file.stem not in ("__init__", "default")
+    }
+    if name in recipes:
+        return recipes[name]
+    stem = pathlib.Path(name).stem
+    what = f"there is no config {name!r}" if name else "--config=NAME is missing"
+    raise UserError(f"{what}: {nearest(stem, recipes)}, or give the path of a .py file")
+
+
+def _take_config(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Splits --config=SPEC (or --config SPEC) off the other arguments."""
+    rest = list(arguments)
+    for i, argument in enumerate(rest):
+        match = re.fullmatch(r"--?config(?:=(.*))?", argument)
+        if match and match.group(1) is not None:
+            return match.group(1), rest[:i] + rest[i + 1 :]
+        if match:
+            return "".join(rest[i + 1 : i + 2]), rest[:i] + rest[i + 2 :]
+    return "", rest
+
+
+def _check_keys(config: ConfigDict, arguments: Sequence[str]) -> None:
+    """Refuses an override of a field that does not exist, or of a whole section."""
+    known = flatten(config.to_dict())
+    for argument in arguments:
+        match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if not match or match.group(1) in known:
+            continue
+        key = match.group(1)
+        inside = [name for name in known if name.startswith(f"{key}.")]
+        if inside:
+            raise UserError(f"--config.{key} is a section; its fields are {', '.join(inside)}")
+        # 'width' is nearer to 'model.width' than a comparison of whole paths would find.
+        leaf = key.rpartition(".")[2]
+        same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
+        hint = f"did you mean {same_leaf[0]!r}?" if same_leaf else nearest(key, known)
+        raise UserError(f"the config has no field {key!r}: {hint}")
+
+
+def _flag_table(values: flags.FlagValues) -> str:
+    rows = [f"  --{name}\n      {values[name].help}" for name in sorted(values)]
+    return "\n".join(rows)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error.args[0] if error.args else error).split()).strip("'\"")

@@ -1,0 +1,35 @@
+"""What a user did wrong, said in one line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake of the user's: the message says what, where, and what would be right.
+
+    The commands print it without a traceback and exit with status 2.
+    """
+
+
+class RunFailed(Exception):
+    """A run that could not go on, or a check that did not hold, though it was asked for rightly.
+
+    The commands print it without a traceback and exit with status 1.
+    """
+
+
+def nearest(name: object, options: Iterable[object]) -> str:
+    """Returns the sentence that helps after an unknown `name`.
+
+    Args:
+      name: what the user wrote.
+      options: everything that would have been accepted.
+
+    Returns:
+      "did you mean 'X'?" where one option is close, else "known are 'X', 'Y', ...".
+    """
+    known = [str(option) for option in options]
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "known are " + ", ".join(repr(option) for option in known)

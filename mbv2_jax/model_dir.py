@@ -1,0 +1,206 @@
+"""Model directories: Orbax arrays plus model.json, all that is needed to use a trained model.
+
+    DIR/arrays/      {"params", "batch_stats"}: float32, named as models/mobilenet_v2.py names them
+    DIR/model.json   architecture, conventions, preprocessing, class names, and where it came from
+
+Whoever opens one needs nothing else. A training workdir can be opened too: its `model/`, or while
+the run goes on, its newest checkpoint, which carries the same model.json.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mbv2_jax.errors import UserError
+from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+
+FORMAT = 1
+
+# Where model.json keeps what a config calls by another name: config field -> (section, key).
+FIELDS = {
+    "model.width": ("architecture", "width"),
+    "model.strides": ("architecture", "strides"),
+    "model.num_classes": ("architecture", "num_classes"),
+    "model.padding": ("conventions", "padding"),
+    "model.bn_epsilon": ("conventions", "bn_epsilon"),
+    "model.bn_momentum": ("conventions", "bn_momentum"),
+    "data.image_size": ("preprocessing", "image_size"),
+    "data.eval_transforms": ("preprocessing", "eval_transforms"),
+    "data.mean": ("preprocessing", "mean"),
+    "data.std": ("preprocessing", "std"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedModel:
+    """What a model directory holds.
+
+    Attributes:
+      params: nested dict of float32 numpy arrays.
+      batch_stats: nested dict of float32 numpy arrays.
+      info: model.json.
+      path: what was opened, for messages.
+    """
+
+    params: dict[str, Any]
+    batch_stats: dict[str, Any]
+    info: dict[str, Any]
+    path: pathlib.Path
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.info["class_names"])
+
+    def field(self, name: str) -> Any:
+        """Returns what model.json says of the config field `name` (a key of FIELDS)."""
+        section, key = FIELDS[name]
+        value = self.info[section][key]
+        return tuple(value) if isinstance(value, list) else value
+
+    def module(self, **changes: Any) -> MobileNetV2:
+        """Returns the network that these arrays belong to; `changes` override its attributes."""
+        names = [name for name in FIELDS if name.startswith("model.")]
+        attributes = {name.partition(".")[2]: self.field(name) for name in names}
+        return MobileNetV2(**attributes | changes)
+
+
+def describe(
+    fields: Mapping[str, Any], class_names: tuple[str, ...], origin: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the model.json of a model.
+
+    Args:
+      fields: the values of FIELDS, by config field.
+      class_names: in the order of the logits.
+      origin: what the model came from; a "sha256" identifies it.
+    """
+    info: dict[str, Any] = {"format": FORMAT, "task": "classification"}
+    info["architecture"] = {"name": "mobilenet_v2"}
+    for name, (section, key) in FIELDS.items():
+        info.setdefault(section, {})[key] = fields[name]
+    info["class_names"] = list(class_names)
+    info["origin"] = dict(origin)
+    return info
+
+
+def write(path: pathlib.Path, params: Any, batch_stats: Any, info: Mapping[str, Any]) -> None:
+    """Writes a model directory at `path`, replacing one that is there.
+
+    The new one is complete before the old one goes: a process that dies meanwhile leaves either.
+    """
+    path = path.absolute()
+    fresh = path.with_name(f".{path.name}.new-{os.getpid()}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    arrays = {"params": params, "batch_stats": batch_stats}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(fresh / "arrays", args=ocp.args.PyTreeSave(arrays))
+    (fresh / "model.json").write_text(json.dumps(info, indent=2) + "\n")
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    if path.exists():
+        path.rename(old)
+    fresh.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read(path: str | os.PathLike[str]) -> SavedModel:
+    """Opens a model directory, or the model of a training workdir.
+
+    Args:
+      path: a model directory; or a workdir with `model/`, or with a checkpoint.
+
+    Raises:
+      UserError: there is nothing of the kind at `path`, or arrays and model.json disagree.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise UserError(f"checkpoint {path} does not exist: give a model directory or a workdir")
+    if not path.is_dir():
+        raise UserError(f"checkpoint {path} is a file: give a model directory or a workdir")
+    steps = training_steps(path)
+    if (path / "model.json").is_file():
+        saved = _read_model(path)
+    elif (path / "model" / "model.json").is_file():
+        saved = _read_model(path / "model")
+    elif steps:
+        saved = _read_training_checkpoint(path / "checkpoints" / str(max(steps)))
+    else:
+        raise UserError(
+            f"{path} is neither a model directory (it would hold model.json) nor a workdir with a "
+            "checkpoint"
+        )
+    _check(saved)
+    return saved
+
+
+def training_steps(workdir: pathlib.Path) -> list[int]:
+    """Returns the steps of the complete checkpoints of a training workdir."""
+    found = workdir.glob("checkpoints/*")
+    return sorted(int(entry.name) for entry in found if entry.name.isdecimal())
+
+
+def _read_model(path: pathlib.Path) -> SavedModel:
+    try:
+        info = json.loads((path / "model.json").read_text())
+    except ValueError as error:
+        raise UserError(f"{path / 'model.json'} is not JSON: {error}") from None
+    if info.get("format") != FORMAT:
+        raise UserError(
+            f"{path / 'model.json'} has format {info.get('format')!r}; this version reads {FORMAT}"
+        )
+    arrays = _read_arrays(path / "arrays")
+    return SavedModel(arrays["params"], arrays["batch_stats"], info, path)
+
+
+def _read_training_checkpoint(path: pathlib.Path) -> SavedModel:
+    """Reads a checkpoint of training/checkpoint.py: the averaged weights, where there are some."""
+    info = json.loads((path / "model" / "metadata").read_text())
+    state = _read_arrays(path / "state")
+    weights = state.get("ema") or state
+    return SavedModel(weights["params"], weights["batch_stats"], info, path)
+
+
+def _read_arrays(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            tree = checkpointer.metadata(path.absolute()).item_metadata.tree
+            # As numpy: the devices that wrote it need not be here.
+            restore = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            return checkpointer.restore(
+                path.absolute(), args=ocp.args.PyTreeRestore(restore_args=restore)
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"the arrays in {path} cannot be read: {str(error)[:200]}") from None
+
+
+def _check(saved: SavedModel) -> None:
+    """Refuses arrays that are not those of the network that model.json describes."""
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    key = jax.eval_shape(jax.random.key, 0)
+    wanted = jax.eval_shape(saved.module().init, key, image)
+    found = {"params": saved.params, "batch_stats": saved.batch_stats}
+    faults = shape_faults(wanted, found)
+    if faults:
+        raise UserError(f"{saved.path}: model.json and the arrays disagree: {'; '.join(faults)}")
+
+
+def shape_faults(wanted: Any, found: Any) -> list[str]:
+    """Returns one line for each array that is missing, superfluous or of another shape."""
+    shapes = [
+        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in flat}
+        for flat in (jax.tree_util.tree_leaves_with_path(tree) for tree in (wanted, found))
+    ]
+    faults = [f"{name} is missing" for name in shapes[0] if name not in shapes[1]]
+    faults += [f"{name} is not of this network" for name in shapes[1] if name not in shapes[0]]
+    for name in shapes[0].keys() & shapes[1].keys():
+        if shapes[0][name] != shapes[1][name]:
+            faults.append(f"{name} is {shapes[1][name]}, not {shapes[0][name]}")
+    return sorted(faults)

@@ -1,0 +1,1 @@
+"""What is trained: a loss, metrics and evaluation sums for each task."""

@@ -1,0 +1,132 @@
+"""Training checkpoints: state, config and model.json together, saved by Orbax in the background.
+
+    WORKDIR/checkpoints/STEP/state/     the TrainState
+    WORKDIR/checkpoints/STEP/config/    the config it was trained with
+    WORKDIR/checkpoints/STEP/model/     model.json, so that model_dir.py can open the workdir
+
+Orbax writes into a temporary directory and renames it when all is there: a process that dies in
+the middle of a save leaves the checkpoints before it, and nothing that looks like a new one.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers
+
+from mbv2_jax import model_dir
+from mbv2_jax.command_line import flatten
+from mbv2_jax.errors import UserError
+from mbv2_jax.training.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one workdir. A context manager: leaving it waits for what is being saved.
+
+    Args:
+      workdir: the run's directory; `checkpoints/` is made in it.
+      config: the `checkpoint` section: how many are kept, and the best by what.
+    """
+
+    def __init__(self, workdir: pathlib.Path, config: ConfigDict):
+        self.directory = workdir.absolute() / "checkpoints"
+        metric = config.best_metric
+        keep: list[checkpoint_managers.PreservationPolicy] = [
+            checkpoint_managers.LatestN(config.keep_last)
+        ]
+        if config.keep_best:
+            best = checkpoint_managers.BestN(
+                get_metric_fn=lambda metrics: metrics[metric],
+                reverse=metric == "loss",  # less is better
+                n=config.keep_best,
+                keep_checkpoints_without_metrics=False,
+            )
+            keep.append(best)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=True,
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """Returns the step of the newest complete checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(
+        self,
+        state: TrainState,
+        config: ConfigDict,
+        info: Mapping[str, Any],
+        metrics: Mapping[str, float] | None,
+    ) -> None:
+        """Starts saving `state`; returns when it is copied, while the writing goes on.
+
+        Args:
+          state: after the step that names the checkpoint.
+          config: the resolved config.
+          info: model.json.
+          metrics: of an evaluation of this very state, by which the best are kept; else None.
+        """
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            config=ocp.args.JsonSave(config.to_dict()),
+            model=ocp.args.JsonSave(dict(info)),
+        )
+        metrics = dict(metrics) if metrics else None
+        self._manager.save(int(state.step), args=items, metrics=metrics, force=True)
+
+    def wait(self) -> None:
+        """Returns when everything asked for is on disk."""
+        self._manager.wait_until_finished()
+
+    def restore(self, step: int, like: TrainState, config: ConfigDict) -> TrainState:
+        """Returns the state of checkpoint `step`.
+
+        Args:
+          step: one that is there.
+          like: shapes, dtypes and shardings that it should have.
+          config: the run's config now, to name what changed when the shapes differ.
+
+        Raises:
+          UserError: the checkpoint is of another network or optimizer.
+        """
+        tree = self._manager.item_metadata(step)["state"].tree
+        wanted = jax.tree.map(lambda leaf: leaf, ocp.utils.serialize_tree(like, keep_empty_nodes=False))
+        faults = model_dir.shape_faults(wanted, tree)
+        if faults:
+            changed = differences(saved_config(self.directory.parent, step), config.to_dict())
+            raise UserError(
+                f"checkpoint {self.directory / str(step)} does not fit this config. "
+                f"Changed since: {'; '.join(changed) or 'nothing'}. "
+                f"Does not fit: {'; '.join(faults[:3])}{' ...' if len(faults) > 3 else ''}. "
+                "Undo the change, or give another --workdir"
+            )
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        return self._manager.restore(step, args=items)["state"]
+
+
+def saved_config(workdir: pathlib.Path, step: int) -> dict[str, Any]:
+    """Returns the config that checkpoint `step` of a workdir was trained with."""
+    return json.loads((workdir / "checkpoints" / str(step) / "config" / "metadata").read_text())
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns "KEY: OLD -> NEW" for each field in which two configs differ."""
+
+    def plain(value: Any) -> Any:  # JSON knows lists only
+        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    before, after = flatten(old), flatten(new)
+    keys = sorted(before.keys() | after.keys())
+    values = [(key, plain(before.get(key)), plain(after.get(key))) for key in keys]
+    return [f"{key}: {was} -> {now}" for key, was, now in values if was != now]

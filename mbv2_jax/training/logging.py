@@ -1,0 +1,201 @@
+"""What a run tells its user: a progress bar, metrics.jsonl, TensorBoard events and curves.png."""
+
+import collections
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import tensorboardX
+import tqdm
+
+from mbv2_jax.errors import RunFailed
+
+# Metrics are read this many steps late, when the device has finished them, so that it never waits.
+LAG = 2
+CURVES_INTERVAL = 60.0  # seconds between two drawings of curves.png
+
+
+class RunLog:
+    """The log of one run.
+
+    Only the first process writes; every process checks that the loss is finite. A context manager.
+
+    Args:
+      workdir: where metrics.jsonl, tensorboard/ and curves.png go.
+      start: the step to go on from. What was logged later, by a process that died before its next
+        checkpoint, is dropped, for it will be logged again.
+      stop: the last step.
+      steps_per_epoch: to tell the epoch of a step.
+      batch_size: examples a step, to tell the rate.
+      every_steps: steps between two lines of training metrics.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        start: int,
+        stop: int,
+        steps_per_epoch: int,
+        batch_size: int,
+        every_steps: int,
+    ):
+        self._workdir, self._stop, self._steps_per_epoch = workdir, stop, steps_per_epoch
+        self._batch_size, self._every_steps = batch_size, every_steps
+        self._pending: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
+        self._writes = jax.process_index() == 0
+        self._since, self._since_step = time.monotonic(), start
+        self._drawn = time.monotonic()
+        if not self._writes:
+            return
+        self._lines = _reopen(workdir / "metrics.jsonl", start)
+        self._board = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start + 1 if start else None
+        )
+        self._bar = tqdm.tqdm(
+            total=stop,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._writes:
+            self._lines.close()
+            self._board.close()
+            self._bar.close()
+
+    def step(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        """Takes the metrics of a step that was just started; reads those of a few steps ago.
+
+        Raises:
+          RunFailed: the loss or the gradient of a step was not finite.
+        """
+        self._pending.append((step, metrics))
+        while len(self._pending) > LAG:
+            self._read_one()
+        if self._writes:
+            self._bar.update()
+
+    def flush(self) -> None:
+        """Reads the metrics of every step so far, waiting for them, and writes them to disk.
+
+        Raises:
+          RunFailed: the loss or the gradient of a step was not finite.
+        """
+        while self._pending:
+            self._read_one()
+        if self._writes:
+            # A checkpoint vouches for the lines before it: they must outlive this process.
+            self._lines.flush()
+            os.fsync(self._lines.fileno())
+            self._board.flush()
+
+    def evaluation(self, step: int, result: Mapping[str, float]) -> None:
+        """Writes the result of an evaluation after `step`."""
+        self._write(step, "eval", dict(result))
+        text = f"top1 {result['top1']:.2f}  top5 {result['top5']:.2f}  loss {result['loss']:.4f}"
+        self.say(f"epoch {self._epoch(step):.4g} (step {step}): evaluation  {text}")
+        self._since, self._since_step = time.monotonic(), step  # evaluation is not training time
+
+    def say(self, text: str) -> None:
+        """Prints a line for the user, above the bar."""
+        if self._writes:
+            self._bar.write(text, file=sys.stderr)
+            sys.stderr.flush()
+
+    def draw(self, *, now: bool = False) -> None:
+        """Draws curves.png from metrics.jsonl, at most once a minute unless `now`."""
+        if self._writes and (now or time.monotonic() - self._drawn > CURVES_INTERVAL):
+            self._lines.flush()
+            draw_curves(self._workdir)
+            self._drawn = time.monotonic()
+
+    def _epoch(self, step: int) -> float:
+        return step / self._steps_per_epoch
+
+    def _read_one(self) -> None:
+        step, arrays = self._pending.popleft()
+        metrics = {name: float(value) for name, value in arrays.items()}
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(metrics[name]):
+                raise RunFailed(
+                    f"{name} is {metrics[name]} at step {step}, "
+                    f"learning rate {metrics['learning_rate']:.6g}"
+                )
+        if step % self._every_steps == 0 or step == self._stop:
+            self._training(step, metrics)
+
+    def _training(self, step: int, metrics: dict[str, float]) -> None:
+        elapsed = time.monotonic() - self._since
+        rate = (step - self._since_step) * self._batch_size / max(elapsed, 1e-9)
+        self._since, self._since_step = time.monotonic(), step
+        self._write(step, "train", metrics | {"images_per_second": round(rate, 1)})
+        if not self._writes:
+            return
+        text = f"loss {metrics['loss']:.4f}  top1 {metrics['top1']:.2f}"
+        self._bar.set_postfix_str(f"{text}, {rate:,.0f} images/s", refresh=False)
+        if self._bar.disable:  # not a terminal: a plain line instead of the bar
+            left = (self._stop - step) * self._batch_size / max(rate, 1e-9)
+            self.say(
+                f"step {step}/{self._stop}  epoch {self._epoch(step):.2f}  {text}  "
+                f"lr {metrics['learning_rate']:.5g}  {rate:,.0f} images/s  "
+                f"{tqdm.tqdm.format_interval(left)} left"
+            )
+
+    def _write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        if not self._writes:
+            return
+        epoch = round(self._epoch(step), 4)
+        self._lines.write(json.dumps({"step": step, "epoch": epoch, "split": split, **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
+
+
+def _reopen(path: pathlib.Path, start: int) -> Any:
+    """Opens metrics.jsonl to append, without the lines after step `start`."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    # A line cut short by a kill has no end; it is later than any checkpoint, as the rest dropped.
+    kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= start]
+    fresh = path.with_suffix(".jsonl.new")
+    fresh.write_bytes(b"".join(kept))
+    fresh.replace(path)
+    return path.open("a")
+
+
+def draw_curves(workdir: pathlib.Path) -> None:
+    """Draws loss, top-1 accuracy and learning rate over epochs: metrics.jsonl -> curves.png."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = [("loss", "loss (nats)"), ("top1", "top-1 (%)"), ("learning_rate", "learning rate")]
+    for axes, (key, label) in zip(figure.subplots(1, 3), panels, strict=True):
+        for split, style in (("train", {"alpha": 0.6}), ("eval", {"marker": "o", "ms": 3})):
+            points = [
+                (line["epoch"], line[key])
+                for line in lines
+                if line["split"] == split and key in line
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=split, **style)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        if key != "learning_rate" and axes.lines:
+            axes.legend()
+    fresh = workdir / ".curves.new.png"
+    figure.savefig(fresh, dpi=110)
+    fresh.replace(workdir / "curves.png")

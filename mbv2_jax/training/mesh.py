@@ -1,0 +1,70 @@
+"""Devices and processes: the only file that knows them.
+
+A batch is split over the mesh's one axis, `data`; parameters are on every device. Host arrays
+become global ones here, a few steps ahead, so that a step does not wait for its transfer.
+"""
+
+import collections
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mbv2_jax.errors import UserError
+
+
+def create(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh over `devices`, by default all there are, with the axis `data`."""
+    devices = jax.devices() if devices is None else list(devices)
+    return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
+
+
+def check_batch(mesh: Mesh, batch_size: int) -> None:
+    """Raises UserError if a global batch does not divide evenly over the devices."""
+    if batch_size % mesh.size:
+        nearest = max(1, round(batch_size / mesh.size)) * mesh.size
+        raise UserError(
+            f"batch_size {batch_size} does not divide over {mesh.size} devices: "
+            f"give a multiple of {mesh.size}, such as {nearest}"
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of what every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh: Mesh) -> NamedSharding:
+    """Sharding of what is split over devices along its first axis."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def process() -> dict[str, int]:
+    """Returns this process's place among all, as data/loader.py takes it."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def prefetch(
+    batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, ahead: int = 2
+) -> Iterator[dict[str, Any]]:
+    """Yields each process's host batches as global arrays split over the mesh.
+
+    Args:
+      batches: host batches, (N / processes, ...) each.
+      mesh: where they go.
+      ahead: how many are in transfer while one is used.
+    """
+    sharding = split(mesh)
+    queue: collections.deque[dict[str, Any]] = collections.deque()
+    for batch in batches:
+        queue.append(
+            {
+                name: jax.make_array_from_process_local_data(sharding, array)
+                for name, array in batch.items()
+            }
+        )
+        if len(queue) > ahead:
+            yield queue.popleft()
+    yield from queue

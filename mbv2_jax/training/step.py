@@ -1,0 +1,111 @@
+"""One step of training and one of evaluation: pure functions, jitted by the loop."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from mbv2_jax.tasks import classification
+from mbv2_jax.training.state import TrainState
+
+Batch = Mapping[str, jax.Array]
+
+
+def normalize(
+    images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: jnp.dtype
+) -> jax.Array:
+    """Returns (images - mean) / std in `dtype`.
+
+    Args:
+      images: (N, H, W, 3) uint8 RGB.
+      mean: of R, G, B, in the units of the pixels, 0-255.
+      std: likewise.
+      dtype: of the result; the arithmetic is float32 or wider, since bfloat16 would lose pixels.
+    """
+    wide = jnp.promote_types(dtype, jnp.float32)
+    pixels = images.astype(wide)
+    return ((pixels - jnp.asarray(mean, wide)) / jnp.asarray(std, wide)).astype(dtype)
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    model: MobileNetV2,
+    optimizer: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    label_smoothing: float,
+    ema_decay: float | None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Does one step: normalise, forward, backward, update.
+
+    Args:
+      state: the state before; under jit it is donated.
+      batch: {"image": (N, H, W, 3) uint8, "label": (N,) int32}, N the global batch.
+      key: the run's jax.random key; the step's own randomness is fold_in(key, state.step).
+      model, optimizer, learning_rate: from the config; static.
+      mean, std: of R, G, B, 0-255.
+      label_smoothing: 0 to 1.
+      ema_decay: of the average per step; None for none.
+
+    Returns:
+      The state after, and {"loss", "top1" (percent), "learning_rate", "grad_norm"}, scalars of
+      this batch. Batch statistics are over the global batch or groups of it (models/layers.py).
+    """
+    images = normalize(batch["image"], mean, std, model.dtype)
+    dropout = jax.random.fold_in(key, state.step)
+
+    def loss_of(params):
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout},
+        )
+        losses = classification.cross_entropy(logits, batch["label"], label_smoothing)
+        return losses.mean(), (logits, updated["batch_stats"])
+
+    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema_decay is not None:
+        new = {"params": params, "batch_stats": batch_stats}
+        ema = optax.incremental_update(new, ema, 1.0 - ema_decay)
+    metrics = {
+        "loss": loss,
+        "top1": 100.0 * (logits.argmax(-1) == batch["label"]).mean(),
+        "learning_rate": learning_rate(state.step),
+        "grad_norm": optax.global_norm(grads),
+    }
+    return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
+
+
+def eval_step(
+    variables: Mapping[str, Mapping],
+    batch: Batch,
+    *,
+    model: MobileNetV2,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> classification.Sums:
+    """Scores one batch.
+
+    Args:
+      variables: {"params", "batch_stats"}.
+      batch: {"image": (N, H, W, 3) uint8, "label": (N,) int32, "mask": (N,) bool}; rows whose
+        mask is False are padding.
+      model: the network; static.
+      mean, std: of R, G, B, 0-255.
+
+    Returns:
+      Sums over the batch: see tasks/classification.py.
+    """
+    logits = model.apply(variables, normalize(batch["image"], mean, std, model.dtype))
+    return classification.evaluation_sums(logits, batch["label"], batch["mask"])

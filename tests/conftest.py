@@ -1,0 +1,24 @@
+"""What every test relies on: four fake CPU devices, and the checking material where it is at hand."""
+
+import os
+import pathlib
+
+# Before jax is imported anywhere: its devices are fixed at first use.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def check_data() -> pathlib.Path:
+    """The folder of real weights, photos and reference outputs; they are not part of the project."""
+    folder = pathlib.Path(os.environ.get("MBV2_CHECK_DATA", REPOSITORY.parent / "shared"))
+    if not (folder / "golden").is_dir():
+        pytest.skip(
+            f"no checking material in {folder} (set MBV2_CHECK_DATA to the folder that holds "
+            "golden/, weights/ and data/)"
+        )
+    return folder
