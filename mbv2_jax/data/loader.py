@@ -7,14 +7,15 @@ training run is its step: no iterator state is saved (DESIGN.md says why).
 
 import dataclasses
 import functools
+import gc
 import multiprocessing
 import os
 import signal
 import threading
 import weakref
 from collections.abc import Iterator
-from multiprocessing import connection
-from typing import Protocol
+from multiprocessing import connection, resource_tracker
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,6 +29,10 @@ _LAST_BATCH = ("fill", "drop")
 
 # Batches that each worker process keeps ready beside the one it is making.
 _READY_PER_WORKER = 2
+
+# Threads that make batches where there are no worker processes, a batch each; Pillow gives up the
+# interpreter's lock while it decodes and resizes.
+_MAX_THREADS = 8
 
 
 def steps_per_epoch(num_examples: int, batch_size: int, last_batch: str = "fill") -> int:
@@ -244,9 +249,8 @@ class Batches(Iterator[Batch]):
         # Grain reads its flags when it starts a worker, which raises in a program without flags.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        dataset = grain.MapDataset.source(reader)
-        threads = 0 if workers else min(8, os.cpu_count() or 1)
-        batches = dataset.to_iter_dataset(grain.ReadOptions(
+        threads = 0 if workers else min(_MAX_THREADS, os.cpu_count() or 1)
+        batches = grain.MapDataset.source(reader).to_iter_dataset(grain.ReadOptions(
             num_threads=threads, prefetch_buffer_size=threads))
         if workers:
             batches = batches.mp_prefetch(
@@ -254,24 +258,50 @@ class Batches(Iterator[Batch]):
                     num_workers=workers, per_worker_buffer_size=_READY_PER_WORKER),
                 worker_init_fn=_start_worker)
         self._iterator = iter(batches)
+        self._next = self._start if workers else functools.partial(next, self._iterator)
         # Also when the object is dropped, and when the interpreter ends.
-        self._finalizer = weakref.finalize(self, self._iterator.close)
+        self._finalizer = weakref.finalize(self, _close, self._iterator)
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        return self._next()
+
+    def _start(self) -> Batch:
+        """Starts the worker processes, and returns the first batch."""
+        self._next = self._receive
+        # Ctrl-C and a cluster's SIGTERM go to every process of the group, but only the parent
+        # knows what they mean: it finishes its step, for which it still needs batches, and closes
+        # the workers. They, and the threads that start them, inherit this mask. (The tracker comes
+        # first, since its start takes the mask off again.)
+        resource_tracker.ensure_running()
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            return self._receive()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+    def _receive(self) -> Batch:
+        # Plain arrays; the memory, shared with the worker, goes with the last of them.
+        return {name: np.asarray(value) for name, value in next(self._iterator).items()}
 
     def close(self) -> None:
         """Ends threads and worker processes; no batch can be taken any more."""
         self._finalizer()
 
 
+def _close(iterator: Any) -> None:
+    from grain.multiprocessing import SharedMemoryArray
+
+    # Shared memory that is not unlinked when the program ends is warned about. Grain unlinks it in
+    # a thread of its own, which may not get its turn any more: from here on it is done at once.
+    SharedMemoryArray._disable_async_del()
+    iterator.close()
+    # The exception with which a worker's stream ended is part of a cycle, and holds a batch.
+    gc.collect()
+
+
 def _start_worker(worker: int, workers: int) -> None:
     """Prepares a worker process; Grain calls it there with the worker's number and their count."""
     del worker, workers
-    # Ctrl-C and a cluster's SIGTERM go to every process of the group. The parent decides what they
-    # mean: it finishes its step, for which it still needs batches, and then closes the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
