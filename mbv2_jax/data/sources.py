@@ -8,6 +8,7 @@
 import contextlib
 import fcntl
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -56,12 +57,17 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
     Raises:
       UserError: the dataset or split is unknown, not prepared, empty, or of another kind.
     """
+    source: Source
     if name.startswith("folder:"):
-        return FolderSource(os.path.expanduser(name.removeprefix("folder:")), split)
-    if os.sep in name or "." in name:
+        source = FolderSource(os.path.expanduser(name.removeprefix("folder:")), split)
+    elif os.path.isabs(name) or name.startswith((".", "~")) or os.path.isdir(name):
         raise UserError(f"unknown dataset {name!r}; for a folder of images write"
                         f" {'folder:' + name!r}")
-    return TfdsSource(name, split, data_dir)
+    else:
+        source = TfdsSource(name, split, os.path.expanduser(data_dir) if data_dir else None)
+    if not len(source):
+        raise UserError(f"split {split!r} of dataset {name!r} is empty")
+    return source
 
 
 class FolderSource:
@@ -176,21 +182,32 @@ class TfdsSource:
         if not isinstance(features.get("image"), tfds.features.Image) or not isinstance(
                 label, tfds.features.ClassLabel):
             raise UserError(f"dataset {name!r} is not for image classification: it has"
-                            f" {', '.join(features)}, and not 'image' and 'label'")
+                            f" {', '.join(map(repr, features))}, and no 'image' with a 'label'")
+        if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
+            raise UserError(f"dataset {name!r} in {builder.data_dir} is prepared as"
+                            f" {builder.info.file_format.value}, which cannot be read by index;"
+                            " with tensorflow and importlib_resources installed run: tfds"
+                            f" convert_format --dataset_version_dir={builder.data_dir}"
+                            " --out_file_format=array_record")
         self.class_names = tuple(label.names or map(str, range(label.num_classes)))
         self._name = f"{name}[{split}]"
         try:
             self._records = builder.as_data_source(
-                split, decoders={"image": tfds.decode.SkipDecoding()})
-        except (ValueError, KeyError, AssertionError) as error:
-            raise UserError(f"no split {split!r} in dataset {name!r};"
+                split, decoders={"image": tfds.decode.SkipDecoding()}, file_format="array_record")
+        # TFDS raises ValueError, KeyError or AssertionError, by what is wrong with the expression.
+        except Exception as error:
+            raise UserError(f"no split {split!r} in dataset {name!r}, or nothing in it;"
                             f" {nearest(split, builder.info.splits)}") from error
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self._records[index]
+        try:
+            record = self._records[index]
+        # A missing or damaged file shows only now, as an error of array_record's or protobuf's.
+        except Exception as error:
+            raise UserError(f"cannot read the record: {_first_line(error)}") from error
         return {"image": record["image"], "label": int(record["label"])}
 
     def describe(self, index: int) -> str:
@@ -201,7 +218,8 @@ def _digits(data_dir: str | None) -> Any:
     """Returns the builder of the digits, and prepares them on first use."""
     from mbv2_jax.data import digits
 
-    builder = digits.Digits(data_dir=data_dir, file_format="array_record")
+    with _quiet():
+        builder = digits.Digits(data_dir=data_dir, file_format="array_record")
     if builder.is_prepared():
         return builder
     digits.load()  # its error should come before any folder is made
@@ -209,34 +227,66 @@ def _digits(data_dir: str | None) -> Any:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.parent / "preparing.lock", "w") as lock:
-            # Two runs that start at once would write into the same temporary folder.
+            # Two runs that start at once would take each other's temporary folder for their own.
             fcntl.flock(lock, fcntl.LOCK_EX)
-            builder = digits.Digits(data_dir=data_dir, file_format="array_record")
             if not builder.is_prepared():
                 print(f"preparing the digits dataset in {path} (once)", file=sys.stderr)
-                # TFDS announces a download that there is not, and draws bars, on both streams.
-                with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(
-                        io.StringIO()):
+                with _quiet():
                     builder.download_and_prepare()
+                return builder
     except OSError as error:
         raise UserError(f"cannot write the digits dataset to {path}: {error.strerror}; set"
                         " data.data_dir to a folder that can be written") from error
-    return builder
+    return digits.Digits(data_dir=data_dir, file_format="array_record")
 
 
 def _prepared(name: str, data_dir: str | None) -> Any:
-    """Returns the builder of a dataset that was prepared as ArrayRecord."""
-    import tensorflow_datasets as tfds
+    """Returns the builder of a dataset that was prepared before.
 
+    It is made from the dataset's files alone: the code that prepared it may be the user's own, and
+    often imports TensorFlow.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
+
+    known = tfds.list_builders(with_community_datasets=False)
+    base = name.split("/")[0].split(":")[0]
     try:
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    except tfds.core.registered.DatasetNotFoundError as error:
-        raise UserError(f"unknown dataset {name!r};"
-                        f" {nearest(name, [*KNOWN, *tfds.list_builders()])}") from error
-    except ValueError:
-        builder = tfds.builder(name, data_dir=data_dir)
-    where = f" --data_dir={data_dir}" if data_dir else ""
-    if builder.is_prepared() and builder.info.file_format.value == "array_record":
-        return builder
-    raise UserError(f"dataset {name!r} is not prepared in {builder.data_dir}; run (this needs"
-                    f" TensorFlow): tfds build {name} --file_format=array_record{where}")
+        with _quiet():
+            return read_only_builder.builder_from_files(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        if base not in known:
+            raise UserError(f"unknown dataset {name!r}; {_nearest_dataset(name, known)}") from error
+        option = f" --data_dir={data_dir}" if data_dir else ""
+        raise UserError(
+            f"dataset {name!r} is not prepared in {data_dir or tfds.core.constants.DATA_DIR}; with"
+            " tensorflow and importlib_resources installed run: tfds build"
+            f" {name} --file_format=array_record{option} (what to download by hand before:"
+            f" https://www.tensorflow.org/datasets/catalog/{base})") from error
+    # A name that TFDS cannot parse (ValueError), a folder that cannot be read (OSError), ...
+    except Exception as error:
+        hint = "" if base in known else "; " + _nearest_dataset(name, known)
+        raise UserError(f"cannot open dataset {name!r} ({_first_line(error)}){hint}") from error
+
+
+def _nearest_dataset(name: str, known: list[str]) -> str:
+    """Returns what helps after an unknown name: a close one, or the few that configs use."""
+    hint = nearest(name, [*KNOWN, *known])
+    return hint if hint.startswith("did") else nearest(name, KNOWN)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps from the terminal what TFDS says: a download that there is not, bars, log warnings."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
