@@ -143,8 +143,8 @@ def read(path: str | os.PathLike[str]) -> SavedModel:
 
 def training_steps(workdir: pathlib.Path) -> list[int]:
     """Returns the steps of the complete checkpoints of a training workdir."""
-    found = workdir.glob("checkpoints/*")
-    return sorted(int(entry.name) for entry in found if entry.name.isdecimal())
+    folder = workdir / "checkpoints"
+    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
 
 
 def _read_model(path: pathlib.Path) -> SavedModel:

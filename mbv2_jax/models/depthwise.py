@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -64,7 +65,7 @@ def depthwise_conv(
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=partial(_shifted_sums, stride=stride, pads=pads, dilation=dilation),
+        cpu=lambda x, kernel: _shifted_sums(x, kernel, stride, pads, dilation),
         default=partial(_plain, stride=stride, pads=pads, dilation=dilation),
     )
 
@@ -103,22 +104,92 @@ def _plain(
     )
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _shifted_sums(
-    x: jax.Array, kernel: jax.Array, *, stride: int, pads: Padding, dilation: int
+    x: jax.Array, kernel: jax.Array, stride: int, pads: Padding, dilation: int
 ) -> jax.Array:
-    """The same as K x K multiply-adds of strided views of the padded input."""
-    size = kernel.shape[0]
-    span = dilation * (size - 1)
-    x = lax.pad(x, x.dtype.type(0), ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0)))
-    batch, height, width, channels = x.shape
-    height, width = (height - span - 1) // stride + 1, (width - span - 1) // stride + 1
-
-    def view(i: int, j: int) -> jax.Array:
-        top, left = i * dilation, j * dilation
-        bottom, right = top + (height - 1) * stride + 1, left + (width - 1) * stride + 1
-        return lax.slice(
-            x, (0, top, left, 0), (batch, bottom, right, channels), (1, stride, stride, 1)
-        )
-
-    products = [view(i, j) * kernel[i, j, 0] for i in range(size) for j in range(size)]
+    """The same as K x K multiply-adds of shifted views."""
+    taps = kernel.reshape(-1, kernel.shape[-1])
+    products = [
+        view * tap
+        for view, tap in zip(_views(x, kernel.shape[0], stride, pads, dilation), taps, strict=True)
+    ]
     return sum(products[1:], start=products[0])
+
+
+def _forward(
+    x: jax.Array, kernel: jax.Array, stride: int, pads: Padding, dilation: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _shifted_sums(x, kernel, stride, pads, dilation), (x, kernel)
+
+
+def _backward(
+    stride: int,
+    pads: Padding,
+    dilation: int,
+    saved: tuple[jax.Array, jax.Array],
+    gradient: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Gradients of x and the kernel.
+
+    That of x is left to autodiff, which shifts back. That of the kernel would be K x K reductions over
+    the whole batch, each reading x and the gradient again on few threads; this is one reduction with
+    K x K results that reads both once, in parallel over the batch. It sums in float32 or wider: in
+    bfloat16 thousands of terms would leave no digit.
+    """
+    # The barrier keeps XLA from taking the forward pass's views for these, and so from storing them.
+    x, kernel, gradient = lax.optimization_barrier((*saved, gradient))
+    size = kernel.shape[0]
+    (x_gradient,) = jax.linear_transpose(
+        lambda x: _shifted_sums.fun(x, kernel, stride, pads, dilation), x
+    )(gradient)
+
+    wide = jnp.promote_types(jnp.float32, x.dtype)
+    products = [
+        view.astype(wide) * gradient.astype(wide)
+        for view in _views(x, size, stride, pads, dilation)
+    ]
+    zeros = [jnp.zeros((), wide)] * len(products)
+    sums = lax.reduce(  # K x K of (N, C)
+        products, zeros, lambda a, b: [p + q for p, q in zip(a, b, strict=True)], (1, 2)
+    )
+    kernel_gradient = jnp.stack([s.sum(0) for s in sums]).reshape(kernel.shape)
+    return x_gradient, kernel_gradient.astype(kernel.dtype)
+
+
+_shifted_sums.defvjp(_forward, _backward)
+
+
+def _views(
+    x: jax.Array, kernel_size: int, stride: int, pads: Padding, dilation: int
+) -> list[jax.Array]:
+    """What each of the K x K kernel elements sees: (N, H', W', C), zeros beyond the border.
+
+    The part inside the input is cut out and then padded, since XLA fuses that into the arithmetic;
+    a padded copy of the input, of which the views would be plain slices, it writes to memory.
+    """
+    span = dilation * (kernel_size - 1)
+    cuts = [
+        [
+            _cut(n, tap * dilation - low, stride, (n + low + high - span - 1) // stride + 1)
+            for tap in range(kernel_size)
+        ]
+        for n, (low, high) in zip(x.shape[1:3], pads, strict=True)
+    ]
+    zero = x.dtype.type(0)
+    views = []
+    for top, bottom, above, below in cuts[0]:
+        for left, right, before, after in cuts[1]:
+            inside = x[:, top:bottom:stride, left:right:stride]
+            margin = ((0, 0, 0), (above, below, 0), (before, after, 0), (0, 0, 0))
+            views.append(lax.pad(inside, zero, margin))
+    return views
+
+
+def _cut(size: int, offset: int, stride: int, outputs: int) -> tuple[int, int, int, int]:
+    """Where offset + o * stride, o = 0..outputs-1, lies in 0..size-1: start, stop, and the numbers
+    of o below and above."""
+    below = min(max(0, -(offset // stride)), outputs)
+    above = max(0, outputs - below - len(range(below * stride + offset, size, stride)))
+    start = below * stride + offset
+    return start, start + (outputs - below - above) * stride, below, above

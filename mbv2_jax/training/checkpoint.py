@@ -13,7 +13,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
@@ -50,7 +49,14 @@ class Checkpoints:
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        handlers = {
+            "state": ocp.StandardCheckpointHandler(),
+            "config": ocp.JsonCheckpointHandler(),
+            "model": ocp.JsonCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(
+            self.directory, options=options, item_handlers=handlers
+        )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -100,9 +106,8 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint is of another network or optimizer.
         """
-        tree = self._manager.item_metadata(step)["state"].tree
-        wanted = jax.tree.map(lambda leaf: leaf, ocp.utils.serialize_tree(like, keep_empty_nodes=False))
-        faults = model_dir.shape_faults(wanted, tree)
+        saved = self._manager.item_metadata(step)["state"].tree
+        faults = model_dir.shape_faults(like, saved)
         if faults:
             changed = differences(saved_config(self.directory.parent, step), config.to_dict())
             raise UserError(

@@ -170,7 +170,7 @@ def _reopen(path: pathlib.Path, start: int) -> Any:
     fresh = path.with_suffix(".jsonl.new")
     fresh.write_bytes(b"".join(kept))
     fresh.replace(path)
-    return path.open("a")
+    return path.open("a", buffering=1)  # a line at a time, for whoever follows it
 
 
 def draw_curves(workdir: pathlib.Path) -> None:
@@ -191,6 +191,8 @@ def draw_curves(workdir: pathlib.Path) -> None:
             ]
             if points:
                 axes.plot(*zip(*points, strict=True), label=split, **style)
+        if key == "loss":
+            axes.set_yscale("log")  # else the first evaluations hide the rest
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)

@@ -167,7 +167,7 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
                 good = "none was saved yet" if last is None else checkpoints.directory / str(last)
                 raise RunFailed(f"{failure}; last good checkpoint: {good}") from None
             log.draw(now=True)
-            if result is None and int(state.step) < run.total_steps:
+            if int(state.step) < run.total_steps:
                 log.say(
                     f"stopped after step {int(state.step)} of {run.total_steps}; it is saved: give "
                     "the same command again to continue"
@@ -253,9 +253,6 @@ def _with_weights(run: Plan, fresh: Mapping[str, Any]) -> dict[str, Any]:
     else:
         print(f"starting from {saved.path}, classifier included", file=sys.stderr)
     variables = {"params": params, "batch_stats": saved.batch_stats}
-    faults = model_dir.shape_faults(fresh, variables)
-    if faults:
-        raise UserError(f"{saved.path} does not fit this config: {'; '.join(faults[:5])}")
     return jax.tree.map(lambda new, old: np.asarray(old, new.dtype), dict(fresh), variables)
 
 

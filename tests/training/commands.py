@@ -1,0 +1,83 @@
+"""Runs the real command line on a tiny network, for the tests beside this file."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+# Every part of the state is in use: momentum, average, dropout, random crops.
+TINY = """
+from mbv2_jax.configs import digits
+
+def get_config():
+    config = digits.get_config()
+    config.batch_size = 48
+    config.num_epochs = 2.0
+    config.model.width = 0.1
+    config.model.dropout = 0.2
+    config.model.strides = (2, 1, 2, 2, 2, 1, 1, 1)
+    config.data.image_size = 16
+    config.data.train_transforms = "resize(size)|random_crop(size, padding=2)|random_flip(0.1)"
+    config.label_smoothing = 0.1
+    config.ema.decay = 0.9
+    config.checkpoint.every_steps = 7
+    config.log.every_steps = 3
+    config.log.eval_every_epochs = 0.5
+    return config
+"""
+
+
+def environment(cache: pathlib.Path) -> dict[str, str]:
+    """One plain CPU device; compiled programs are kept in `cache`, or every start would take 20 s."""
+    own = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return own | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+def start(cache: pathlib.Path, *arguments: str, module: str = "main") -> subprocess.Popen[str]:
+    """Starts `python -m mbv2_jax.MODULE ARGUMENTS`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"mbv2_jax.{module}", *arguments],
+        cwd=REPOSITORY,
+        env=environment(cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # so that a test can signal the whole group, as a terminal does
+    )
+
+
+def run(cache: pathlib.Path, *arguments: str, module: str = "main") -> tuple[int, str, str]:
+    """Runs it to the end; returns exit status, standard output and standard error."""
+    process = start(cache, *arguments, module=module)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns metrics.jsonl, without the one value that is not of the run but of the clock."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("images_per_second", None)
+    return lines
+
+
+def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Returns every array that Orbax saved at `path`, by name."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        tree = checkpointer.restore(path)
+    import jax
+
+    flat = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(key): np.asarray(value) for key, value in flat}

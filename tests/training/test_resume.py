@@ -1,0 +1,145 @@
+"""A run that is killed and started again ends with the same bits as one that never stopped."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from tests.training import commands
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+    """Returns the arguments of a run of the tiny config in a workdir."""
+    folder = tmp_path_factory.mktemp("tiny")
+    config = folder / "tiny.py"
+    config.write_text(commands.TINY)
+
+    def arguments(workdir: pathlib.Path, workers: int = 0) -> list[str]:
+        return [
+            f"--config={config}",
+            f"--workdir={workdir}",
+            f"--config.data.data_dir={folder / 'data'}",
+            f"--config.data.workers={workers}",
+        ]
+
+    return arguments
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny, cache, tmp_path_factory) -> tuple[pathlib.Path, str]:
+    """A run that nothing stops, and the line it prints last."""
+    workdir = tmp_path_factory.mktemp("unbroken") / "run"
+    status, out, err = commands.run(cache, *tiny(workdir))
+    assert status == 0, err
+    return workdir, out.splitlines()[-1]
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:
+    """Waits until something is seen, while the process still runs."""
+    end = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, f"ended too early: {process.communicate()}"
+        assert time.monotonic() < end, "nothing seen in two minutes"
+        time.sleep(0.001)
+
+
+def kill(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def logged_step(workdir: pathlib.Path) -> int:
+    path = workdir / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith(b"\n")), default=0)
+
+
+def checkpoints(workdir: pathlib.Path) -> list[int]:
+    found = workdir.glob("checkpoints/*")
+    return sorted(int(path.name) for path in found if path.name.isdecimal())
+
+
+def kill_inside_a_save(workdir: pathlib.Path, process: subprocess.Popen) -> int:
+    """Kills the process while Orbax's temporary directory exists; returns the step being saved."""
+    pattern = "checkpoints/*.orbax-checkpoint-tmp*"
+    while True:
+        wait_for(lambda: any(workdir.glob(pattern)), process)
+        os.killpg(process.pid, signal.SIGSTOP)
+        half = [path for path in workdir.glob(pattern) if path.is_dir()]
+        step = int(half[0].name.partition(".")[0]) if half else None
+        if step is not None and step not in checkpoints(workdir):
+            break  # stopped: what is seen now is what the kill leaves
+        os.killpg(process.pid, signal.SIGCONT)
+    kill(process)
+    assert half[0].is_dir() and step not in checkpoints(workdir)
+    return step
+
+
+def test_killed_and_continued_run_equals_the_unbroken_one(tiny, cache, unbroken, tmp_path):
+    whole, last_line = unbroken
+    workdir = tmp_path / "run"
+
+    # Before anything is saved.
+    process = commands.start(cache, *tiny(workdir))
+    wait_for(lambda: logged_step(workdir) >= 3, process)
+    kill(process)
+    assert not checkpoints(workdir)
+
+    # Between two saves, with lines in the log that no checkpoint covers.
+    process = commands.start(cache, *tiny(workdir, workers=2))
+    wait_for(lambda: checkpoints(workdir) and logged_step(workdir) > max(checkpoints(workdir)), process)
+    kill(process)
+    saved = checkpoints(workdir)
+
+    # Inside a save.
+    process = commands.start(cache, *tiny(workdir, workers=1))
+    half_saved = kill_inside_a_save(workdir, process)
+    complete = checkpoints(workdir)
+    assert max(complete) >= max(saved)
+
+    # SIGTERM to the whole group, as a cluster or a terminal does.
+    process = commands.start(cache, *tiny(workdir, workers=2))
+    wait_for(lambda: logged_step(workdir) > half_saved, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert f"continuing after step {max(complete)}" in err
+    assert "same command again" in err, err
+    stopped = max(checkpoints(workdir))
+    assert half_saved < stopped < checkpoints(whole)[-1]
+    assert f"stopped after step {stopped} " in err
+
+    status, out, err = commands.run(cache, *tiny(workdir))
+    assert status == 0, err
+    assert f"continuing after step {stopped}" in err
+
+    assert out.splitlines()[-1] == last_line
+    assert commands.metrics(workdir) == commands.metrics(whole)
+    final = checkpoints(whole)[-1]
+    assert checkpoints(workdir)[-1] == final
+    for item in (f"checkpoints/{final}/state", "model/arrays"):
+        ours, theirs = commands.arrays(workdir / item), commands.arrays(whole / item)
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def test_finished_run_started_again_prints_the_same_line(tiny, cache, unbroken):
+    workdir, last_line = unbroken
+    before = commands.metrics(workdir)
+    status, out, err = commands.run(cache, *tiny(workdir))
+    assert status == 0, err
+    assert out.splitlines()[-1] == last_line
+    assert commands.metrics(workdir) == before
