@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import difflib
 import fcntl
 import io
 import logging
@@ -57,17 +58,12 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
     Raises:
       UserError: the dataset or split is unknown, not prepared, empty, or of another kind.
     """
-    source: Source
     if name.startswith("folder:"):
-        source = FolderSource(os.path.expanduser(name.removeprefix("folder:")), split)
-    elif os.path.isabs(name) or name.startswith((".", "~")) or os.path.isdir(name):
+        return FolderSource(os.path.expanduser(name.removeprefix("folder:")), split)
+    if os.path.isabs(name) or name.startswith((".", "~")) or os.path.isdir(name):
         raise UserError(f"unknown dataset {name!r}; for a folder of images write"
                         f" {'folder:' + name!r}")
-    else:
-        source = TfdsSource(name, split, os.path.expanduser(data_dir) if data_dir else None)
-    if not len(source):
-        raise UserError(f"split {split!r} of dataset {name!r} is empty")
-    return source
+    return TfdsSource(name, split, os.path.expanduser(data_dir) if data_dir else None)
 
 
 class FolderSource:
@@ -192,12 +188,15 @@ class TfdsSource:
         self.class_names = tuple(label.names or map(str, range(label.num_classes)))
         self._name = f"{name}[{split}]"
         try:
-            self._records = builder.as_data_source(
-                split, decoders={"image": tfds.decode.SkipDecoding()}, file_format="array_record")
+            count = builder.info.splits[split].num_examples
         # TFDS raises ValueError, KeyError or AssertionError, by what is wrong with the expression.
         except Exception as error:
-            raise UserError(f"no split {split!r} in dataset {name!r}, or nothing in it;"
+            raise UserError(f"no split {split!r} in dataset {name!r};"
                             f" {nearest(split, builder.info.splits)}") from error
+        if not count:
+            raise UserError(f"split {split!r} of dataset {name!r} is empty")
+        self._records = builder.as_data_source(
+            split, decoders={"image": tfds.decode.SkipDecoding()}, file_format="array_record")
 
     def __len__(self) -> int:
         return len(self._records)
@@ -205,7 +204,8 @@ class TfdsSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
             record = self._records[index]
-        # A missing or damaged file shows only now, as an error of array_record's or protobuf's.
+        # A missing or damaged file shows only now (array_record checks hashes); its errors are of
+        # several types.
         except Exception as error:
             raise UserError(f"cannot read the record: {_first_line(error)}") from error
         return {"image": record["image"], "label": int(record["label"])}
@@ -220,8 +220,8 @@ def _digits(data_dir: str | None) -> Any:
 
     with _quiet():
         builder = digits.Digits(data_dir=data_dir, file_format="array_record")
-    if builder.is_prepared():
-        return builder
+        if builder.is_prepared():
+            return builder
     digits.load()  # its error should come before any folder is made
     path = Path(os.fspath(builder.data_dir))
     try:
@@ -229,11 +229,10 @@ def _digits(data_dir: str | None) -> Any:
         with open(path.parent / "preparing.lock", "w") as lock:
             # Two runs that start at once would take each other's temporary folder for their own.
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not builder.is_prepared():
+            if not (path / "dataset_info.json").exists():
                 print(f"preparing the digits dataset in {path} (once)", file=sys.stderr)
                 with _quiet():
                     builder.download_and_prepare()
-                return builder
     except OSError as error:
         raise UserError(f"cannot write the digits dataset to {path}: {error.strerror}; set"
                         " data.data_dir to a folder that can be written") from error
@@ -270,9 +269,10 @@ def _prepared(name: str, data_dir: str | None) -> Any:
 
 
 def _nearest_dataset(name: str, known: list[str]) -> str:
-    """Returns what helps after an unknown name: a close one, or the few that configs use."""
-    hint = nearest(name, [*KNOWN, *known])
-    return hint if hint.startswith("did") else nearest(name, KNOWN)
+    """Returns what helps after an unknown name: a close one of TFDS's, or what configs use."""
+    # Nearer than elsewhere: among TFDS's hundreds something always looks a little like the name.
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    return nearest(name, [*KNOWN, *close])
 
 
 def _first_line(error: Exception) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mbv2_jax.errors import UserError, nearest
 
@@ -57,10 +57,13 @@ def decode(encoded: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             image.load()
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            orientation = _orientation(image)
             rgb = _to_rgb(image)
     except UserError:
         raise
+    except UnidentifiedImageError as error:
+        raise UserError(f"cannot decode the image ({len(encoded)} bytes): not the bytes of an"
+                        " image file") from error
     # Pillow raises OSError for most damaged files, and many other types from its file plugins.
     except Exception as error:
         raise UserError(f"cannot decode the image ({len(encoded)} bytes): {error}") from error
@@ -69,10 +72,18 @@ def decode(encoded: bytes) -> Image.Image:
     return rgb
 
 
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    # What stands in a damaged EXIF block decides which type is raised; the pixels are sound.
+    except Exception:
+        return None
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         # Pillow's own conversion clips at 255 instead of scaling 0..65535.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
@@ -123,7 +134,7 @@ class RandomResizedCrop:
         """Returns (left, top, width, height) of a crop of a `width` x `height` image."""
         low, high = self.aspect_ratio_range
         for _ in range(self.max_attempts):
-            area = rng.uniform(*self.crop_ratio_range) * width * height
+            area = rng.uniform(*self.crop_ratio_range) * (width * height)
             ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
             crop_width = round(math.sqrt(area * ratio))
             crop_height = round(math.sqrt(area / ratio))

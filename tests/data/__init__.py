@@ -1,0 +1,1 @@
+"""Tests of mbv2_jax.data."""

@@ -1,0 +1,96 @@
+"""The digits against scikit-learn's own arrays, and the command that writes them."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from mbv2_jax.data import digits
+from mbv2_jax.data.sources import open_source
+from mbv2_jax.data.transforms import decode
+from mbv2_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("tfds"))
+
+
+def test_both_splits_together_are_the_dataset(data_dir):
+    """Every image of scikit-learn's, scaled from 0..16 to 0..255, once, with its label."""
+    sklearn = load_digits()
+    expected = sorted(
+        (np.floor(image * 255 / 16 + 0.5).astype(np.uint8).tobytes(), int(label))
+        for image, label in zip(sklearn.images, sklearn.target, strict=True))
+    found = []
+    for split, count in {"train": 1437, "test": 360}.items():
+        source = open_source("digits", split, data_dir)
+        assert len(source) == count
+        assert source.class_names == tuple("0123456789")
+        for i in range(count):
+            pixels = np.asarray(Image.open(io.BytesIO(source[i]["image"])))
+            found.append((pixels.tobytes(), source[i]["label"]))
+    assert sorted(found) == expected
+
+
+def test_each_class_is_held_out_alike(data_dir):
+    source = open_source("digits", "test", data_dir)
+    labels = [source[i]["label"] for i in range(len(source))]
+    np.testing.assert_array_equal(np.bincount(labels), [36] * 10)
+    assert labels != sorted(labels)
+
+
+def test_command_writes_the_held_out_images(tmp_path, data_dir):
+    command = [sys.executable, "-m", "mbv2_jax.data.digits", f"--export={tmp_path}", "--count=12"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "wrote 12 digits" in done.stdout
+    source = open_source("digits", "test", data_dir)
+    assert len(list(tmp_path.iterdir())) == 12
+    for i in range(12):
+        (path,) = tmp_path.glob(f"digit_?_{i}.png")
+        assert path.name == f"digit_{source[i]['label']}_{i}.png"
+        # What is predicted from is what is evaluated.
+        np.testing.assert_array_equal(
+            np.asarray(decode(path.read_bytes())), np.asarray(decode(source[i]["image"])))
+
+
+@pytest.mark.parametrize("count", ["0", "361"])
+def test_command_refuses_a_count_that_there_is_not(tmp_path, capsys, count):
+    assert digits.main([f"--export={tmp_path}", f"--count={count}"]) == 2
+    assert f"--count={count} must be from 1 to 360" in capsys.readouterr().err
+
+
+def test_command_refuses_a_folder_that_is_a_file(tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    assert digits.main([f"--export={tmp_path / 'taken'}"]) == 2
+    assert "cannot write to --export=" in capsys.readouterr().err
+
+
+def test_without_scikit_learn_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"pip install 'mbv2-jax\[demo\]'"):
+        open_source("digits", "train", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_may_prepare_at_once(tmp_path):
+    """The first use of two runs on one machine; each prints how many examples it opened."""
+    code = ("from mbv2_jax.data.sources import open_source;"
+            f"print(len(open_source('digits', 'train', {str(tmp_path)!r})))")
+    runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+            for _ in range(3)]
+    assert [run.communicate()[0] for run in runs] == ["1437\n"] * 3
+
+
+def test_opening_needs_neither_tensorflow_nor_jax_and_keeps_stdout_clean(tmp_path):
+    code = ("import sys; from mbv2_jax.data import sources, transforms, loader;"
+            f"sources.open_source('digits', 'train', {str(tmp_path)!r})[0];"
+            "print({'tensorflow', 'jax', 'grain'} & set(sys.modules))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+    assert done.stderr.splitlines() == [
+        f"preparing the digits dataset in {tmp_path}/digits/1.0.0 (once)"]
