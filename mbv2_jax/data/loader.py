@@ -104,7 +104,7 @@ def train_batches(
         raise UserError(f"seed={seed} must be 0 or more")
     reader = _TrainReader(
         source, transform, _rows(batch_size, process_index, process_count), batch_size, start,
-        stop - start, seed, steps_per_epoch(len(source), batch_size, last_batch))
+        max(0, stop - start), seed, steps_per_epoch(len(source), batch_size, last_batch))
     return Batches(reader, workers)
 
 
@@ -280,12 +280,24 @@ class Batches(Iterator[Batch]):
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
     def _receive(self) -> Batch:
+        try:
+            batch = next(self._iterator)
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise UserError(f"a data worker was killed ({_first_sentence(error)}); often memory is"
+                            " short, or /dev/shm is: use fewer workers or a smaller batch_size, in"
+                            " Docker a larger --shm-size") from error
         # Plain arrays; the memory, shared with the worker, goes with the last of them.
-        return {name: np.asarray(value) for name, value in next(self._iterator).items()}
+        return {name: np.asarray(value) for name, value in batch.items()}
 
     def close(self) -> None:
         """Ends threads and worker processes; no batch can be taken any more."""
         self._finalizer()
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).split(". ", 1)[0]
 
 
 def _close(iterator: Any) -> None:

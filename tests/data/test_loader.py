@@ -1,0 +1,200 @@
+"""Order, epochs, shards and padding of batches, made in this process."""
+
+import contextlib
+import itertools
+
+import numpy as np
+import pytest
+
+from mbv2_jax.data.loader import eval_batches, steps_per_epoch, train_batches
+from mbv2_jax.data.transforms import make_transform
+from mbv2_jax.errors import UserError
+from tests.data.coded import CodedSource, indices
+
+PLAIN = make_transform("resize(size)", 8)
+RANDOM = make_transform("random_crop(size, padding=4)|random_flip(0.5)", 8)
+
+
+def train(source, start, stop, *, transform=PLAIN, seed=7, batch_size=8, **options):
+    with contextlib.closing(train_batches(
+            source, transform, batch_size=batch_size, seed=seed, start=start, stop=stop,
+            workers=0, **options)) as batches:
+        return list(batches)
+
+
+def evaluate(source, batch_size, **options):
+    with contextlib.closing(eval_batches(
+            source, PLAIN, batch_size=batch_size, workers=0, **options)) as batches:
+        return list(batches)
+
+
+def assert_same(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def epoch_of(batches):
+    return list(itertools.chain.from_iterable(indices(batch) for batch in batches))
+
+
+def test_steps_of_an_epoch():
+    # ImageNet's training split in batches of 8 x 32: the page's log counts 5,005.
+    assert steps_per_epoch(1_281_167, 256, "fill") == 5005
+    assert steps_per_epoch(1_281_167, 256, "drop") == 5004
+    assert steps_per_epoch(512, 256, "fill") == steps_per_epoch(512, 256, "drop") == 2
+    assert steps_per_epoch(100, 256, "fill") == 1
+
+
+def test_batches_have_the_promised_types():
+    (batch,) = train(CodedSource(20), 0, 1)
+    assert batch.keys() == {"image", "label"}
+    assert (batch["image"].shape, batch["image"].dtype) == ((8, 8, 8, 3), np.uint8)
+    assert (batch["label"].shape, batch["label"].dtype) == ((8,), np.int32)
+    np.testing.assert_array_equal(batch["label"], [i % 10 for i in indices(batch)])
+
+
+def test_every_epoch_holds_every_example_once_in_an_order_of_its_own():
+    batches = train(CodedSource(400), 0, 150)  # three epochs of 50 batches
+    epochs = [epoch_of(batches[e * 50:(e + 1) * 50]) for e in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(400))
+    for first, second in itertools.combinations([*epochs, list(range(400))], 2):
+        # Two random orders of 400 agree in one place on average; ten would be a miracle.
+        assert sum(a == b for a, b in zip(first, second, strict=True)) < 10
+
+
+def test_another_seed_gives_another_order():
+    orders = {tuple(epoch_of(train(CodedSource(80), 0, 10, seed=seed))) for seed in range(5)}
+    assert len(orders) == 5
+
+
+def test_fill_repeats_the_first_examples_of_the_epoch():
+    batches = train(CodedSource(20), 0, 6, last_batch="fill")  # epochs of 3 batches
+    for epoch in (epoch_of(batches[:3]), epoch_of(batches[3:])):
+        assert sorted(epoch[:20]) == list(range(20))
+        assert epoch[20:] == epoch[:4]
+
+
+def test_fill_repeats_a_split_smaller_than_half_a_batch():
+    (batch,) = train(CodedSource(3), 0, 1, last_batch="fill")
+    order = indices(batch)
+    assert sorted(order[:3]) == [0, 1, 2]
+    assert order == (order[:3] * 3)[:8]
+
+
+def test_drop_leaves_the_rest_of_the_epoch_out():
+    batches = train(CodedSource(20), 0, 4, last_batch="drop")  # epochs of 2 batches
+    for epoch in (epoch_of(batches[:2]), epoch_of(batches[2:])):
+        assert len(set(epoch)) == 16
+
+
+def test_a_batch_depends_on_its_number_alone():
+    source = CodedSource(60)
+    unbroken = train(source, 0, 24, transform=RANDOM)  # three epochs of 8 batches
+    for start in (1, 7, 8, 13, 23):
+        assert_same(train(source, start, 24, transform=RANDOM), unbroken[start:])
+    assert_same(train(source, 5, 6, transform=RANDOM), unbroken[5:6])
+    assert train(source, 24, 24) == []
+
+
+def test_an_example_is_augmented_anew_in_every_epoch():
+    crops = {batch["image"].tobytes() for batch in
+             train(CodedSource(1), 0, 30, transform=RANDOM, batch_size=1)}
+    # 81 places of the crop (the flip does not show in one colour): about 25 differ in 30 draws.
+    assert len(crops) > 15
+
+
+def test_augmentation_does_not_depend_on_who_shares_the_batch():
+    """The same epoch in batches of another size has the same images."""
+    source = CodedSource(48)
+    small = train(source, 0, 12, transform=RANDOM, batch_size=4)
+    large = train(source, 0, 2, transform=RANDOM, batch_size=24)
+    np.testing.assert_array_equal(
+        np.concatenate([b["image"] for b in small]), np.concatenate([b["image"] for b in large]))
+
+
+@pytest.mark.parametrize("last_batch", ["fill", "drop"])
+def test_processes_share_the_batch_that_one_would_get(last_batch):
+    source = CodedSource(45)
+    whole = train(source, 3, 14, transform=RANDOM, last_batch=last_batch)
+    parts = [train(source, 3, 14, transform=RANDOM, last_batch=last_batch,
+                   process_index=p, process_count=4) for p in range(4)]
+    joined = [{name: np.concatenate([part[name] for part in step]) for name in step[0]}
+              for step in zip(*parts, strict=True)]
+    assert_same(joined, whole)
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 30])
+@pytest.mark.parametrize("process_count", [1, 2, 4])
+def test_evaluation_scores_each_example_once(length, process_count):
+    parts = [evaluate(CodedSource(length), 8, process_index=p, process_count=process_count)
+             for p in range(process_count)]
+    # The same number of batches everywhere: a collective waits for every process.
+    assert {len(part) for part in parts} == {-(-length // 8)}
+    seen = []
+    for batch in itertools.chain.from_iterable(parts):
+        assert batch["image"].shape == (8 // process_count, 8, 8, 3)
+        assert (batch["mask"].dtype, batch["label"].dtype) == (np.dtype(bool), np.dtype(np.int32))
+        scored = np.array(indices(batch))[batch["mask"]]
+        np.testing.assert_array_equal(batch["label"][batch["mask"]], scored % 10)
+        assert not batch["image"][~batch["mask"]].any()
+        assert not batch["label"][~batch["mask"]].any()
+        seen += scored.tolist()
+    assert sorted(seen) == list(range(length))
+
+
+def test_evaluation_keeps_the_order_of_the_source():
+    batches = evaluate(CodedSource(20), 8)
+    assert epoch_of(batches)[:20] == list(range(20))
+
+
+def test_a_broken_image_stops_both_and_is_named():
+    source = CodedSource(30, broken=17)
+    for run in (lambda: train(source, 0, 4), lambda: evaluate(source, 8)):
+        with pytest.raises(UserError) as error:
+            run()
+        assert str(error.value) == (
+            "coded/17.png: cannot decode the image (8 bytes): not the bytes of an image file")
+
+
+def test_a_crop_that_does_not_fit_names_the_image():
+    with pytest.raises(UserError, match=r"^coded/\d+.png: center_crop\(16\) needs a larger image"):
+        train(CodedSource(8), 0, 1, transform=make_transform("center_crop(size)", 16))
+
+
+def test_closing_ends_the_iterator():
+    batches = train_batches(CodedSource(8), PLAIN, batch_size=8, seed=0, start=0, stop=9, workers=0)
+    next(batches)
+    batches.close()
+    batches.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(batches)
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    ({"last_batch": "fil"}, "unknown last_batch 'fil'; did you mean 'fill'?"),
+    ({"batch_size": 0}, "batch_size=0 must be a positive multiple"),
+    ({"batch_size": -8}, "batch_size=-8 must be a positive multiple"),
+    ({"process_count": 3}, "batch_size=8 must be a positive multiple of the 3 processes"),
+    ({"last_batch": "drop", "batch_size": 32}, "a batch of 32 is larger than the split (20"),
+    ({"seed": -1}, "seed=-1 must be 0 or more"),
+    ({"workers": -1}, "workers=-1 must be 0 or more"),
+])
+def test_impossible_arguments_are_explained(options, says):
+    arguments = {"batch_size": 8, "seed": 0, "start": 0, "stop": 1, "workers": 0} | options
+    with pytest.raises(UserError) as error:
+        train_batches(CodedSource(20), PLAIN, **arguments)
+    assert says in str(error.value)
+
+
+def test_an_empty_split_is_refused():
+    with pytest.raises(UserError, match="an epoch of 0 examples"):
+        steps_per_epoch(0, 8)
+
+
+def test_evaluation_refuses_a_random_transform():
+    with pytest.raises(UserError, match="must not be random"):
+        eval_batches(CodedSource(8), RANDOM, batch_size=8, workers=0)

@@ -1,0 +1,152 @@
+"""The learning-rate schedules against torch.optim.lr_scheduler, step by step."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from ml_collections import ConfigDict
+from torch.optim import lr_scheduler
+
+from mbv2_jax.configs import default, mobilenet_v2_8xb32_in1k
+from mbv2_jax.training import optimizer
+
+STEPS_PER_EPOCH = 7
+EPOCHS = 12
+STEPS = EPOCHS * STEPS_PER_EPOCH
+BASE = 0.3
+
+# The rate is float32, torch's a Python float: its factor, power and cosine each round by up to 6e-8
+# of their result, and a power of n carries n roundings of its base (n <= 12 here).
+CLOSE = {"rtol": 2e-6, "atol": 1e-8}
+
+
+@pytest.fixture
+def config() -> ConfigDict:
+    config = default.get_config()
+    config.schedule.base_lr = BASE
+    return config
+
+
+def ours(config: ConfigDict, steps: int = STEPS) -> np.ndarray:
+    """Returns the rate of each step, under jit as in training."""
+    rate = jax.jit(optimizer.schedule(config, STEPS_PER_EPOCH, STEPS))
+    return np.asarray([rate(jnp.int32(step)) for step in range(steps)])
+
+
+def torchs(
+    make: Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler], *, by_epoch: bool = False
+) -> np.ndarray:
+    """Returns each step's rate of a torch scheduler that is stepped after each step or epoch."""
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=BASE)
+    scheduler = make(sgd)
+    rates = []
+    for step in range(1, STEPS + 1):
+        rates.append(sgd.param_groups[0]["lr"])
+        sgd.step()
+        if not by_epoch or step % STEPS_PER_EPOCH == 0:
+            scheduler.step()
+    return np.asarray(rates)
+
+
+def test_constant(config):
+    np.testing.assert_array_equal(ours(config), np.full(STEPS, np.float32(BASE)))
+
+
+def test_step_is_torchs_multi_step_by_epoch(config):
+    config.schedule.name = "step"
+    config.schedule.milestones = (3, 5, 10)
+    config.schedule.factor = 0.2
+    theirs = torchs(lambda sgd: lr_scheduler.MultiStepLR(sgd, [3, 5, 10], 0.2), by_epoch=True)
+    np.testing.assert_allclose(ours(config), theirs, **CLOSE)
+
+
+def test_exponential_is_torchs_by_epoch(config):
+    config.schedule.name = "exponential"
+    config.schedule.factor = 0.9
+    theirs = torchs(lambda sgd: lr_scheduler.ExponentialLR(sgd, 0.9), by_epoch=True)
+    np.testing.assert_allclose(ours(config), theirs, **CLOSE)
+
+
+@pytest.mark.parametrize("min_lr", [0.0, 0.02])
+def test_cosine_is_torchs_by_step(config, min_lr):
+    config.schedule.name = "cosine"
+    config.schedule.min_lr = min_lr
+    theirs = torchs(lambda sgd: lr_scheduler.CosineAnnealingLR(sgd, STEPS, min_lr))
+    np.testing.assert_allclose(ours(config), theirs, **CLOSE)
+
+
+def test_cosine_stays_at_its_end(config):
+    config.schedule.name = "cosine"
+    config.schedule.min_lr = 0.02
+    # torch's would rise again. Rounded to float32 twice: base - (base - min_lr).
+    np.testing.assert_allclose(ours(config, STEPS + 5)[STEPS:], np.full(5, 0.02), rtol=1e-6)
+
+
+def test_warm_up_is_torchs_linear(config):
+    config.schedule.warmup_epochs = 2.0
+    config.schedule.warmup_start = 0.1
+    theirs = torchs(
+        lambda sgd: lr_scheduler.LinearLR(sgd, 0.1, total_iters=2 * STEPS_PER_EPOCH),
+    )
+    np.testing.assert_allclose(ours(config), theirs, **CLOSE)
+
+
+def test_warm_up_starts_at_zero_by_default(config):
+    config.schedule.warmup_epochs = (
+        4 / STEPS_PER_EPOCH
+    )  # 4 steps; a torch warm-up cannot start at 0
+    expected = [0.0, BASE / 4, BASE / 2, BASE * 3 / 4, BASE, BASE]
+    np.testing.assert_allclose(ours(config, 6), expected, **CLOSE)
+
+
+def test_cosine_falls_over_what_the_warm_up_leaves(config):
+    config.schedule.name = "cosine"
+    config.schedule.min_lr = 0.02
+    config.schedule.warmup_epochs = 2.0
+    config.schedule.warmup_start = 0.1
+    warmup = 2 * STEPS_PER_EPOCH
+
+    def make(sgd: torch.optim.Optimizer) -> lr_scheduler.LRScheduler:
+        rise = lr_scheduler.LinearLR(sgd, 0.1, total_iters=warmup)
+        fall = lr_scheduler.CosineAnnealingLR(sgd, STEPS - warmup, 0.02)
+        return lr_scheduler.SequentialLR(sgd, [rise, fall], [warmup])
+
+    np.testing.assert_allclose(ours(config), torchs(make), **CLOSE)
+
+
+def test_warm_up_multiplies_a_rate_that_falls_meanwhile(config):
+    config.schedule.name = "exponential"
+    config.schedule.factor = 0.9
+    config.schedule.warmup_epochs = 3.0
+    config.schedule.warmup_start = 0.1
+
+    def make(sgd: torch.optim.Optimizer) -> lr_scheduler.LRScheduler:
+        rise = lr_scheduler.LinearLR(sgd, 0.1, total_iters=3 * STEPS_PER_EPOCH)
+        fall = lr_scheduler.StepLR(sgd, STEPS_PER_EPOCH, 0.9)
+        return lr_scheduler.ChainedScheduler([rise, fall])
+
+    np.testing.assert_allclose(ours(config), torchs(make), **CLOSE)
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(256, 0.1), (1024, 0.4), (96, 0.0375)])
+def test_rate_follows_the_batch_if_a_reference_is_given(config, batch_size, expected):
+    config.batch_size = batch_size
+    config.schedule.base_lr = 0.1
+    assert ours(config, 1)[0] == np.float32(0.1)
+    config.schedule.reference_batch_size = 256
+    assert ours(config, 1)[0] == np.float32(expected)
+
+
+def test_pages_recipe_is_0_045_times_0_98_to_the_epoch():
+    steps_per_epoch = math.ceil(1_281_167 / 256)
+    assert steps_per_epoch == 5_005
+    config = mobilenet_v2_8xb32_in1k.get_config()
+    rate = jax.jit(optimizer.schedule(config, steps_per_epoch, 300 * steps_per_epoch))
+    for epoch in (0, 1, 2, 100, 299):
+        for step in (epoch * 5_005, epoch * 5_005 + 5_004):
+            # 0.98 as a float32 is off by at most 3e-8 of it, which the power takes 299 times.
+            np.testing.assert_allclose(rate(jnp.int32(step)), 0.045 * 0.98**epoch, rtol=1e-5)
