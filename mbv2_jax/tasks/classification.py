@@ -35,8 +35,9 @@ def evaluation_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Su
 
     Returns:
       {"loss", "top1", "top5", "examples"}: scalars; counts are int32, so that sums are exact.
-      Among equal logits the first class wins, as in torch.topk on a CPU; with fewer than five
-      classes top5 takes all of them.
+      Among equal logits the first class wins, as in torch.argmax (torch.topk leaves it open); with
+      fewer than five classes top5 takes all of them. NaN ranks first: whether the loss is finite
+      says whether the counts mean anything.
     """
     losses = jnp.where(mask, cross_entropy(logits, labels), 0)
     best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]  # (N, 5)
