@@ -1,0 +1,139 @@
+"""Evaluation sums against expectations computed by hand, and what an evaluation makes of them."""
+
+import io
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from mbv2_jax.configs import default
+from mbv2_jax.data import transforms
+from mbv2_jax.errors import RunFailed
+from mbv2_jax.tasks import classification
+from mbv2_jax.training import loop, mesh
+
+# Seven classes, the best first: 3, then 5, 0, 6, 1; 2 and 4 are not among the best five.
+RANKED = (3.0, 1.0, -1.0, 5.0, -2.0, 4.0, 2.0)
+
+
+def sums(logits, labels, mask=None) -> dict[str, float]:
+    mask = np.ones(len(labels), bool) if mask is None else np.asarray(mask)
+    found = jax.jit(classification.evaluation_sums)(
+        jnp.asarray(logits, jnp.float32), jnp.asarray(labels), jnp.asarray(mask)
+    )
+    assert {found[name].dtype for name in ("top1", "top5", "examples")} == {np.dtype(np.int32)}
+    return {name: value.item() for name, value in found.items()}
+
+
+def test_the_right_class_counts_where_it_is_best_or_among_the_best_five():
+    found = sums([RANKED] * 7, [3, 3, 5, 1, 2, 4, 6])
+    assert (found["top1"], found["top5"], found["examples"]) == (2, 5, 7)
+
+
+def test_loss_is_the_sum_of_the_examples():
+    # Probabilities 3/4 and 1/4; then 1/2 and 1/2.
+    found = sums([[math.log(3), 0.0], [7.0, 7.0]], [1, 0])
+    # Two float32 logarithms.
+    assert found["loss"] == pytest.approx(math.log(4) + math.log(2), rel=1e-6)
+
+
+def test_padding_counts_nowhere():
+    logits, labels = [RANKED] * 5, [3, 0, 3, 4, 3]
+    found = sums(logits, labels, [True, True, False, False, True])
+    assert found == sums([RANKED] * 3, [3, 0, 3])
+    assert sums(logits, labels, [False] * 5) == {"loss": 0, "top1": 0, "top5": 0, "examples": 0}
+
+
+def test_padding_that_is_not_finite_counts_nowhere():
+    found = sums([RANKED, [math.nan] * 7, [math.inf] * 7], [3, 0, 0], [True, False, False])
+    assert found == sums([RANKED], [3])
+
+
+def test_the_first_of_equal_classes_wins():
+    assert [sums([[1.0] * 7], [label])["top1"] for label in range(7)] == [1, 0, 0, 0, 0, 0, 0]
+    assert [sums([[1.0] * 7], [label])["top5"] for label in range(7)] == [1, 1, 1, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 4, 5])
+def test_all_classes_are_among_the_best_five_where_there_are_no_more(classes):
+    logits = -np.ones((classes, classes)) + 2 * np.eye(classes)
+    wrong = (np.arange(classes) + 1) % classes
+    found = sums(logits, wrong)
+    assert found["top5"] == classes
+    assert found["top1"] == (1 if classes == 1 else 0)
+
+
+def test_summary_is_in_percent_and_per_example():
+    summary = classification.summarize({"loss": 6.0, "top1": 3, "top5": 7, "examples": 8})
+    assert summary == {"top1": 37.5, "top5": 87.5, "loss": 0.75, "examples": 8}
+    assert isinstance(summary["examples"], int)
+
+
+class FirstPixel(nn.Module):
+    """A network whose logits are the first pixel: three classes, red, green and blue."""
+
+    broken_above: float = math.inf  # red from which on the logits are NaN
+    dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        logits = images[:, 0, 0]
+        return jnp.where(logits[:, :1] > self.broken_above, jnp.nan, logits)
+
+
+class Pixels:
+    """A split of one-coloured images."""
+
+    def __init__(self, colours, labels):
+        self.class_names: tuple[str, ...] = ("red", "green", "blue")
+        self.colours, self.labels = colours, labels
+
+    def __len__(self) -> int:
+        return len(self.colours)
+
+    def __getitem__(self, i: int) -> dict:
+        encoded = io.BytesIO()
+        Image.new("RGB", (2, 2), tuple(self.colours[i])).save(encoded, "PNG")
+        return {"image": encoded.getvalue(), "label": self.labels[i]}
+
+    def describe(self, i: int) -> str:
+        return f"image {i}"
+
+
+def score(source: Pixels, batch_size: int, network: Any) -> dict:
+    config = default.get_config()
+    config.batch_size = batch_size
+    config.data.mean, config.data.std = (0.0, 0.0, 0.0), (100.0, 100.0, 100.0)
+    transform = transforms.make_transform("resize(2)", 2)
+    devices = mesh.create()  # four, see conftest.py
+    return loop.score({}, source, transform, model=network, config=config, mesh=devices)
+
+
+@pytest.mark.parametrize("batch_size", [4, 8, 16])
+def test_evaluation_scores_each_example_once_whatever_the_batch(batch_size):
+    generator = np.random.default_rng(0)
+    colours = generator.permuted(np.tile([0, 90, 250], (11, 1)), axis=1).tolist()
+    labels = [int(np.argmax(colour)) for colour in colours]
+    labels[4] = (labels[4] + 1) % 3  # 10 of 11 are right, with these losses:
+    logits = np.asarray(colours) / 100
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(11), labels]
+
+    found = score(Pixels(colours, labels), batch_size, FirstPixel())
+    assert found == {
+        "top1": 100 * 10 / 11,
+        "top5": 100.0,
+        "loss": pytest.approx(losses.mean(), rel=1e-6),  # float32 sums of a few losses
+        "examples": 11,
+    }
+
+
+def test_evaluation_refuses_logits_that_are_not_numbers():
+    # Red is right by its rank alone: NaN sorts as the largest number.
+    source = Pixels([(250, 0, 0), (0, 250, 0)], [0, 1])
+    with pytest.raises(RunFailed, match="loss of the evaluation is nan"):
+        score(source, 4, FirstPixel(broken_above=2.0))
