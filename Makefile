@@ -1,0 +1,123 @@
+# Set-up and the everyday commands; `make` alone explains them. POSIX sh, GNU make 3.81 or newer.
+
+VENV := .venv
+BIN := $(VENV)/bin
+CORE := $(VENV)/.installed-core
+PEERS := $(VENV)/.installed-peers
+LOCKS := $(wildcard requirements/py3*.txt)
+DEMO := runs/digits
+
+# The first of these that runs and has a lock is used; `make PYTHON=/path/to/python3.12 ...` chooses.
+PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3
+# Processes that share the tests. Each test module stays in one, with what it compiled.
+TEST_WORKERS ?= 2
+UV := uv==0.13.9
+
+# The lock of the Python in $(VENV), as a shell expression.
+LOCK = requirements/py$$($(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
+# pip shows its progress to a person, and only its complaints to a log.
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $$(test -t 1 || echo --quiet)
+
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test test-slow lint format lock clean
+
+help:
+	@echo 'Usage: make TARGET [PYTHON=/path/to/python]'
+	@echo
+	@echo '  demo       train on handwritten digits, evaluate, predict: about 3 minutes on 2 cores'
+	@echo '  test       linter, type checker and tests, against the real PyTorch models'
+	@echo '  test-slow  the tests that take minutes each, which `make test` leaves out'
+	@echo '  lint       linter, formatter (checking only) and type checker'
+	@echo '  format     let the formatter and the linter mend what they can'
+	@echo '  venv       only the set-up: $(VENV) with the locked packages and this one, editable'
+	@echo '  lock       compile the locks in requirements/ anew (UPGRADE=--upgrade: newer versions)'
+	@echo '  clean      remove $(VENV), caches and build outputs; runs/ stays'
+	@echo
+	@echo 'Each target sets up what it needs first. Python 3.11 or newer is all it takes.'
+
+venv: $(CORE)
+
+# A Python counts when it runs (a pyenv shim may exist and fail), has a lock, and can make a venv.
+$(BIN)/python:
+	@for python in $(PYTHON); do \
+	    version=$$("$$python" -c 'import ensurepip, sys; print("%d%d" % sys.version_info[:2])' \
+	        2>/dev/null) && test -f "requirements/py$$version.txt" || continue; \
+	    echo "making $(VENV) with $$("$$python" --version)"; \
+	    "$$python" -m venv --clear $(VENV) && exit 0; \
+	    rm -rf $(VENV); exit 1; \
+	done; \
+	echo 'error: no usable Python: tried $(PYTHON).' >&2; \
+	echo '  Needed: Python with its venv module (Debian, Ubuntu: package python3-venv), of a version' >&2; \
+	echo '  that has a lock here:' $(LOCKS:requirements/%.txt=%)'. Name one: make PYTHON=/path/to/python' >&2; \
+	exit 1
+
+# setuptools comes first and from its own lock, so that nothing is built with a version pip picks:
+# one package (promise) has no wheel, and this one is installed from its source.
+$(CORE): setup.cfg pyproject.toml requirements/build.txt $(LOCKS) | $(BIN)/python
+	@lock=$(LOCK); test -f "$$lock" || { \
+	    echo "error: there is no $$lock for $(VENV)'s $$($(BIN)/python --version); run make clean" >&2; exit 1; }; \
+	echo "installing $$lock into $(VENV): 1 to 2 minutes, about 1.2 GB"; set -e; \
+	$(PIP_INSTALL) --require-hashes -r requirements/build.txt; \
+	$(PIP_INSTALL) --require-hashes --no-build-isolation --use-pep517 -r "$$lock"; \
+	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# torch brings what it needs (for a CUDA build that is a lot), but may change no version of the lock;
+# the others ask for packages that would (opencv with a GUI), so they come without dependencies.
+$(PEERS): requirements/peers.txt $(CORE)
+	@echo 'installing the peers (torch, torchvision, timm, mmpretrain): some minutes'; set -e; \
+	sed -n 's/^\([^ #]*==[^ ;]*\).*/\1/p' $(LOCK) > $(VENV)/lock-pins.txt; \
+	$(PIP_INSTALL) -c $(VENV)/lock-pins.txt -c requirements/peers.txt \
+	    $$(grep '^torch==' requirements/peers.txt); \
+	$(PIP_INSTALL) --no-deps -c $(VENV)/lock-pins.txt -r requirements/peers.txt
+	@touch $@
+
+# Run again, it finds the training finished, and only evaluates and predicts.
+demo: $(CORE)
+	$(BIN)/python -m mbv2_jax.main --config=configs/digits.py --workdir=$(DEMO)
+	@echo '$(BIN)/python -m mbv2_jax.main --config=configs/digits.py --mode=eval --checkpoint=$(DEMO)'
+	@$(BIN)/python -m mbv2_jax.main --config=configs/digits.py --mode=eval --checkpoint=$(DEMO) \
+	    > $(DEMO)/eval.txt || { cat $(DEMO)/eval.txt; exit 1; }
+	@cat $(DEMO)/eval.txt
+	@$(BIN)/python -c 'import json, sys; top1 = json.loads(open(sys.argv[1]).readlines()[-1])["top1"]; \
+	    sys.exit(0 if top1 >= 97 else f"demo failed: top-1 is {top1:.2f} %, expected 97 % or more")' \
+	    $(DEMO)/eval.txt
+	$(BIN)/python -m mbv2_jax.data.digits --export=$(DEMO)/images
+	$(BIN)/python -m mbv2_jax.predict $(DEMO)/images/*.png --checkpoint=$(DEMO)
+	@echo 'The curves of loss, accuracy and learning rate: $(DEMO)/curves.png'
+
+test: lint $(PEERS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+
+test-slow: $(PEERS)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(CORE)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(CORE)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# uv reads and writes the same file: without UPGRADE every version that still fits stays.
+lock: .venv-lock/bin/uv
+	@set -e; compile() { \
+	    .venv-lock/bin/uv pip compile --quiet --no-config --generate-hashes $(UPGRADE) \
+	        --custom-compile-command 'make lock' "$$@"; \
+	}; \
+	compile --universal --python-version 3.11 -o requirements/build.txt requirements/build.in; \
+	for lock in $(LOCKS:requirements/py3%.txt=%); do \
+	    echo "requirements/py3$$lock.txt"; \
+	    compile --python-version "3.$$lock" --extra demo --extra test \
+	        -o "requirements/py3$$lock.txt" setup.cfg; \
+	done
+
+.venv-lock/bin/uv: | $(BIN)/python
+	$(BIN)/python -m venv --clear .venv-lock
+	.venv-lock/bin/python -m pip install --disable-pip-version-check --quiet $(UV)
+
+clean:
+	rm -rf $(VENV) .venv-lock build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
