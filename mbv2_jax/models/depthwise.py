@@ -2,16 +2,18 @@
 
 XLA's CPU backend runs `lax.conv_general_dilated` many times slower than the same sums written out,
 for both operations that MobileNetV2 consists of. TPUs want the plain convolution: the sums written
-out move more than twice the bytes there. So one function, two lowerings of the same result, and
-`lax.platform_dependent` picks when the program is lowered: no conditional is left in the executable.
+out move more than twice the bytes there. So there are two lowerings of the same result, and
+`lax.platform_dependent` picks one when the program is lowered, leaving no conditional behind.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -25,8 +27,8 @@ def explicit_padding(
 
     Args:
       padding: 'torch' adds as much on both sides whatever the size (PyTorch's
-        `padding=dilation * (kernel_size - 1) // 2`); 'same' is TensorFlow's SAME: as little as gives
-        ceil(size / stride) outputs, the odd one after, so it depends on the size where stride > 1.
+        `padding=dilation * (kernel_size - 1) // 2`); 'same' is TensorFlow's SAME: as little as
+        gives ceil(size / stride) outputs, the odd one after; where stride > 1 the size decides.
       size: height and width of the input.
       kernel_size: side of the kernel, odd.
       stride: stride of both axes.
@@ -108,13 +110,11 @@ def _plain(
 def _shifted_sums(
     x: jax.Array, kernel: jax.Array, stride: int, pads: Padding, dilation: int
 ) -> jax.Array:
-    """The same as K x K multiply-adds of shifted views."""
-    taps = kernel.reshape(-1, kernel.shape[-1])
-    products = [
-        view * tap
-        for view, tap in zip(_views(x, kernel.shape[0], stride, pads, dilation), taps, strict=True)
-    ]
-    return sum(products[1:], start=products[0])
+    """The same as K x K multiply-adds of shifted views, K x K sums in the kernel's gradient.
+
+    Differentiable backwards, also twice; forward mode (`jax.jvp`) has no rule here.
+    """
+    return _apart(_sum, x, kernel, stride, pads, dilation)
 
 
 def _forward(
@@ -130,34 +130,77 @@ def _backward(
     saved: tuple[jax.Array, jax.Array],
     gradient: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Gradients of x and the kernel.
-
-    That of x is left to autodiff, which shifts back. That of the kernel would be K x K reductions over
-    the whole batch, each reading x and the gradient again on few threads; this is one reduction with
-    K x K results that reads both once, in parallel over the batch. It sums in float32 or wider: in
-    bfloat16 thousands of terms would leave no digit.
-    """
-    # The barrier keeps XLA from taking the forward pass's views for these, and so from storing them.
-    x, kernel, gradient = lax.optimization_barrier((*saved, gradient))
-    size = kernel.shape[0]
-    (x_gradient,) = jax.linear_transpose(
-        lambda x: _shifted_sums.fun(x, kernel, stride, pads, dilation), x
-    )(gradient)
-
-    wide = jnp.promote_types(jnp.float32, x.dtype)
-    products = [
-        view.astype(wide) * gradient.astype(wide)
-        for view in _views(x, size, stride, pads, dilation)
-    ]
-    zeros = [jnp.zeros((), wide)] * len(products)
-    sums = lax.reduce(  # K x K of (N, C)
-        products, zeros, lambda a, b: [p + q for p, q in zip(a, b, strict=True)], (1, 2)
+    x, kernel = saved
+    return (
+        _apart(_input_gradient, x, kernel, gradient, stride, pads, dilation),
+        _apart(_kernel_gradient, x, kernel, gradient, stride, pads, dilation),
     )
-    kernel_gradient = jnp.stack([s.sum(0) for s in sums]).reshape(kernel.shape)
-    return x_gradient, kernel_gradient.astype(kernel.dtype)
 
 
 _shifted_sums.defvjp(_forward, _backward)
+
+
+def _apart(function: Callable[..., jax.Array], *arguments: Any) -> jax.Array:
+    """Calls `function` as a computation of its own, across whose border XLA fuses nothing.
+
+    Without the border XLA's CPU backend computes these sums again inside each of their users
+    (normalisation, its statistics, its gradient), and what feeds them again for each view. Its
+    `optimization_barrier` doesn't help: it is gone before the CPU backend fuses.
+    """
+    with set_xla_metadata(inlineable="false"):
+        return function(*arguments)
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _sum(x: jax.Array, kernel: jax.Array, stride: int, pads: Padding, dilation: int) -> jax.Array:
+    taps = kernel.reshape(-1, kernel.shape[-1])
+    views = _views(x, kernel.shape[0], stride, pads, dilation)
+    products = [view * tap for view, tap in zip(views, taps, strict=True)]
+    return sum(products[1:], start=products[0])
+
+
+@partial(jax.jit, static_argnums=(3, 4, 5))
+def _input_gradient(
+    x: jax.Array,
+    kernel: jax.Array,
+    gradient: jax.Array,
+    stride: int,
+    pads: Padding,
+    dilation: int,
+) -> jax.Array:
+    """The sums transposed; of x only the shape matters."""
+    transposed = jax.linear_transpose(lambda x: _sum(x, kernel, stride, pads, dilation), x)
+    return transposed(gradient)[0]
+
+
+@partial(jax.jit, static_argnums=(3, 4, 5))
+def _kernel_gradient(
+    x: jax.Array,
+    kernel: jax.Array,
+    gradient: jax.Array,
+    stride: int,
+    pads: Padding,
+    dilation: int,
+) -> jax.Array:
+    """The sum over images and positions of view times gradient, for each view; in kernel's shape.
+
+    Autodiff would write K x K reductions over the whole batch, each reading x and the gradient
+    again, on few threads. This is one reduction with K x K results that reads both once, in
+    parallel over the batch. It sums in float32 or wider: of thousands of bfloat16 terms no digit
+    would be left.
+    """
+    wide = jnp.promote_types(jnp.float32, x.dtype)
+    products = [
+        view.astype(wide) * gradient.astype(wide)
+        for view in _views(x, kernel.shape[0], stride, pads, dilation)
+    ]
+    zeros = [jnp.zeros((), wide)] * len(products)
+    sums = lax.reduce(products, zeros, _add_each, (1, 2))  # K x K of (N, C)
+    return jnp.stack(sums).sum(1).reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _add_each(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> list[jax.Array]:
+    return [p + q for p, q in zip(a, b, strict=True)]
 
 
 def _views(

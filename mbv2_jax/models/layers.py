@@ -9,8 +9,8 @@ from jax import lax
 
 from mbv2_jax.models.depthwise import depthwise_conv, explicit_padding, pointwise_conv
 
-# mmpretrain's KaimingInit(layer='Conv2d'): variance 2 / fan_out, where torch's fan_out of a depthwise
-# kernel is 9 x channels (not divided by the groups); so is that of a (3, 3, 1, C) kernel here.
+# mmpretrain's KaimingInit(layer='Conv2d'): variance 2 / fan_out, where torch's fan_out of a
+# depthwise kernel is 9 x channels (not divided by the groups), as it is of a (3, 3, 1, C) here.
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -111,8 +111,8 @@ class BatchNorm(nn.Module):
         """Normalises x (N, H, W, C) with the batch's statistics if `train`, else the running ones.
 
         Raises:
-          ValueError: training on a batch that doesn't divide into groups, or on groups that hold one
-            value per channel, whose variance says nothing.
+          ValueError: training on a batch that doesn't divide into groups, or on groups that hold
+            one value per channel, whose variance says nothing.
         """
         kept = parameter_dtype(self.dtype)
         shape = (x.shape[-1],)

@@ -20,8 +20,8 @@ class Stage(NamedTuple):
     stride: int  # s
 
 
-# Table 2 of the paper. Its first row, the stem, is a 3x3 convolution to 32 channels with stride 2; its
-# last three are a 1x1 convolution to 1280, the average pool, and the classifier.
+# Table 2 of the paper. Its first row, the stem, is a 3x3 convolution to 32 channels with stride 2;
+# its last three are a 1x1 convolution to 1280, the average pool, and the classifier.
 STEM_CHANNELS, STEM_STRIDE = 32, 2
 STAGES = (
     #     t  c   n  s                at 224 x 224
@@ -68,9 +68,9 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """The network of Table 2, with the conventions of its ports as fields.
 
-    Variables: `params` (stem, layer{1..7}_{j}/{expand,depthwise,project}, last: each conv/kernel and
-    norm/{scale,bias}; classifier/{kernel,bias}) and `batch_stats` (norm/{mean,var}). They are float32,
-    or float64 where `dtype` is. Training with dropout takes an rng named 'dropout'.
+    Variables: `params` (stem, layer{1..7}_{j}/{expand,depthwise,project}, last: each conv/kernel
+    and norm/{scale,bias}; classifier/{kernel,bias}) and `batch_stats` (norm/{mean,var}). They are
+    float32, or float64 where `dtype` is. Training with dropout takes an rng named 'dropout'.
 
     Attributes:
       num_classes: of the classifier; None = no pool and no classifier, feature maps come out.
@@ -80,7 +80,7 @@ class MobileNetV2(nn.Module):
         mmpretrain 0).
       padding: 'torch' (1 on every side of a 3x3) or 'same' (TensorFlow's, asymmetric at stride 2).
       bn_epsilon: 1e-5 in the PyTorch family, 1e-3 in TensorFlow's.
-      bn_momentum: what is kept of the running statistics each step (Flax's sense; torch's is 1 - it).
+      bn_momentum: what is kept of the running statistics each step (Flax's sense, 1 - torch's).
       bn_group_size: 0 = BatchNorm statistics over the global batch; N = over each N consecutive
         examples, running statistics averaged over the groups (see `layers.BatchNorm`).
       dtype: of the arithmetic.
@@ -90,8 +90,8 @@ class MobileNetV2(nn.Module):
       remat: compute each block again in the backward pass instead of keeping its activations
         (mmpretrain's `with_cp`).
       frozen_stages: as mmpretrain's. k >= 0: the stem's parameters get no gradient (its statistics
-        still follow the training batches); layer1..layer{k} get none either and normalise with their
-        running statistics. -1 = nothing. See `trainable`.
+        still follow the training batches); layer1..layer{k} get none either and normalise with
+        their running statistics. -1 = nothing. See `trainable`.
       norm_eval: normalise with the running statistics everywhere while training, and keep them.
     """
 
@@ -193,7 +193,7 @@ def check_frozen_stages(frozen_stages: int) -> None:
 def trainable(params: Mapping[str, Any], frozen_stages: int) -> dict[str, Any]:
     """Says which parameters an optimizer may move.
 
-    A frozen parameter's gradient is zero, but weight decay would still move it: mask the whole update.
+    A frozen parameter's gradient is zero, but weight decay would still move it: mask its update.
 
     Args:
       params: the 'params' collection of a `MobileNetV2`, with or without classifier.

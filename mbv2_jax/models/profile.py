@@ -36,8 +36,9 @@ class Profile:
       params: learned values.
       multiply_adds: of all convolutions and the classifier, one image; the paper's count.
       page_count: what mmpretrain's model page calls FLOPs (0.319 G at width 1 and 224). mmcv 1.x's
-        counter counts a convolution's multiply-adds once, 2 for each element a BatchNorm puts out, 1
-        for each of ReLU6 and 1 for each element the average pool takes in; the classifier is left out.
+        counter counts a convolution's multiply-adds once, 2 for each element a BatchNorm puts out,
+        1 for each of ReLU6 and 1 for each element the average pool takes in; the classifier is
+        left out.
       rows: the layers in the order they run.
     """
 

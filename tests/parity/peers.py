@@ -1,0 +1,157 @@
+"""The real peers, imported as they are: PyTorch, torchvision, mmpretrain.
+
+They are test requirements (requirements/peers.txt): a test that needs one fails where it is
+missing.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+# The blocks of layer1..layer7 in Table 2 of the paper (column n).
+BLOCKS = (1, 2, 3, 4, 3, 3, 1)
+
+
+@cache
+def _define_torchvision_ops() -> torch.library.Library:
+    """Declares the two operators without which `import torchvision` fails on a CPU-only torch.
+
+    pip's torchvision is built for CUDA, so its C extension doesn't load there. Nothing here runs
+    the operators.
+    """
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
+def torchvision() -> ModuleType:
+    """Returns the module torchvision."""
+    _define_torchvision_ops()
+    import torchvision
+
+    return torchvision
+
+
+def mmpretrain() -> ModuleType:
+    """Returns the module mmpretrain, with `mmpretrain.models` loaded."""
+    torchvision()
+    import mmpretrain
+    import mmpretrain.models
+
+    return mmpretrain
+
+
+def layer_names() -> list[str]:
+    """The paths of our convolutions with norm, in the order in which every port defines them."""
+    names = ["stem"]
+    for i, blocks in enumerate(BLOCKS, start=1):
+        for j in range(blocks):
+            parts = ("expand", "depthwise", "project") if i > 1 else ("depthwise", "project")
+            names += [f"layer{i}_{j}/{part}" for part in parts]
+    return [*names, "last"]
+
+
+def parameters(
+    model: torch.nn.Module, value: Callable[[torch.nn.Parameter], Any] = lambda p: p
+) -> dict[str, Any]:
+    """Returns a torch MobileNetV2's parameters as our tree of numpy arrays.
+
+    Works for torchvision's, timm's and mmpretrain's: all define the layers in the network's order.
+
+    Args:
+      model: the torch network.
+      value: what to take of each parameter, e.g. its gradient; None stays None.
+    """
+    tree: dict[str, Any] = {}
+    for name, conv, norm in _layers(model):
+        kernel = _array(value(conv.weight))
+        # OIHW -> HWIO; a depthwise (C, 1, 3, 3) becomes (3, 3, 1, C).
+        _set(tree, f"{name}/conv/kernel", None if kernel is None else kernel.transpose(2, 3, 1, 0))
+        _set(tree, f"{name}/norm/scale", _array(value(norm.weight)))
+        _set(tree, f"{name}/norm/bias", _array(value(norm.bias)))
+    for linear in (m for m in model.modules() if isinstance(m, torch.nn.Linear)):
+        kernel = _array(value(linear.weight))
+        _set(tree, "classifier/kernel", None if kernel is None else kernel.T)
+        _set(tree, "classifier/bias", _array(value(linear.bias)))
+    return tree
+
+
+def gradients(model: torch.nn.Module) -> dict[str, Any]:
+    """Returns the gradients as our parameter tree, None where torch holds none."""
+    return parameters(model, lambda p: p.grad)
+
+
+def statistics(model: torch.nn.Module) -> dict[str, Any]:
+    """Returns the running statistics as our batch_stats tree of numpy arrays."""
+    tree: dict[str, Any] = {}
+    for name, _, norm in _layers(model):
+        _set(tree, f"{name}/norm/mean", _array(norm.running_mean))
+        _set(tree, f"{name}/norm/var", _array(norm.running_var))
+    return tree
+
+
+def randomize(model: torch.nn.Module, seed: int) -> None:
+    """Gives norms and classifier weights and statistics as a trained network could have them.
+
+    Fresh ones are ones and zeros, which would hide an exchanged scale, bias, mean or variance.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(tensor: torch.Tensor, low: float, high: float) -> None:
+        tensor.data.uniform_(low, high, generator=generator)
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            uniform(module.weight, 0.5, 1.5)
+            uniform(module.bias, -0.5, 0.5)
+            assert module.running_mean is not None and module.running_var is not None
+            uniform(module.running_mean, -0.5, 0.5)
+            uniform(module.running_var, 0.5, 1.5)
+        elif isinstance(module, torch.nn.Linear):
+            uniform(module.weight, -0.5, 0.5)
+            uniform(module.bias, -0.5, 0.5)
+        elif isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+
+
+def nchw(images: np.ndarray) -> torch.Tensor:
+    """(N, H, W, C) -> a torch tensor (N, C, H, W), same dtype."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+def nhwc(tensor: torch.Tensor) -> np.ndarray:
+    """(N, C, H, W) -> (N, H, W, C), same dtype."""
+    return tensor.detach().numpy().transpose(0, 2, 3, 1)
+
+
+def as_jax(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with jax arrays for numpy's, of the same dtype (float64 only inside enable_x64)."""
+    return {
+        key: as_jax(value) if isinstance(value, dict) else jnp.asarray(value)
+        for key, value in tree.items()
+    }
+
+
+def _layers(
+    model: torch.nn.Module,
+) -> Iterator[tuple[str, torch.nn.Conv2d, torch.nn.BatchNorm2d]]:
+    convs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    return zip(layer_names(), convs, norms, strict=True)
+
+
+def _array(tensor: torch.Tensor | None) -> np.ndarray | None:
+    return None if tensor is None else tensor.detach().numpy().copy()
+
+
+def _set(tree: dict[str, Any], path: str, value: np.ndarray | None) -> None:
+    *parents, last = path.split("/")
+    for key in parents:
+        tree = tree.setdefault(key, {})
+    tree[last] = value
