@@ -86,6 +86,9 @@ def test_wrong_folders_are_explained(flowers, tmp_path):
 def test_splits_are_never_taken_for_classes(tmp_path):
     write(tmp_path, "train/cat/1.jpg", "test/cat/1.jpg")
     assert "no split 'val'" in fails(f"folder:{tmp_path}", "val")
+    # Whatever they are called: these hold class folders, and no images.
+    write(tmp_path / "folds", "fold1/cat/1.jpg", "fold2/cat/1.jpg")
+    assert "known are 'fold1', 'fold2'" in fails(f"folder:{tmp_path / 'folds'}")
     # Nor where the split's folder holds no class folders.
     write(tmp_path / "other", "train/1.jpg", "val/1.jpg")
     assert "no class folders in" in fails(f"folder:{tmp_path / 'other'}", "val")

@@ -34,7 +34,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
     signal.signal(signal.SIGINT, lambda *_: stopped.append(1))
     batches = train_batches(CodedSource(100), make_transform("resize(size)", 8), batch_size=8,
-                            seed=0, start=0, stop=1_000_000, workers=2)
+                            seed=0, start=0, stop=int(sys.argv[1]), workers=2)
     with contextlib.closing(batches):
         for number, batch in enumerate(batches):
             if number == 0:
@@ -43,8 +43,8 @@ def main():
             if stopped:
                 stopped.append(1)
             if len(stopped) > 20:  # more than the workers had ready
-                print("finished", flush=True)
-                return
+                break
+    print("finished", flush=True)
 
 if __name__ == "__main__":
     main()
@@ -100,11 +100,11 @@ def test_a_killed_worker_is_explained():
             list(batches)
 
 
-def start_run() -> tuple[subprocess.Popen, list[int]]:
+def start_run(stop: int = 1_000_000) -> tuple[subprocess.Popen, list[int]]:
     """Starts RUN in a process group of its own; returns it and its workers' process ids."""
     run = subprocess.Popen(
-        [sys.executable, "-c", RUN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True)
+        [sys.executable, "-c", RUN, str(stop)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True)
     assert run.stdout is not None
     workers = [int(pid) for pid in run.stdout.readline().split()]
     assert len(workers) == 2
@@ -126,6 +126,14 @@ def wait_for_end(pids: list[int]) -> list[int]:
     while (left := [pid for pid in pids if running(pid)]) and time.monotonic() < deadline:
         time.sleep(0.1)
     return left
+
+
+def test_a_run_to_the_last_batch_leaves_nothing_behind():
+    run, workers = start_run(stop=6)
+    out, err = run.communicate(timeout=60)
+    assert (run.returncode, out) == (0, "finished\n")
+    assert err == ""  # no shared memory left to clean up
+    assert wait_for_end(workers) == []
 
 
 def test_signals_to_the_whole_group_leave_the_decision_to_the_parent():
