@@ -38,8 +38,8 @@ def load() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise UserError("the digits dataset needs scikit-learn, which is not installed; run:"
-                        " pip install 'mbv2-jax[demo]'") from error
+        raise UserError("the digits dataset needs scikit-learn, which is not installed; run: pip"
+                        " install scikit-learn (the package's extra 'demo' has it)") from error
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
     labels = digits.target.astype(np.int64)

@@ -176,6 +176,8 @@ class _Reader:
         """Puts example `index` of the source into a row of the batch."""
         try:
             example = self.source[index]
+            if example["label"] < 0:  # as in the test splits that keep their labels to themselves
+                raise UserError("has no label")
             batch["image"][row] = self.transform(decode(example["image"]), rng)
         except UserError as error:
             raise UserError(f"{self.source.describe(index)}: {error}") from error

@@ -12,6 +12,12 @@ from mbv2_jax.errors import UserError
 from tests.data.coded import CodedSource, indices
 
 PLAIN = make_transform("resize(size)", 8)
+# Two epochs of 16 examples with seed 7, as of the first release.
+ORDER = [
+    6, 2, 7, 1, 9, 11, 13, 4, 14, 15, 3, 8, 5, 12, 10, 0,
+    6, 3, 7, 9, 10, 11, 5, 14, 8, 1, 15, 12, 0, 4, 13, 2,
+]
+
 RANDOM = make_transform("random_crop(size, padding=4)|random_flip(0.5)", 8)
 
 
@@ -64,6 +70,12 @@ def test_every_epoch_holds_every_example_once_in_an_order_of_its_own():
     for first, second in itertools.combinations([*epochs, list(range(400))], 2):
         # Two random orders of 400 agree in one place on average; ten would be a miracle.
         assert sum(a == b for a, b in zip(first, second, strict=True)) < 10
+
+
+def test_the_order_never_changes():
+    """A run that is continued with another release, or another NumPy, goes on with its epoch."""
+    batches = train(CodedSource(16), 0, 4)
+    assert epoch_of(batches) == ORDER
 
 
 def test_another_seed_gives_another_order():
@@ -158,6 +170,17 @@ def test_a_broken_image_stops_both_and_is_named():
             run()
         assert str(error.value) == (
             "coded/17.png: cannot decode the image (8 bytes): not the bytes of an image file")
+
+
+def test_examples_without_a_label_are_refused():
+    """TFDS gives -1 for those of ImageNet's test split."""
+
+    class Unlabelled(CodedSource):
+        def __getitem__(self, index):
+            return super().__getitem__(index) | {"label": -1}
+
+    with pytest.raises(UserError, match=r"coded/\d.png: has no label"):
+        evaluate(Unlabelled(8), 8)
 
 
 def test_a_crop_that_does_not_fit_names_the_image():

@@ -39,7 +39,7 @@ def test_folder_is_in_the_order_of_torchvision(flowers):
     assert source.class_names == tuple(expected.classes)
     assert len(source) == len(expected.samples) == 9
     for i, (path, label) in enumerate(expected.samples):
-        assert source.describe(i).replace("/./", "/") == path
+        assert source.describe(i) == path
         with open(path, "rb") as file:
             assert source[i] == {"image": file.read(), "label": label}
 
