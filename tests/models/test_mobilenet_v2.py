@@ -1,0 +1,244 @@
+"""What the network's fields promise."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from mbv2_jax.models.mobilenet_v2 import MobileNetV2, trainable
+
+STRIDES = (1, 1, 1, 2, 2, 1, 2, 1)
+FEATURES_AT_224 = [
+    (112, 112, 16),
+    (56, 56, 24),
+    (28, 28, 32),
+    (14, 14, 64),
+    (14, 14, 96),
+    (7, 7, 160),
+    (7, 7, 320),
+    (7, 7, 1280),
+]
+
+
+def network(**fields: Any) -> MobileNetV2:
+    """The smallest network of its kind."""
+    return MobileNetV2(**{"num_classes": 5, "width": 0.25, "strides": STRIDES, **fields})
+
+
+def images(batch: int = 4, size: int = 16, dtype: Any = jnp.float32) -> jax.Array:
+    return jax.random.normal(jax.random.key(0), (batch, size, size, 3), dtype)
+
+
+def random_variables(model: MobileNetV2) -> dict[str, Any]:
+    """Variables as training could have left them: no zeros, no ones, variances positive."""
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images(dtype=model.dtype))
+    values = {}
+    for path, leaf in flatten_dict(shapes, sep="/").items():
+        noise = rng.standard_normal(leaf.shape)
+        if path.endswith("kernel"):
+            noise *= np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        elif path.endswith(("scale", "var")):
+            noise = 1 + 0.3 * np.tanh(noise)
+        else:
+            noise *= 0.1
+        values[path] = jnp.asarray(noise, leaf.dtype)
+    return unflatten_dict(values, sep="/")
+
+
+def loss_and_state(model: MobileNetV2, x: jax.Array):
+    """A function of (params, batch_stats): a loss, and the new batch_stats."""
+
+    def loss(params, batch_stats):
+        logits, state = model.apply(
+            {"params": params, "batch_stats": batch_stats}, x, train=True, mutable=["batch_stats"]
+        )
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, jnp.arange(len(x)) % logits.shape[-1]
+        ).mean(), state["batch_stats"]
+
+    return loss
+
+
+def changed(before: Any, after: Any) -> dict[str, bool]:
+    """Path -> whether any element differs."""
+    new = flatten_dict(after, sep="/")
+    return {
+        path: bool(np.any(np.asarray(old) != np.asarray(new[path])))
+        for path, old in flatten_dict(before, sep="/").items()
+    }
+
+
+def gradients_and_statistics(**fields: Any) -> tuple[Any, Any]:
+    """Of one training step in float64, as numpy arrays."""
+    with jax.enable_x64(True):
+        model = network(dtype=jnp.float64, **fields)
+        variables = random_variables(model)
+        loss = loss_and_state(model, images(dtype=jnp.float64))
+        step = jax.jit(jax.grad(loss, has_aux=True))
+        result = step(variables["params"], variables["batch_stats"])
+        return jax.tree.map(np.asarray, result)
+
+
+@pytest.fixture(scope="module")
+def plain_step() -> tuple[Any, Any]:
+    return gradients_and_statistics()
+
+
+def test_every_parameter_gets_a_gradient_and_every_statistic_moves(plain_step):
+    gradients, statistics = (flatten_dict(tree, sep="/") for tree in plain_step)
+    assert [path for path, gradient in gradients.items() if not np.any(gradient)] == []
+    with jax.enable_x64(True):
+        before = random_variables(network(dtype=jnp.float64))["batch_stats"]
+    assert [path for path, moved in changed(before, plain_step[1]).items() if not moved] == []
+    assert len(gradients) == 3 * 52 + 2
+    assert len(statistics) == 2 * 52
+
+
+@pytest.mark.parametrize("out_indices", [(7,), (0, 1, 2, 3, 4, 5, 6, 7), (2, 4, 6), (6, 1)])
+def test_feature_maps(out_indices):
+    model = MobileNetV2(num_classes=None, out_indices=out_indices)
+    x = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+    features, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), x)
+    assert [f.shape for f in features] == [(2, *FEATURES_AT_224[i]) for i in sorted(out_indices)]
+    assert "classifier" not in variables["params"]
+
+
+def test_frozen_stages_stay_under_weight_decay():
+    model, x = network(frozen_stages=2), images()
+    variables = random_variables(model)
+    params, statistics = variables["params"], variables["batch_stats"]
+    optimizer = optax.multi_transform(
+        {True: optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, momentum=0.9))}
+        | {False: optax.set_to_zero()},
+        trainable(params, 2),
+    )
+
+    @jax.jit
+    def step(params, statistics):
+        gradients, new = jax.grad(loss_and_state(model, x), has_aux=True)(params, statistics)
+        updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+        return gradients, optax.apply_updates(params, updates), new
+
+    gradients, new_params, new_statistics = step(params, statistics)
+    frozen = ("stem/", "layer1_", "layer2_")
+    for path, moved in changed(params, new_params).items():
+        assert moved != path.startswith(frozen), path
+    for path, gradient in flatten_dict(gradients, sep="/").items():
+        assert bool(np.any(np.asarray(gradient))) != path.startswith(frozen), path
+    for path, moved in changed(statistics, new_statistics).items():  # the stem's do move
+        assert moved != path.startswith(frozen[1:]), path
+
+
+def test_trainable_names_what_is_frozen():
+    params = jax.eval_shape(network().init, jax.random.key(0), images())["params"]
+    for frozen_stages in range(-1, 8):
+        mask = trainable(params, frozen_stages)
+        assert flatten_dict(mask).keys() == flatten_dict(params).keys()
+        expected = {"stem"} if frozen_stages >= 0 else set()
+        expected |= {n for n in params if n[:5] == "layer" and int(n[5]) <= frozen_stages}
+        for path, moves in flatten_dict(mask).items():
+            assert moves is (path[0] not in expected)
+    with pytest.raises(ValueError, match="frozen_stages must lie in"):
+        trainable(params, 8)
+
+
+def test_bfloat16_computes_near_float32_and_keeps_float32_state():
+    x = images()
+    half, single = network(dtype=jnp.bfloat16), network()
+    variables = random_variables(single)
+    shapes = jax.eval_shape(half.init, jax.random.key(1), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    gradients, statistics = jax.eval_shape(
+        jax.grad(loss_and_state(half, x), has_aux=True),
+        variables["params"],
+        variables["batch_stats"],
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(statistics)} == {jnp.dtype("float32")}
+    (features,) = jax.eval_shape(half.clone(num_classes=None).apply, variables, x)
+    assert features.dtype == jnp.bfloat16
+
+    logits = [jax.jit(model.apply)(variables, x) for model in (half, single)]
+    assert logits[0].dtype == jnp.float32
+    # Each of 52 layers rounds its kernel, its convolution's output and its own to 8 bits (at most
+    # 0.4 %): independent, they add up to 0.4 % x sqrt(156), 5 %. Three times that is allowed, since
+    # the last average cancels much of the features but not of their errors. Noise would give 140 %;
+    # no difference would mean that nothing was rounded.
+    error = float(jnp.linalg.norm(logits[0] - logits[1]) / jnp.linalg.norm(logits[1]))
+    assert 1e-4 < error < 0.15
+
+
+def test_float64_keeps_float64_state():
+    with jax.enable_x64(True):
+        x = images(dtype=jnp.float64)
+        logits, variables = jax.eval_shape(
+            network(dtype=jnp.float64).init_with_output, jax.random.key(0), x
+        )
+        leaves = [logits, *jax.tree.leaves(variables)]
+        assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float64")}
+
+
+def test_remat_gives_the_same_gradients_and_statistics(plain_step):
+    remat_step = gradients_and_statistics(remat=True)
+    for expected, got in zip(plain_step, remat_step, strict=True):
+        for path, value in flatten_dict(expected, sep="/").items():
+            # The same float64 arithmetic, fused otherwise: 1e-16 grows through 52 normalisations.
+            scale = np.abs(value).max()
+            difference = np.abs(flatten_dict(got, sep="/")[path] - value).max()
+            assert difference <= 1e-10 * scale, path
+
+
+def test_remat_recomputes_each_block():
+    x = images()
+
+    def saved(model: MobileNetV2) -> int:
+        variables = jax.eval_shape(model.init, jax.random.key(0), x)
+        jaxpr = jax.make_jaxpr(jax.grad(loss_and_state(model, x), has_aux=True))(
+            variables["params"], variables["batch_stats"]
+        )
+        return sum(equation.primitive.name.startswith("remat") for equation in jaxpr.eqns)
+
+    assert saved(network()) == 0
+    assert saved(network(remat=True)) == 17  # one for each block's backward pass
+
+
+def test_dropout_drops_pooled_features_in_training_only():
+    x = images()
+    model = network(dropout=1.0)  # all of them, so that the logits are the bias
+    variables = random_variables(model)
+    apply = jax.jit(
+        lambda variables, train: model.apply(
+            variables, x, train=train, mutable=["batch_stats"], rngs={"dropout": jax.random.key(2)}
+        )[0],
+        static_argnums=1,
+    )
+    bias = np.broadcast_to(variables["params"]["classifier"]["bias"], (len(x), 5))
+    np.testing.assert_array_equal(apply(variables, True), bias)
+    assert np.abs(apply(variables, False) - bias).min() > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"padding": "valid"}, "padding must be 'torch' or 'same', not 'valid'"),
+        ({"strides": (2, 1)}, "strides must be 8 of 1 or 2"),
+        ({"strides": (2, 1, 2, 2, 2, 1, 2, 4)}, "strides must be 8 of 1 or 2"),
+        ({"out_indices": (8,)}, "out_indices must lie in 0..7"),
+        ({"frozen_stages": 8}, "frozen_stages must lie in -1..7, not 8"),
+        ({"bn_group_size": -1}, "bn_group_size must be 0 or more, not -1"),
+    ],
+)
+def test_wrong_fields_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(network(**fields).init, jax.random.key(0), images())
+
+
+@pytest.mark.parametrize("x", [jnp.zeros((1, 8, 8, 3), jnp.uint8), jnp.zeros((8, 8, 3))])
+def test_wrong_images_are_refused(x):
+    with pytest.raises(ValueError, match="floating and normalised"):
+        jax.eval_shape(network().init, jax.random.key(0), x)

@@ -1,0 +1,52 @@
+"""The registry holds the paper's grid, and costs no import of jax."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from mbv2_jax.models.profile import profile
+from mbv2_jax.models.variants import VARIANTS
+
+
+def test_the_papers_grid_is_complete():
+    grid = {
+        f"mobilenet_v2_{width}_{size}"
+        for width in ("0.35", "0.5", "0.75", "1.0")
+        for size in (96, 128, 160, 192, 224)
+    }
+    ports = {f"mobilenet_v2_{width}_224" for width in ("0.25", "1.3", "1.4")}
+    assert set(VARIANTS) == grid | ports
+
+
+def test_the_published_model():
+    variant = VARIANTS["mobilenet_v2_1.0_224"]
+    assert (variant.width, variant.image_size) == (1.0, 224)
+    assert variant.eval_transform == "resize_edge(256)|center_crop(224)"
+    assert variant.mean == (123.675, 116.28, 103.53)
+    assert variant.std == (58.395, 57.12, 57.375)
+    (published,) = variant.published
+    assert (published.top1, published.top5) == (71.86, 90.42)
+    assert "mmpretrain" in published.source
+
+
+@pytest.mark.parametrize(
+    ("size", "edge"), [(96, 109), (128, 146), (160, 182), (192, 219), (224, 256)]
+)
+def test_evaluation_keeps_seven_eighths(size, edge):
+    # d-li14's mobilenetv2.pytorch (imagenet.py) resizes to int(size / 0.875), timm likewise.
+    variant = VARIANTS[f"mobilenet_v2_0.5_{size}"]
+    assert variant.eval_transform == f"resize_edge({edge})|center_crop({size})"
+
+
+def test_a_variant_makes_its_network():
+    variant = VARIANTS["mobilenet_v2_0.35_96"]
+    model = MobileNetV2(**variant.architecture)
+    assert (model.width, model.padding, model.bn_epsilon) == (0.35, "torch", 1e-5)
+    assert profile(model, variant.image_size).params == 1_677_128
+
+
+def test_variants_need_no_jax():
+    code = "import sys, mbv2_jax.models.variants; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
