@@ -1,4 +1,4 @@
-"""Our BatchNorm against torch.nn.BatchNorm2d, and what torch has no counterpart for against it, too."""
+"""Our BatchNorm against torch.nn.BatchNorm2d: whole batch, groups, devices, and numerics."""
 
 from typing import Any
 
@@ -129,10 +129,11 @@ def test_float32_survives_a_large_mean(arrays):
     )(variables, x)
     exact = x.astype(np.float64)
     centred = exact - exact.mean((0, 1, 2))
-    # Neighbouring float32 at 10,000 are 1e-3 apart: the mean of the given values may be off by as
-    # much, the normalised values with it, and the variance by its square.
-    np.testing.assert_allclose(y, centred / exact.std((0, 1, 2)), atol=3e-3)
-    np.testing.assert_allclose(state["batch_stats"]["var"], exact.var((0, 1, 2), ddof=1), rtol=1e-4)
+    # A sum of 180 values grows to 1.8e6, where float32 steps by 1/8: 180 roundings of that size by
+    # chance put the mean off by 1/8 / sqrt(12) / sqrt(180), 3e-3 (at most six times that here). So
+    # are the normalised values; the variance is by the square.
+    np.testing.assert_allclose(y, centred / exact.std((0, 1, 2)), atol=2e-2)
+    np.testing.assert_allclose(state["batch_stats"]["var"], exact.var((0, 1, 2), ddof=1), rtol=4e-4)
 
 
 def test_bfloat16_has_float32_statistics(arrays):
@@ -159,7 +160,7 @@ def test_statistics_rest_where_the_collection_is_not_mutable(arrays):
     assert variables["batch_stats"]["mean"].tolist() == [0, 0, 0, 0]  # initialising learns nothing
     y = norm.apply(variables, x, True)
     # Normalised by the batch: mean 0, deviation 1 (within epsilon and rounding) all the same.
-    np.testing.assert_allclose(np.std(y, axis=(0, 1, 2)), 1, atol=1e-4)
+    np.testing.assert_allclose(np.std(np.asarray(y), axis=(0, 1, 2)), 1, atol=1e-4)
 
 
 def test_a_batch_that_does_not_divide_is_refused(arrays):
