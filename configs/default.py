@@ -51,7 +51,7 @@ def _data() -> ConfigDict:
     data.data_dir = config_dict.placeholder(str)  # where TFDS keeps its data; None: its default
     data.train_split = "train"  # a split's name or (TFDS) a split expression: train[:90%]
     data.eval_split = "validation"
-    data.image_size = config_dict.placeholder(int)  # pixels a side; None: the --checkpoint's, or 224
+    data.image_size = config_dict.placeholder(int)  # pixels; None: the --checkpoint's, or 224
     data.train_transforms = "random_resized_crop(size)|random_flip(0.5)"  # `size` is image_size
     data.eval_transforms = config_dict.placeholder(str)  # None: the --checkpoint's, or the page's
     data.mean = config_dict.placeholder(tuple)  # of R, G, B, 0-255; None: the --checkpoint's, or

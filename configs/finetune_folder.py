@@ -1,7 +1,7 @@
 """Fine-tuning on one's own photos, from a trained model, with a new head.
 
-    python -m mbv2_jax.main --config=configs/finetune_folder.py --config.data.source=folder:PHOTOS \\
-        --checkpoint=runs/digits --workdir=runs/finetune
+    python -m mbv2_jax.main --config=configs/finetune_folder.py --workdir=runs/finetune \\
+        --config.data.source=folder:PHOTOS --checkpoint=runs/digits
 
 PHOTOS holds train/CLASS/*.jpg and val/CLASS/*.jpg. Width, strides, padding, image size and pixel
 statistics are the checkpoint's. The stem and layer1..layer2 stay as they are; the backbone learns
@@ -27,7 +27,9 @@ def get_config() -> ConfigDict:
     config.data.source = "folder:"  # PATH has to be given
     config.data.train_split = "train"
     config.data.eval_split = "val"
-    config.data.train_transforms = "random_resized_crop(size, crop_ratio_range=(0.35, 1.0))|random_flip(0.5)"
+    config.data.train_transforms = (
+        "random_resized_crop(size, crop_ratio_range=(0.35, 1.0))|random_flip(0.5)"
+    )
 
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 4e-5

@@ -60,8 +60,9 @@ def main() -> None:
     """Parses the command line and makes one call."""
     config = command_line.parse(FLAGS, sys.argv, USAGE)
     overrides = command_line.overrides(FLAGS)
+    expected = command_line.two_percentages("--expect", FLAGS.expect) if FLAGS.expect else None
 
-    from mbv2_jax.training import loop  # here, because jax takes seconds and --help needs none
+    from mbv2_jax.training import evaluation, loop  # here: jax takes seconds, --help needs none
 
     if FLAGS.mode == "info":
         print(loop.info(config))
@@ -69,11 +70,11 @@ def main() -> None:
     if FLAGS.mode == "train":
         result = loop.train(config, FLAGS.workdir, FLAGS.checkpoint)
     else:
-        result = loop.evaluate(config, FLAGS.checkpoint or FLAGS.workdir, overrides)
+        result = evaluation.evaluate(config, FLAGS.checkpoint or FLAGS.workdir, overrides)
     if result is not None:
         print(json.dumps(result), flush=True)
-        if FLAGS.expect:
-            loop.check_expected(result, FLAGS.expect)
+        if expected is not None:
+            evaluation.check_expected(result, *expected)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every test relies on: four fake CPU devices, and the checking material where it is at hand."""
+"""What every test relies on: four fake CPU devices; the checking material where it is at hand."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def check_data() -> pathlib.Path:
-    """The folder of real weights, photos and reference outputs; they are not part of the project."""
+    """The folder of real weights, photos and reference outputs, which is not of the project."""
     folder = pathlib.Path(os.environ.get("MBV2_CHECK_DATA", REPOSITORY.parent / "shared"))
     if not (folder / "golden").is_dir():
         pytest.skip(

@@ -96,7 +96,7 @@ def check(config: ConfigDict) -> None:
             bound = f"{low} or more" if closed else f"above {low}"
             bound += "" if high is None else f", at most {high}"
             raise UserError(f"{name} is {value}: it must be {bound}")
-    if flat["model.dtype"] == "float64" and not jax.config.jax_enable_x64:
+    if flat["model.dtype"] == "float64" and not jax.config.read("jax_enable_x64"):
         raise UserError("model.dtype is 'float64': set JAX_ENABLE_X64=1 in the environment too")
     _check_tuples(flat)
     if flat["model.bn_group_size"] and config.batch_size % config.model.bn_group_size:

@@ -157,7 +157,9 @@ class RunLog:
         if not self._writes:
             return
         epoch = round(self._epoch(step), 4)
-        self._lines.write(json.dumps({"step": step, "epoch": epoch, "split": split, **values}) + "\n")
+        self._lines.write(
+            json.dumps({"step": step, "epoch": epoch, "split": split, **values}) + "\n"
+        )
         for name, value in values.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
 

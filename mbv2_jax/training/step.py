@@ -1,6 +1,7 @@
 """One step of training and one of evaluation: pure functions, jitted by the loop."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ def train_step(
     images = normalize(batch["image"], mean, std, model.dtype)
     dropout = jax.random.fold_in(key, state.step)
 
-    def loss_of(params):
+    def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         logits, updated = model.apply(
             {"params": params, "batch_stats": state.batch_stats},
             images,
@@ -82,7 +83,7 @@ def train_step(
         "loss": loss,
         "top1": 100.0 * (logits.argmax(-1) == batch["label"]).mean(),
         "learning_rate": learning_rate(state.step),
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
     }
     return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
 
@@ -107,5 +108,5 @@ def eval_step(
     Returns:
       Sums over the batch: see tasks/classification.py.
     """
-    logits = model.apply(variables, normalize(batch["image"], mean, std, model.dtype))
+    logits: Any = model.apply(variables, normalize(batch["image"], mean, std, model.dtype))
     return classification.evaluation_sums(logits, batch["label"], batch["mask"])

@@ -15,7 +15,7 @@ from mbv2_jax.configs import default
 from mbv2_jax.data import transforms
 from mbv2_jax.errors import RunFailed
 from mbv2_jax.tasks import classification
-from mbv2_jax.training import loop, mesh
+from mbv2_jax.training import evaluation, mesh
 
 # Seven classes, the best first: 3, then 5, 0, 6, 1; 2 and 4 are not among the best five.
 RANKED = (3.0, 1.0, -1.0, 5.0, -2.0, 4.0, 2.0)
@@ -111,7 +111,7 @@ def score(source: Pixels, batch_size: int, network: Any) -> dict:
     config.data.mean, config.data.std = (0.0, 0.0, 0.0), (100.0, 100.0, 100.0)
     transform = transforms.make_transform("resize(2)", 2)
     devices = mesh.create()  # four, see conftest.py
-    return loop.score({}, source, transform, model=network, config=config, mesh=devices)
+    return evaluation.score({}, source, transform, model=network, config=config, mesh=devices)
 
 
 @pytest.mark.parametrize("batch_size", [4, 8, 16])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -27,30 +28,32 @@ def get_config():
     config.data.train_transforms = "resize(size)|random_crop(size, padding=2)|random_flip(0.1)"
     config.label_smoothing = 0.1
     config.ema.decay = 0.9
-    config.checkpoint.every_steps = 7
+    config.checkpoint.every_steps = 5
+    config.checkpoint.keep_last = 2
+    config.checkpoint.best_metric = "loss"
     config.log.every_steps = 3
     config.log.eval_every_epochs = 0.5
     return config
 """
 
 
-def environment(cache: pathlib.Path) -> dict[str, str]:
-    """One plain CPU device; compiled programs are kept in `cache`, or every start would take 20 s."""
-    own = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    return own | {
+def environment(cache: pathlib.Path, devices: int = 1) -> dict[str, str]:
+    """CPU devices; compiled programs are kept in `cache`, or every start would take 20 s."""
+    return os.environ | {
         "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
 
 
-def start(cache: pathlib.Path, *arguments: str, module: str = "main") -> subprocess.Popen[str]:
-    """Starts `python -m mbv2_jax.MODULE ARGUMENTS`."""
+def start(cache: pathlib.Path, *arguments: str, devices: int = 1) -> subprocess.Popen[str]:
+    """Starts `python -m mbv2_jax.main ARGUMENTS`."""
     return subprocess.Popen(
-        [sys.executable, "-m", f"mbv2_jax.{module}", *arguments],
+        [sys.executable, "-m", "mbv2_jax.main", *arguments],
         cwd=REPOSITORY,
-        env=environment(cache),
+        env=environment(cache, devices),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -58,9 +61,9 @@ def start(cache: pathlib.Path, *arguments: str, module: str = "main") -> subproc
     )
 
 
-def run(cache: pathlib.Path, *arguments: str, module: str = "main") -> tuple[int, str, str]:
+def run(cache: pathlib.Path, *arguments: str, devices: int = 1) -> tuple[int, str, str]:
     """Runs it to the end; returns exit status, standard output and standard error."""
-    process = start(cache, *arguments, module=module)
+    process = start(cache, *arguments, devices=devices)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
@@ -77,7 +80,5 @@ def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Returns every array that Orbax saved at `path`, by name."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         tree = checkpointer.restore(path)
-    import jax
-
     flat = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(key): np.asarray(value) for key, value in flat}

@@ -1,0 +1,113 @@
+"""A run's plan: every part of it opened and checked before anything is compiled or written."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import sys
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mbv2_jax import model_dir
+from mbv2_jax.data import loader, sources, transforms
+from mbv2_jax.errors import UserError
+from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from mbv2_jax.training import checkpoint as checkpoints_lib
+from mbv2_jax.training import config as config_lib
+from mbv2_jax.training import evaluation
+from mbv2_jax.training import mesh as mesh_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run whose every part was checked; nothing of it is compiled or written yet."""
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    train_source: sources.Source
+    eval_source: sources.Source
+    train_transform: transforms.Transform
+    eval_transform: transforms.Transform
+    start_from: model_dir.SavedModel | None  # weights to start from; None: random, or a resumed run
+    resumed_step: int | None
+    mesh: Mesh
+    model: MobileNetV2
+    steps_per_epoch: int
+    total_steps: int
+
+    def info(self, step: int) -> dict[str, Any]:
+        """Returns the model.json of this run after `step`."""
+        text = json.dumps(self.config.to_dict(), sort_keys=True)
+        origin = {
+            "kind": "trained by mbv2_jax",
+            "step": step,
+            "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        }
+        fields = config_lib.model_fields(self.config)
+        return model_dir.describe(fields, tuple(self.train_source.class_names), origin)
+
+    def due(self, step: int, every_steps: int) -> bool:
+        """Whether something that happens every so many steps, and at the end, happens at `step`."""
+        return step % every_steps == 0 or step == self.total_steps
+
+    def steps(self, epochs: float) -> int:
+        """Turns a duration in epochs into steps: the one place where this is done."""
+        return max(1, round(epochs * self.steps_per_epoch))
+
+
+def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> Plan:
+    """Checks all that can be checked before anything is compiled or written.
+
+    Raises:
+      UserError: whatever is wrong with the config, the data, the checkpoint or the workdir.
+    """
+    config_lib.check(config)
+    if not workdir:
+        raise UserError("--workdir=DIR is missing: training keeps its checkpoints and logs there")
+    path = pathlib.Path(workdir)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--workdir {path} is a file: give a directory")
+    mesh = mesh_lib.create()
+    mesh_lib.check_batch(mesh, config.batch_size)
+    data = config.data
+    train_source = sources.open_source(data.source, data.train_split, data.data_dir)
+    eval_source = sources.open_source(data.source, data.eval_split, data.data_dir)
+    if train_source.class_names != eval_source.class_names:
+        odd = sorted(set(train_source.class_names) ^ set(eval_source.class_names))
+        raise UserError(
+            f"{data.source}: the classes of {data.train_split!r} and {data.eval_split!r} differ; "
+            f"in only one of them: {', '.join(odd[:5])}"
+        )
+    if getattr(train_source, "root", "train") == getattr(eval_source, "root", "eval"):
+        raise UserError(
+            f"{data.source}: {data.train_split!r} and {data.eval_split!r} are the same images; "
+            "put them into PATH/train/CLASS and PATH/val/CLASS, or name two splits"
+        )
+    # Where a run begins, in this order: the newest checkpoint in its workdir; the weights of
+    # --checkpoint; random weights.
+    resumed = max(model_dir.training_steps(path), default=None)
+    previous = checkpoints_lib.saved_config(path, resumed) if resumed is not None else None
+    start_from = model_dir.read(checkpoint) if checkpoint and resumed is None else None
+    config = config_lib.resolve(config, train_source.class_names, start_from, previous)
+    if previous is not None:
+        for line in checkpoints_lib.differences(previous, config.to_dict()):
+            print(f"changed since step {resumed}: {line}", file=sys.stderr)
+    steps_per_epoch = loader.steps_per_epoch(
+        len(train_source), config.batch_size, config.data.last_batch
+    )
+    return Plan(
+        config=config,
+        workdir=path,
+        train_source=train_source,
+        eval_source=eval_source,
+        train_transform=transforms.make_transform(data.train_transforms, config.data.image_size),
+        eval_transform=evaluation.transform(config.data.eval_transforms, config.data.image_size),
+        start_from=start_from,
+        resumed_step=resumed,
+        mesh=mesh,
+        model=config_lib.model(config),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=max(1, round(config.num_epochs * steps_per_epoch)),
+    )

@@ -1,0 +1,193 @@
+"""What a run leaves behind, and what starts from it, through the real command line."""
+
+import json
+import pathlib
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto import event_pb2
+
+from mbv2_jax import model_dir
+from tests.training import commands
+
+
+def last_line(out: str) -> dict[str, float]:
+    return json.loads(out.splitlines()[-1])
+
+
+def test_keeps_the_last_checkpoints_and_the_best(unbroken):
+    workdir, _ = unbroken
+    kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
+    scored = [line for line in commands.metrics(workdir) if line["split"] == "eval"]
+    best = min(scored, key=lambda line: line["loss"])["step"]
+    assert kept == {55, 60, best}
+
+
+def test_log_has_every_step_asked_for_once(unbroken):
+    workdir, line = unbroken
+    lines = commands.metrics(workdir)
+    train = [line["step"] for line in lines if line["split"] == "train"]
+    scored = [line for line in lines if line["split"] == "eval"]
+    assert train == list(range(3, 61, 3))
+    assert [line["step"] for line in scored] == [15, 30, 45, 60]
+    final = json.loads(line)
+    assert final["examples"] == 360
+    assert {name: scored[-1][name] for name in final} == final
+
+
+def test_tensorboard_holds_what_metrics_jsonl_holds(unbroken):
+    workdir, _ = unbroken
+    (path,) = (workdir / "tensorboard").iterdir()  # one file a start
+    content, seen = path.read_bytes(), {}
+    while content:  # TFRecord: length, CRC, data, CRC
+        (length,) = struct.unpack("<Q", content[:8])
+        event = event_pb2.Event.FromString(content[12 : 12 + length])
+        content = content[12 + length + 4 :]
+        for value in event.summary.value:
+            seen[value.tag, event.step] = value.simple_value
+    for line in commands.metrics(workdir):
+        for name in ("loss", "top1"):
+            stored = np.float32(line[name])  # events are float32
+            assert seen[f"{line['split']}/{name}", line["step"]] == stored
+
+
+def test_curves_are_a_picture_with_curves_in_it(unbroken):
+    workdir, _ = unbroken
+    with Image.open(workdir / "curves.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    red, blue = pixels[..., 0], pixels[..., 2]
+    assert pixels.shape[1] > 800
+    assert ((red > 200) & (blue < 100)).sum() > 100  # evaluation: orange
+    assert (blue > red + 40).sum() > 100  # training: blue
+
+
+def test_evaluation_does_not_depend_on_batch_or_devices(tiny, cache, unbroken):
+    workdir, line = unbroken
+    expected = json.loads(line)
+    arguments = [*tiny(workdir), "--mode=eval", "--config.data.workers=0"]
+    for batch, devices in ((7, 1), (64, 4)):
+        status, out, err = commands.run(
+            cache, *arguments, f"--config.batch_size={batch}", devices=devices
+        )
+        assert status == 0, err
+        result = last_line(out)
+        for name in ("top1", "top5", "examples"):
+            assert result[name] == expected[name]
+        # float32 sums in another order
+        assert result["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+
+
+def test_expected_result_is_compared(tiny, cache, unbroken):
+    workdir, line = unbroken
+    top1, top5 = json.loads(line)["top1"], json.loads(line)["top5"]
+    arguments = [*tiny(workdir), "--mode=eval"]
+    status, out, err = commands.run(cache, *arguments, f"--expect={top1:.2f},{top5:.2f}")
+    assert status == 0, err
+    status, out, err = commands.run(cache, *arguments, f"--expect={top1:.2f},{top5 - 0.1:.2f}")
+    assert status == 1
+    assert f"top5: expected {top5 - 0.1:.2f}, got {top5:.2f}, difference +0.10" in out
+    assert "not within 0.05" in err
+
+
+def test_model_json_decides_unless_overridden_aloud(tiny, cache, unbroken):
+    workdir, line = unbroken
+    # Another recipe's model section is of no account in evaluation.
+    config = tiny(workdir)[0].replace("tiny.py", "other.py")
+    path = pathlib.Path(config.removeprefix("--config="))
+    path.write_text(
+        commands.TINY.replace("width = 0.1", "width = 1.0").replace(
+            "image_size = 16", "image_size = 40"
+        )
+    )
+    arguments = [config, *tiny(workdir)[1:], "--mode=eval"]
+    status, out, err = commands.run(cache, *arguments)
+    assert status == 0, err
+    assert last_line(out) == json.loads(line)
+    assert "instead of" not in err
+    status, out, err = commands.run(cache, *arguments, "--config.data.image_size=24")
+    assert status == 0, err
+    assert "data.image_size: 24 instead of the checkpoint's 16" in err
+    assert last_line(out) != json.loads(line)
+
+
+def test_loss_that_is_not_finite_stops_the_run(tiny, cache, tmp_path):
+    workdir = tmp_path / "run"
+    status, _, err = commands.run(cache, *tiny(workdir), "--config.num_epochs=0.2")
+    assert status == 0, err
+    status, _, err = commands.run(cache, *tiny(workdir), "--config.schedule.base_lr=1e30")
+    assert status == 1
+    assert "changed since step 6: schedule.base_lr: 0.1 -> 1e+30" in err
+    message = err.splitlines()[-1]
+    assert message.startswith("failed: ") and "Traceback" not in err
+    assert "at step 8" in message  # step 7 made the parameters what step 8 cannot bear
+    assert "learning rate" in message and "e+2" in message
+    assert message.endswith(f"last good checkpoint: {workdir / 'checkpoints' / '6'}")
+
+
+def test_config_that_changes_the_shapes_is_refused(tiny, cache, unbroken):
+    workdir, _ = unbroken
+    before = sorted(workdir.rglob("*"))
+    status, _, err = commands.run(cache, *tiny(workdir), "--config.model.width=0.35")
+    assert status == 2
+    assert "model.width: 0.1 -> 0.35" in err.splitlines()[-1]
+    assert "another --workdir" in err.splitlines()[-1]
+    assert sorted(workdir.rglob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Three colours, which are easily learned."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 5)):
+        for channel, name in enumerate(("red", "green", "blue")):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 80, (24, 30, 3), np.uint8)
+                pixels[..., channel] += 150
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.jpg")
+    return folder
+
+
+def test_fine_tuning_on_a_folder(cache, unbroken, photos, tmp_path):
+    source, _ = unbroken
+    workdir = tmp_path / "tuned"
+    arguments = [
+        "--config=configs/finetune_folder.py",
+        f"--config.data.source=folder:{photos}",
+        f"--workdir={workdir}",
+        f"--checkpoint={source}",
+        "--config.batch_size=12",
+        "--config.num_epochs=3",
+    ]
+    status, out, err = commands.run(cache, *arguments, "--config.model.padding=same")
+    assert status == 2
+    assert "model.padding is same, the checkpoint's is torch" in err
+    assert "--config.model.padding=torch" in err
+    assert not workdir.exists()
+
+    status, out, err = commands.run(cache, *arguments)
+    assert status == 0, err
+    assert "new classifier" in err
+    assert last_line(out)["examples"] == 15
+    before, after = model_dir.read(source), model_dir.read(workdir)
+    assert after.class_names == ("blue", "green", "red")
+    assert after.field("model.width") == 0.1 and after.field("data.image_size") == 16
+    assert after.params["classifier"]["kernel"].shape == (1280, 3)
+    for name, part in before.params.items():
+        if name == "classifier":
+            continue
+        frozen = name == "stem" or name[:6] in ("layer1", "layer2")
+        pairs = zip(_leaves(part), _leaves(after.params[name]), strict=True)
+        same = [np.array_equal(old, new) for old, new in pairs]
+        assert all(same) if frozen else not any(same), name
+
+
+def _leaves(tree):
+    for key in sorted(tree):
+        if isinstance(tree[key], dict):
+            yield from _leaves(tree[key])
+        else:
+            yield np.asarray(tree[key])
