@@ -89,14 +89,23 @@ def plain_step() -> tuple[Any, Any]:
     return gradients_and_statistics()
 
 
-def test_every_parameter_gets_a_gradient_and_every_statistic_moves(plain_step):
-    gradients, statistics = (flatten_dict(tree, sep="/") for tree in plain_step)
-    assert [path for path, gradient in gradients.items() if not np.any(gradient)] == []
+def test_every_parameter_gets_a_gradient():
+    # With running statistics: the batch's would take away what the projections' biases add, and
+    # leave these a gradient of rounding errors.
+    gradients, _ = gradients_and_statistics(norm_eval=True)
+    largest = {path: float(abs(g).max()) for path, g in flatten_dict(gradients, sep="/").items()}
+    assert len(largest) == 3 * 52 + 2
+    # Rounding errors would be 1e-16 of the largest.
+    floor = 1e-6 * max(largest.values())
+    assert [path for path, value in largest.items() if value < floor] == []
+
+
+def test_every_statistic_moves(plain_step):
     with jax.enable_x64(True):
         before = random_variables(network(dtype=jnp.float64))["batch_stats"]
-    assert [path for path, moved in changed(before, plain_step[1]).items() if not moved] == []
-    assert len(gradients) == 3 * 52 + 2
-    assert len(statistics) == 2 * 52
+    moved = changed(before, plain_step[1])
+    assert len(moved) == 2 * 52
+    assert all(moved.values())
 
 
 @pytest.mark.parametrize("out_indices", [(7,), (0, 1, 2, 3, 4, 5, 6, 7), (2, 4, 6), (6, 1)])
