@@ -152,17 +152,19 @@ def _read_model(path: pathlib.Path) -> SavedModel:
         info = json.loads((path / "model.json").read_text())
     except ValueError as error:
         raise UserError(f"{path / 'model.json'} is not JSON: {error}") from None
-    if info.get("format") != FORMAT:
-        raise UserError(
-            f"{path / 'model.json'} has format {info.get('format')!r}; this version reads {FORMAT}"
-        )
+    found = info.get("format") if isinstance(info, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{path / 'model.json'} has format {found!r}; this version reads {FORMAT}")
     arrays = _read_arrays(path / "arrays")
-    return SavedModel(arrays["params"], arrays["batch_stats"], info, path)
+    return SavedModel(arrays.get("params", {}), arrays.get("batch_stats", {}), info, path)
 
 
 def _read_training_checkpoint(path: pathlib.Path) -> SavedModel:
     """Reads a checkpoint of training/checkpoint.py: the averaged weights, where there are some."""
-    info = json.loads((path / "model" / "metadata").read_text())
+    try:
+        info = json.loads((path / "model" / "metadata").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"checkpoint {path} is incomplete or damaged: {error}") from None
     state = _read_arrays(path / "state")
     weights = state.get("ema") or state
     return SavedModel(weights["params"], weights["batch_stats"], info, path)
@@ -171,9 +173,13 @@ def _read_training_checkpoint(path: pathlib.Path) -> SavedModel:
 def _read_arrays(path: pathlib.Path) -> dict[str, Any]:
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            tree = checkpointer.metadata(path.absolute()).item_metadata.tree
+            metadata = checkpointer.metadata(path.absolute()).item_metadata
+            if metadata is None:  # so Orbax says that it found nothing readable
+                raise ValueError("files are missing or damaged")
             # As numpy: the devices that wrote it need not be here.
-            restore = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            restore = jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree
+            )
             return checkpointer.restore(
                 path.absolute(), args=ocp.args.PyTreeRestore(restore_args=restore)
             )
@@ -182,14 +188,40 @@ def _read_arrays(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _check(saved: SavedModel) -> None:
-    """Refuses arrays that are not those of the network that model.json describes."""
+    """Refuses a model.json that lacks something, and arrays that are not of the network in it."""
+    faults = _info_faults(saved.info)
+    if faults:
+        raise UserError(f"{saved.path}: model.json is damaged: {'; '.join(faults)}")
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     key = jax.eval_shape(jax.random.key, 0)
-    wanted = jax.eval_shape(saved.module().init, key, image)
+    try:
+        wanted = jax.eval_shape(saved.module().init, key, image)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{saved.path}: model.json describes no network: {error}") from None
     found = {"params": saved.params, "batch_stats": saved.batch_stats}
     faults = shape_faults(wanted, found)
     if faults:
         raise UserError(f"{saved.path}: model.json and the arrays disagree: {'; '.join(faults)}")
+
+
+def _info_faults(info: Mapping[str, Any]) -> list[str]:
+    """Returns one line for each thing in a model.json without which nothing can be predicted."""
+
+    def value(section: str, key: str) -> Any:
+        part = info.get(section)
+        return part.get(key) if isinstance(part, dict) else None
+
+    faults = [
+        f"{section}.{key} is missing"
+        for section, key in FIELDS.values()
+        if value(section, key) is None
+    ]
+    names, classes = info.get("class_names"), value("architecture", "num_classes")
+    if not isinstance(names, list):
+        faults.append("class_names is missing")
+    elif len(names) != classes:
+        faults.append(f"class_names are {len(names)}, architecture.num_classes is {classes}")
+    return faults
 
 
 def shape_faults(wanted: Any, found: Any) -> list[str]:
