@@ -1,0 +1,61 @@
+"""A tiny model with the statistics of a trained one, for the tests that need a model and no run."""
+
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mbv2_jax import model_dir
+from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+
+CLASSES = ("cat", "dog", "eel", "fox", "gnu", "hen")
+MEAN, STD = (120.0, 110.0, 100.0), (60.0, 55.0, 50.0)
+SIZE = 32
+
+INFO = model_dir.describe(
+    {
+        "model.width": 0.1,
+        "model.strides": (2, 1, 2, 2, 2, 1, 2, 1),
+        "model.num_classes": len(CLASSES),
+        "model.padding": "torch",
+        "model.bn_epsilon": 1e-5,
+        "model.bn_momentum": 0.9,
+        "data.image_size": SIZE,
+        "data.eval_transforms": "resize_edge(36)|center_crop(size)",
+        "data.mean": MEAN,
+        "data.std": STD,
+    },
+    CLASSES,
+    {"kind": "made by a test"},
+)
+
+
+@functools.cache
+def _shapes() -> dict[str, Any]:
+    network = MobileNetV2(num_classes=len(CLASSES), width=0.1)
+    image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
+    return jax.eval_shape(network.init, jax.eval_shape(jax.random.key, 0), image)
+
+
+def variables(seed: int = 0) -> dict[str, Any]:
+    """Returns {"params", "batch_stats"} as float32 numpy arrays, no two alike."""
+    generator = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if path[-1].key == "kernel":  # variance-preserving, so that logits differ from each other
+            scale = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+            return (scale * generator.standard_normal(leaf.shape)).astype(np.float32)
+        low, high = (0.5, 1.5) if path[-1].key in ("scale", "var") else (-0.5, 0.5)
+        return generator.uniform(low, high, leaf.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, _shapes())
+
+
+def write(path: pathlib.Path, seed: int = 0) -> pathlib.Path:
+    """Writes the tiny model at `path`."""
+    arrays = variables(seed)
+    model_dir.write(path, arrays["params"], arrays["batch_stats"], INFO)
+    return path
