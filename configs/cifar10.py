@@ -49,7 +49,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     if variant == "smoke":
         config.num_epochs = 8.0
         config.model.width = 0.5
-        config.model.strides = (1, 2, 1, 2, 2, 1, 1, 1)
+        config.model.strides = (2, 1, 1, 2, 2, 1, 1, 1)
         config.schedule.warmup_epochs = 0.5
         config.checkpoint.every_epochs = 1.0
     return config

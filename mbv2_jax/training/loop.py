@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from mbv2_jax import model_dir
 from mbv2_jax.data import loader
-from mbv2_jax.errors import RunFailed
+from mbv2_jax.errors import RunFailed, UserError
 from mbv2_jax.models import profile
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import evaluation
@@ -46,10 +46,13 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
       UserError: see `plan`. RunFailed: the loss became infinite or NaN, or an evaluation failed.
     """
     run = plan(config, workdir, checkpoint)
-    run.workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        run.workdir.mkdir(parents=True, exist_ok=True)
+        _write_json(run.workdir / "config.json", run.config.to_dict())
+    except OSError as error:
+        raise UserError(f"--workdir {run.workdir} cannot be written: {error.strerror}") from None
     with StopRequest() as stop, Checkpoints(run.workdir, run.config.checkpoint) as checkpoints:
         state, step_fn = _prepare(run, checkpoints)
-        _write_json(run.workdir / "config.json", run.config.to_dict())
         result: Result | None = None
         if int(state.step) < run.total_steps:
             state, result = _run_logged(run, state, step_fn, checkpoints, stop)

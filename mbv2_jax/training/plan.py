@@ -91,6 +91,8 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> Pla
     previous = checkpoints_lib.saved_config(path, resumed) if resumed is not None else None
     start_from = model_dir.read(checkpoint) if checkpoint and resumed is None else None
     config = config_lib.resolve(config, train_source.class_names, start_from, previous)
+    if previous is not None and checkpoint:
+        print(f"{path} holds a checkpoint: --checkpoint is not read", file=sys.stderr)
     if previous is not None:
         for line in checkpoints_lib.differences(previous, config.to_dict()):
             print(f"changed since step {resumed}: {line}", file=sys.stderr)

@@ -18,12 +18,8 @@ BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 
 
 @cache
-def _define_torchvision_ops() -> torch.library.Library:
-    """Declares the two operators without which `import torchvision` fails on a CPU-only torch.
-
-    pip's torchvision is built for CUDA, so its C extension doesn't load there. Nothing here runs
-    the operators.
-    """
+def _declare_torchvision_ops() -> torch.library.Library:
+    """Declares the operators that torchvision asks for at import; nothing here runs them."""
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -31,9 +27,16 @@ def _define_torchvision_ops() -> torch.library.Library:
 
 
 def torchvision() -> ModuleType:
-    """Returns the module torchvision."""
-    _define_torchvision_ops()
-    import torchvision
+    """Returns the module torchvision.
+
+    pip's torchvision is built for CUDA: beside a CPU-only torch its C extension does not load, and
+    the import fails for want of operators. Where it loads, declaring them again would abort Python.
+    """
+    try:
+        import torchvision
+    except RuntimeError:
+        _declare_torchvision_ops()
+        import torchvision
 
     return torchvision
 

@@ -1,0 +1,33 @@
+"""setup.cfg ships every package, and the names that users import resolve."""
+
+import configparser
+import pathlib
+import subprocess
+import sys
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+def test_every_package_is_shipped():
+    setup = configparser.ConfigParser()
+    setup.read(REPOSITORY / "setup.cfg")
+    listed = set(setup["options"]["packages"].split())
+    folders = {path.parent for path in (REPOSITORY / "mbv2_jax").rglob("*.py")}
+    found = {".".join(path.relative_to(REPOSITORY).parts) for path in folders}
+    assert listed == found | {"mbv2_jax.configs"}
+
+
+def test_core_needs_neither_tensorflow_nor_torch():
+    script = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name.partition('.')[0] in ('tensorflow', 'torch'):\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "import mbv2_jax\n"
+        "mbv2_jax.MobileNetV2, mbv2_jax.init_model, mbv2_jax.inference_model\n"
+        "import mbv2_jax.training.loop, mbv2_jax.data.digits, mbv2_jax.configs.digits\n"
+    )
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
