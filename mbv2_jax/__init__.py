@@ -9,6 +9,11 @@ Names are resolved on first use (PEP 562), so that `--help` and the data workers
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a type checker cannot see what __getattr__ resolves
+    from mbv2_jax.inference import inference_model, init_model
+    from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 
 __version__ = "0.1.0"
 
