@@ -85,6 +85,10 @@ class Classifier:
                     f"an image is {image.dtype} {image.shape}: give uint8 (H, W, 3), or a path"
                 )
             image = Image.fromarray(image)
+        elif not isinstance(image, Image.Image):
+            raise UserError(
+                f"an image is a {type(image).__name__}: give a path, bytes, a PIL image or an array"
+            )
         # No operation of an evaluation transform draws from the generator.
         return self.transform(image.convert("RGB"), np.random.default_rng(0))
 
