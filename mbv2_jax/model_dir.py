@@ -95,17 +95,18 @@ def describe(
 def write(path: pathlib.Path, params: Any, batch_stats: Any, info: Mapping[str, Any]) -> None:
     """Writes a model directory at `path`, replacing one that is there.
 
-    The new one is complete before the old one goes: a process that dies meanwhile leaves either.
+    The new one is complete before the old one is moved away, and that is deleted last: a process
+    that dies meanwhile leaves one of them whole, if only as `.NAME.new` beside `.NAME.old`.
     """
     path = path.absolute()
-    fresh = path.with_name(f".{path.name}.new-{os.getpid()}")
+    fresh, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
     shutil.rmtree(fresh, ignore_errors=True)
     arrays = {"params": params, "batch_stats": batch_stats}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(fresh / "arrays", args=ocp.args.PyTreeSave(arrays))
     (fresh / "model.json").write_text(json.dumps(info, indent=2) + "\n")
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
     if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
         path.rename(old)
     fresh.rename(path)
     shutil.rmtree(old, ignore_errors=True)
@@ -128,10 +129,8 @@ def read(path: str | os.PathLike[str]) -> SavedModel:
     steps = training_steps(path)
     if (path / "model.json").is_file():
         saved = _read_model(path)
-    elif (path / "model" / "model.json").is_file():
-        saved = _read_model(path / "model")
-    elif steps:
-        saved = _read_training_checkpoint(path / "checkpoints" / str(max(steps)))
+    elif (path / "model" / "model.json").is_file() or steps:
+        saved = _read_workdir(path, steps)
     else:
         raise UserError(
             f"{path} is neither a model directory (it would hold model.json) nor a workdir with a "
@@ -139,6 +138,15 @@ def read(path: str | os.PathLike[str]) -> SavedModel:
         )
     _check(saved)
     return saved
+
+
+def _read_workdir(path: pathlib.Path, steps: list[int]) -> SavedModel:
+    """Reads `model/`, unless the run went on after it was written: then the newest checkpoint."""
+    if (path / "model" / "model.json").is_file():
+        saved = _read_model(path / "model")
+        if not steps or saved.info.get("origin", {}).get("step", 0) >= max(steps):
+            return saved
+    return _read_training_checkpoint(path / "checkpoints" / str(max(steps)))
 
 
 def training_steps(workdir: pathlib.Path) -> list[int]:

@@ -99,6 +99,10 @@ def cases(photos: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> dic
         ),
         "no checkpoint": ([digits, "--checkpoint=/no/where"], ["/no/where", "does not exist"]),
         "workdir is a file": ([digits, f"--workdir={files / 'type.py'}"], ["type.py is a file"]),
+        "workdir below a file": (
+            [digits, f"--workdir={files / 'type.py' / 'run'}"],
+            ["cannot be written"],
+        ),
         "expect": ([digits, "--expect=71"], ["--expect=71", "TOP1,TOP5"]),
         "devices": ([digits, "--config.batch_size=66", "4 devices"], ["66", "4 devices", "64"]),
     }

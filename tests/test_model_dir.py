@@ -19,7 +19,6 @@ from mbv2_jax.training.checkpoint import Checkpoints
 from mbv2_jax.training.state import TrainState
 from tests import tiny_model
 
-
 # After an array that cannot be read, Orbax's threads complain that its event loop is gone.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -138,6 +137,27 @@ def test_the_old_model_stays_if_the_new_model_json_cannot_be_written(tmp_path):
     with pytest.raises(TypeError, match="not JSON serializable"):
         model_dir.write(path, arrays["params"], arrays["batch_stats"], {"format": object()})
     assert_holds(model_dir.read(path), tiny_model.variables(seed=0))
+
+
+def test_both_models_are_whole_while_one_takes_the_place_of_the_other(tmp_path, monkeypatch):
+    path = tiny_model.write(tmp_path / "model", seed=0)
+    rename = pathlib.Path.rename
+
+    def die_at_the_second(self: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+        if target == path:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "rename", die_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_model.write(path, seed=1)
+    assert_holds(model_dir.read(tmp_path / ".model.old"), tiny_model.variables(seed=0))
+    assert_holds(model_dir.read(tmp_path / ".model.new"), tiny_model.variables(seed=1))
+
+    tiny_model.write(path, seed=2)
+    assert_holds(model_dir.read(path), tiny_model.variables(seed=2))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
 
 def test_nothing_at_the_path_is_refused(tmp_path):
@@ -264,10 +284,14 @@ def test_workdir_with_checkpoints_is_its_newest_and_its_average_if_there_is_one(
     assert saved.info["origin"] == {"step": 10}
 
 
-def test_finished_workdir_is_its_model(tmp_path):
+def test_finished_workdir_is_its_model_until_the_run_goes_on(tmp_path):
     workdir = train(tmp_path, [10])
-    tiny_model.write(workdir / "model", seed=5)
-    assert_holds(model_dir.read(workdir), tiny_model.variables(5))
+    arrays = tiny_model.variables(5)
+    info = tiny_model.INFO | {"origin": {"step": 10}}
+    model_dir.write(workdir / "model", arrays["params"], arrays["batch_stats"], info)
+    assert_holds(model_dir.read(workdir), arrays)
+    train(workdir, [12])
+    assert_holds(model_dir.read(workdir), tiny_model.variables(12))
 
 
 def test_half_saved_checkpoint_does_not_count(tmp_path):

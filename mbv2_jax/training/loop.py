@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -46,13 +47,10 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
       UserError: see `plan`. RunFailed: the loss became infinite or NaN, or an evaluation failed.
     """
     run = plan(config, workdir, checkpoint)
-    try:
-        run.workdir.mkdir(parents=True, exist_ok=True)
-        _write_json(run.workdir / "config.json", run.config.to_dict())
-    except OSError as error:
-        raise UserError(f"--workdir {run.workdir} cannot be written: {error.strerror}") from None
+    _make_writable(run.workdir)
     with StopRequest() as stop, Checkpoints(run.workdir, run.config.checkpoint) as checkpoints:
         state, step_fn = _prepare(run, checkpoints)
+        _write_json(run.workdir / "config.json", run.config.to_dict())
         result: Result | None = None
         if int(state.step) < run.total_steps:
             state, result = _run_logged(run, state, step_fn, checkpoints, stop)
@@ -177,7 +175,7 @@ def _run_steps(
     step_fn: Callable[..., Any],
     checkpoints: Checkpoints,
     log: RunLog,
-    stop: "StopRequest",
+    stop: StopRequest,
 ) -> tuple[TrainState, Result | None]:
     """Steps from where `state` is to the end, or until asked to stop.
 
@@ -255,6 +253,15 @@ def info(config: ConfigDict) -> str:
     if config.model.num_classes is None:
         lines.append("model.num_classes is not set: the classifier is left out")
     return "\n".join(lines)
+
+
+def _make_writable(workdir: pathlib.Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from None
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:

@@ -40,11 +40,8 @@ class Plan:
     def info(self, step: int) -> dict[str, Any]:
         """Returns the model.json of this run after `step`."""
         text = json.dumps(self.config.to_dict(), sort_keys=True)
-        origin = {
-            "kind": "trained by mbv2_jax",
-            "step": step,
-            "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        }
+        config_hash = hashlib.sha256(text.encode()).hexdigest()
+        origin = {"kind": "trained, sha256 of the config", "step": step, "sha256": config_hash}
         fields = config_lib.model_fields(self.config)
         return model_dir.describe(fields, tuple(self.train_source.class_names), origin)
 
