@@ -38,8 +38,10 @@ def load() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise UserError("the digits dataset needs scikit-learn, which is not installed; run: pip"
-                        " install scikit-learn (the package's extra 'demo' has it)") from error
+        raise UserError(
+            "the digits dataset needs scikit-learn, which is not installed; run: pip"
+            " install scikit-learn (the package's extra 'demo' has it)"
+        ) from error
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
     labels = digits.target.astype(np.int64)
@@ -74,10 +76,12 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         return self.dataset_info_from_configs(
             description="8 x 8 grey images of handwritten digits (UCI optdigits, the part that"
             " scikit-learn ships).",
-            features=tfds.features.FeaturesDict({
-                "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
-                "label": tfds.features.ClassLabel(names=list(CLASS_NAMES)),
-            }),
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
+                    "label": tfds.features.ClassLabel(names=list(CLASS_NAMES)),
+                }
+            ),
             supervised_keys=("image", "label"),
             homepage="https://archive.ics.uci.edu/dataset/80",
             disable_shuffling=True,  # so that record i is example i of `load`
@@ -122,10 +126,20 @@ def main(arguments: list[str] | None = None) -> int:
         description="Write held-out handwritten digits as PNG files, to predict from.",
         epilog="example: python -m mbv2_jax.data.digits --export=/tmp/digits --count=10",
     )
-    parser.add_argument("--export", type=Path, required=True, metavar="DIR",
-                        help="where the files digit_LABEL_INDEX.png go; made if missing")
-    parser.add_argument("--count", type=int, default=10, metavar="N",
-                        help=f"how many, up to {TEST_EXAMPLES} (default: 10)")
+    parser.add_argument(
+        "--export",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="where the files digit_LABEL_INDEX.png go; made if missing",
+    )
+    parser.add_argument(
+        "--count",
+        type=int,
+        default=10,
+        metavar="N",
+        help=f"how many, up to {TEST_EXAMPLES} (default: 10)",
+    )
     options = parser.parse_args(arguments)
     try:
         paths = export(options.export, options.count)

@@ -51,13 +51,17 @@ def steps_per_epoch(num_examples: int, batch_size: int, last_batch: str = "fill"
     if last_batch not in _LAST_BATCH:
         raise UserError(f"unknown last_batch {last_batch!r}; {nearest(last_batch, _LAST_BATCH)}")
     if num_examples < 1 or batch_size < 1:
-        raise UserError(f"an epoch of {num_examples} examples in batches of {batch_size}: both"
-                        " must be 1 or more")
+        raise UserError(
+            f"an epoch of {num_examples} examples in batches of {batch_size}: both"
+            " must be 1 or more"
+        )
     if last_batch == "fill":
         return -(-num_examples // batch_size)
     if num_examples < batch_size:
-        raise UserError(f"a batch of {batch_size} is larger than the split ({num_examples}"
-                        " examples); use a smaller batch_size, or last_batch='fill'")
+        raise UserError(
+            f"a batch of {batch_size} is larger than the split ({num_examples}"
+            " examples); use a smaller batch_size, or last_batch='fill'"
+        )
     return num_examples // batch_size
 
 
@@ -103,8 +107,15 @@ def train_batches(
     if seed < 0:
         raise UserError(f"seed={seed} must be 0 or more")
     reader = _TrainReader(
-        source, transform, _rows(batch_size, process_index, process_count), batch_size, start,
-        max(0, stop - start), seed, steps_per_epoch(len(source), batch_size, last_batch))
+        source,
+        transform,
+        _rows(batch_size, process_index, process_count),
+        batch_size,
+        start,
+        max(0, stop - start),
+        seed,
+        steps_per_epoch(len(source), batch_size, last_batch),
+    )
     return Batches(reader, workers)
 
 
@@ -136,19 +147,27 @@ def eval_batches(
       UserError: an argument is not possible; from the iterator: an image cannot be read or decoded.
     """
     if transform.random:
-        raise UserError("an evaluation transform must not be random; use"
-                        " resize_edge(...)|center_crop(size), or resize(size)")
+        raise UserError(
+            "an evaluation transform must not be random; use"
+            " resize_edge(...)|center_crop(size), or resize(size)"
+        )
     reader = _EvalReader(
-        source, transform, _rows(batch_size, process_index, process_count), batch_size, 0,
-        steps_per_epoch(len(source), batch_size))
+        source,
+        transform,
+        _rows(batch_size, process_index, process_count),
+        batch_size,
+        0,
+        steps_per_epoch(len(source), batch_size),
+    )
     return Batches(reader, workers)
 
 
 def _rows(batch_size: int, process_index: int, process_count: int) -> slice:
     """Returns which rows of a global batch belong to a process."""
     if batch_size < 1 or batch_size % process_count:
-        raise UserError(f"batch_size={batch_size} must be a positive multiple of the"
-                        f" {process_count} processes")
+        raise UserError(
+            f"batch_size={batch_size} must be a positive multiple of the {process_count} processes"
+        )
     per_process = batch_size // process_count
     return slice(process_index * per_process, (process_index + 1) * per_process)
 
@@ -169,8 +188,10 @@ class _Reader:
 
     def empty(self) -> Batch:
         size, count = self.transform.output_size, self.rows.stop - self.rows.start
-        return {"image": np.zeros((count, size, size, 3), np.uint8),
-                "label": np.zeros(count, np.int32)}
+        return {
+            "image": np.zeros((count, size, size, 3), np.uint8),
+            "label": np.zeros(count, np.int32),
+        }
 
     def read_into(self, batch: Batch, row: int, index: int, rng: np.random.Generator) -> None:
         """Puts example `index` of the source into a row of the batch."""
@@ -205,8 +226,7 @@ class _TrainReader(_Reader):
 class _EvalReader(_Reader):
     def __getitem__(self, offset: int) -> Batch:
         first = (self.start + offset) * self.batch_size
-        indices = range(first + self.rows.start,
-                        min(first + self.rows.stop, len(self.source)))
+        indices = range(first + self.rows.start, min(first + self.rows.stop, len(self.source)))
         batch = self.empty()
         batch["mask"] = np.arange(len(batch["label"])) < len(indices)
         rng = np.random.default_rng(0)  # asked for by the interface; nothing draws from it
@@ -252,13 +272,16 @@ class Batches(Iterator[Batch]):
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         threads = 0 if workers else min(_MAX_THREADS, os.cpu_count() or 1)
-        batches = grain.MapDataset.source(reader).to_iter_dataset(grain.ReadOptions(
-            num_threads=threads, prefetch_buffer_size=threads))
+        batches = grain.MapDataset.source(reader).to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        )
         if workers:
             batches = batches.mp_prefetch(
                 grain.MultiprocessingOptions(
-                    num_workers=workers, per_worker_buffer_size=_READY_PER_WORKER),
-                worker_init_fn=_start_worker)
+                    num_workers=workers, per_worker_buffer_size=_READY_PER_WORKER
+                ),
+                worker_init_fn=_start_worker,
+            )
         self._iterator = iter(batches)
         self._next = self._start if workers else functools.partial(next, self._iterator)
         # Also when the object is dropped, and when the interpreter ends.
@@ -287,9 +310,11 @@ class Batches(Iterator[Batch]):
         except RuntimeError as error:
             if "terminated unexpectedly" not in str(error):
                 raise
-            raise UserError(f"a data worker was killed ({_first_sentence(error)}); often memory is"
-                            " short, or /dev/shm is: use fewer workers or a smaller batch_size, in"
-                            " Docker a larger --shm-size") from error
+            raise UserError(
+                f"a data worker was killed ({_first_sentence(error)}); often memory is"
+                " short, or /dev/shm is: use fewer workers or a smaller batch_size, in"
+                " Docker a larger --shm-size"
+            ) from error
         # Plain arrays; the memory, shared with the worker, goes with the last of them.
         return {name: np.asarray(value) for name, value in batch.items()}
 

@@ -1,8 +1,8 @@
 """A dataset's name -> a random-access sequence of encoded images and labels.
 
-    digits              handwritten digits of scikit-learn (data/digits.py), prepared on first use
-    cifar10, ...        any prepared TFDS builder with `image` and `label`, in ArrayRecord files
-    folder:PATH         image files: PATH/SPLIT/CLASS/*.jpg, or PATH/CLASS/*.jpg for one split
+digits              handwritten digits of scikit-learn (data/digits.py), prepared on first use
+cifar10, ...        any prepared TFDS builder with `image` and `label`, in ArrayRecord files
+folder:PATH         image files: PATH/SPLIT/CLASS/*.jpg, or PATH/CLASS/*.jpg for one split
 """
 
 import contextlib
@@ -61,8 +61,9 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
     if name.startswith("folder:"):
         return FolderSource(os.path.expanduser(name.removeprefix("folder:")), split)
     if os.path.isabs(name) or name.startswith((".", "~")) or os.path.isdir(name):
-        raise UserError(f"unknown dataset {name!r}; for a folder of images write"
-                        f" {'folder:' + name!r}")
+        raise UserError(
+            f"unknown dataset {name!r}; for a folder of images write {'folder:' + name!r}"
+        )
     return TfdsSource(name, split, os.path.expanduser(data_dir) if data_dir else None)
 
 
@@ -85,12 +86,16 @@ class FolderSource:
             files.extend(found)
             counts.append(len(found))
         if not files:
-            raise UserError(f"no images in the folders of {self.root}; looked for CLASS/* with"
-                            f" {', '.join(EXTENSIONS)}")
+            raise UserError(
+                f"no images in the folders of {self.root}; looked for CLASS/* with"
+                f" {', '.join(EXTENSIONS)}"
+            )
         empty = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
         if empty:
-            raise UserError(f"no images in {', '.join(os.path.join(self.root, n) for n in empty)};"
-                            " remove the folder, or put the class's images there")
+            raise UserError(
+                f"no images in {', '.join(os.path.join(self.root, n) for n in empty)};"
+                " remove the folder, or put the class's images there"
+            )
         self._files = files
         self._labels = np.repeat(np.arange(len(counts)), counts)
 
@@ -143,8 +148,9 @@ def _is_split(path: str, name: str) -> bool:
 
 def _sub_folders(path: str) -> list[str]:
     with _scan(path) as entries:
-        return sorted(entry.name for entry in entries
-                      if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(
+            entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
+        )
 
 
 def _image_files(root: str, class_name: str) -> list[str]:
@@ -152,8 +158,11 @@ def _image_files(root: str, class_name: str) -> list[str]:
     found = []
     for folder, _, names in sorted(os.walk(os.path.join(root, class_name), followlinks=True)):
         inside = os.path.relpath(folder, root)
-        found += [os.path.join(inside, name) for name in sorted(names)
-                  if name.lower().endswith(EXTENSIONS)]
+        found += [
+            os.path.join(inside, name)
+            for name in sorted(names)
+            if name.lower().endswith(EXTENSIONS)
+        ]
     return found
 
 
@@ -176,27 +185,34 @@ class TfdsSource:
         features = dict(builder.info.features.items())
         label = features.get("label")
         if not isinstance(features.get("image"), tfds.features.Image) or not isinstance(
-                label, tfds.features.ClassLabel):
-            raise UserError(f"dataset {name!r} is not for image classification: it has"
-                            f" {', '.join(map(repr, features))}, and no 'image' with a 'label'")
+            label, tfds.features.ClassLabel
+        ):
+            raise UserError(
+                f"dataset {name!r} is not for image classification: it has"
+                f" {', '.join(map(repr, features))}, and no 'image' with a 'label'"
+            )
         if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
-            raise UserError(f"dataset {name!r} in {builder.data_dir} is prepared as"
-                            f" {builder.info.file_format.value}, which cannot be read by index;"
-                            " with tensorflow and importlib_resources installed run: tfds"
-                            f" convert_format --dataset_version_dir={builder.data_dir}"
-                            " --out_file_format=array_record")
+            raise UserError(
+                f"dataset {name!r} in {builder.data_dir} is prepared as"
+                f" {builder.info.file_format.value}, which cannot be read by index;"
+                " with tensorflow and importlib_resources installed run: tfds"
+                f" convert_format --dataset_version_dir={builder.data_dir}"
+                " --out_file_format=array_record"
+            )
         self.class_names = tuple(label.names or map(str, range(label.num_classes)))
         self._name = f"{name}[{split}]"
         try:
             count = builder.info.splits[split].num_examples
         # TFDS raises ValueError, KeyError or AssertionError, by what is wrong with the expression.
         except Exception as error:
-            raise UserError(f"no split {split!r} in dataset {name!r};"
-                            f" {nearest(split, builder.info.splits)}") from error
+            raise UserError(
+                f"no split {split!r} in dataset {name!r}; {nearest(split, builder.info.splits)}"
+            ) from error
         if not count:
             raise UserError(f"split {split!r} of dataset {name!r} is empty")
         self._records = builder.as_data_source(
-            split, decoders={"image": tfds.decode.SkipDecoding()}, file_format="array_record")
+            split, decoders={"image": tfds.decode.SkipDecoding()}, file_format="array_record"
+        )
 
     def __len__(self) -> int:
         return len(self._records)
@@ -234,8 +250,10 @@ def _digits(data_dir: str | None) -> Any:
                 with _quiet():
                     builder.download_and_prepare()
     except OSError as error:
-        raise UserError(f"cannot write the digits dataset to {path}: {error.strerror}; set"
-                        " data.data_dir to a folder that can be written") from error
+        raise UserError(
+            f"cannot write the digits dataset to {path}: {error.strerror}; set"
+            " data.data_dir to a folder that can be written"
+        ) from error
     return digits.Digits(data_dir=data_dir, file_format="array_record")
 
 
@@ -261,7 +279,8 @@ def _prepared(name: str, data_dir: str | None) -> Any:
             f"dataset {name!r} is not prepared in {data_dir or tfds.core.constants.DATA_DIR}; with"
             " tensorflow and importlib_resources installed run: tfds build"
             f" {name} --file_format=array_record{option} (what to download by hand before:"
-            f" https://www.tensorflow.org/datasets/catalog/{base})") from error
+            f" https://www.tensorflow.org/datasets/catalog/{base})"
+        ) from error
     # A name that TFDS cannot parse (ValueError), a folder that cannot be read (OSError), ...
     except Exception as error:
         hint = "" if base in known else "; " + _nearest_dataset(name, known)

@@ -62,8 +62,9 @@ def decode(encoded: bytes) -> Image.Image:
     except UserError:
         raise
     except UnidentifiedImageError as error:
-        raise UserError(f"cannot decode the image ({len(encoded)} bytes): not the bytes of an"
-                        " image file") from error
+        raise UserError(
+            f"cannot decode the image ({len(encoded)} bytes): not the bytes of an image file"
+        ) from error
     # Pillow raises OSError for most damaged files, and many other types from its file plugins.
     except Exception as error:
         raise UserError(f"cannot decode the image ({len(encoded)} bytes): {error}") from error
@@ -87,8 +88,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # Pillow's own conversion clips at 255 instead of scaling 0..65535.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise UserError(f"cannot decode the image: {image.format} with pixels of mode {image.mode}"
-                        " has no fixed range; save it with 8 or 16 bits a channel")
+        raise UserError(
+            f"cannot decode the image: {image.format} with pixels of mode {image.mode}"
+            " has no fixed range; save it with 8 or 16 bits a channel"
+        )
     # Without this Pillow would warn about a transparency that the conversion drops anyway.
     image.info.pop("transparency", None)
     return image.convert("RGB")
@@ -195,9 +198,11 @@ class RandomCrop:
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         width, height = image.width + 2 * self.padding, image.height + 2 * self.padding
         if min(width, height) < self.crop_size:
-            raise UserError(f"random_crop({self.crop_size}, padding={self.padding}) needs a larger"
-                            f" image than {image.width} x {image.height}; resize_edge before it,"
-                            " or more padding")
+            raise UserError(
+                f"random_crop({self.crop_size}, padding={self.padding}) needs a larger"
+                f" image than {image.width} x {image.height}; resize_edge before it,"
+                " or more padding"
+            )
         top = int(rng.integers(0, height - self.crop_size + 1)) - self.padding
         left = int(rng.integers(0, width - self.crop_size + 1)) - self.padding
         # Pillow fills what lies outside the image with zeros.
@@ -245,8 +250,10 @@ class CenterCrop:
         width, height = image.size
         # mmcv would return a smaller crop, with which no batch can be made.
         if min(width, height) < self.crop_size:
-            raise UserError(f"center_crop({self.crop_size}) needs a larger image than"
-                            f" {width} x {height}; put resize_edge(...) before it")
+            raise UserError(
+                f"center_crop({self.crop_size}) needs a larger image than"
+                f" {width} x {height}; put resize_edge(...) before it"
+            )
         left = round((width - self.crop_size) / 2)
         top = round((height - self.crop_size) / 2)
         return image.crop((left, top, left + self.crop_size, top + self.crop_size))
@@ -334,8 +341,10 @@ def make_transform(spec: str, image_size: int) -> Transform:
     try:
         tree = ast.parse(spec.strip(), mode="eval").body
     except SyntaxError as error:
-        raise UserError(f"transform {spec!r} cannot be read: {error.msg}; write it like"
-                        " 'resize_edge(256)|center_crop(size)'") from error
+        raise UserError(
+            f"transform {spec!r} cannot be read: {error.msg}; write it like"
+            " 'resize_edge(256)|center_crop(size)'"
+        ) from error
     operations = []
     for call in _split(tree):
         try:
@@ -346,8 +355,10 @@ def make_transform(spec: str, image_size: int) -> Transform:
     for operation in operations:
         output_size = operation.output_size(output_size)
     if output_size is None:
-        raise UserError(f"transform {spec!r} does not end in a fixed size; add center_crop(size),"
-                        " random_resized_crop(size), random_crop(size) or resize(size)")
+        raise UserError(
+            f"transform {spec!r} does not end in a fixed size; add center_crop(size),"
+            " random_resized_crop(size), random_crop(size) or resize(size)"
+        )
     return Transform(tuple(operations), output_size)
 
 
@@ -359,26 +370,34 @@ def _split(tree: ast.expr) -> list[ast.expr]:
 
 def _make_operation(call: ast.expr, image_size: int) -> Operation:
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
-        raise UserError(f"{ast.unparse(call)!r} is no operation; write NAME(ARGUMENTS), such as"
-                        " 'center_crop(size)'")
+        raise UserError(
+            f"{ast.unparse(call)!r} is no operation; write NAME(ARGUMENTS), such as"
+            " 'center_crop(size)'"
+        )
     name = call.func.id
     if name not in OPERATIONS:
         raise UserError(f"unknown operation {name!r}; {nearest(name, OPERATIONS)}")
     operation = OPERATIONS[name]
     known = [field.name for field in dataclasses.fields(operation)]  # type: ignore[arg-type]
     if len(call.args) > len(known):
-        raise UserError(f"{name} takes at most {len(known)} arguments ({', '.join(known)}), not"
-                        f" {len(call.args)}")
+        raise UserError(
+            f"{name} takes at most {len(known)} arguments ({', '.join(known)}), not"
+            f" {len(call.args)}"
+        )
     values = dict(zip(known, (_value(name, node, image_size) for node in call.args), strict=False))
     for keyword in call.keywords:
         if keyword.arg not in known:
-            raise UserError(f"{name} has no argument {keyword.arg!r};"
-                            f" {nearest(keyword.arg, known)}")
+            raise UserError(
+                f"{name} has no argument {keyword.arg!r}; {nearest(keyword.arg, known)}"
+            )
         if keyword.arg in values:
             raise UserError(f"{name} got {keyword.arg!r} twice")
         values[keyword.arg] = _value(name, keyword.value, image_size)
-    missing = [field.name for field in dataclasses.fields(operation)  # type: ignore[arg-type]
-               if field.default is dataclasses.MISSING and field.name not in values]
+    missing = [
+        field.name
+        for field in dataclasses.fields(operation)  # type: ignore[arg-type]
+        if field.default is dataclasses.MISSING and field.name not in values
+    ]
     if missing:
         raise UserError(f"{name} needs {missing[0]!r}, such as {name}(size)")
     try:
@@ -393,8 +412,9 @@ def _value(name: str, node: ast.expr, image_size: int) -> Any:
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError) as error:
-        raise UserError(f"{name}: argument {ast.unparse(node)!r} is neither a literal nor"
-                        " 'size'") from error
+        raise UserError(
+            f"{name}: argument {ast.unparse(node)!r} is neither a literal nor 'size'"
+        ) from error
 
 
 def _is_number(value: Any) -> bool:
@@ -412,8 +432,12 @@ def _check_count(name: str, value: Any) -> None:
 
 
 def _check_range(name: str, value: Any) -> None:
-    if (not isinstance(value, Sequence) or len(value) != 2 or not all(map(_is_number, value))
-            or not 0 < value[0] <= value[1]):
+    if (
+        not isinstance(value, Sequence)
+        or len(value) != 2
+        or not all(map(_is_number, value))
+        or not 0 < value[0] <= value[1]
+    ):
         raise UserError(f"{name}={value!r} must be (low, high) with 0 < low <= high")
 
 

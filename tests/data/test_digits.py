@@ -25,7 +25,8 @@ def test_both_splits_together_are_the_dataset(data_dir):
     sklearn = load_digits()
     expected = sorted(
         (np.floor(image * 255 / 16 + 0.5).astype(np.uint8).tobytes(), int(label))
-        for image, label in zip(sklearn.images, sklearn.target, strict=True))
+        for image, label in zip(sklearn.images, sklearn.target, strict=True)
+    )
     found = []
     for split, count in {"train": 1437, "test": 360}.items():
         source = open_source("digits", split, data_dir)
@@ -55,7 +56,8 @@ def test_command_writes_the_held_out_images(tmp_path, data_dir):
         assert path.name == f"digit_{source[i]['label']}_{i}.png"
         # What is predicted from is what is evaluated.
         np.testing.assert_array_equal(
-            np.asarray(decode(path.read_bytes())), np.asarray(decode(source[i]["image"])))
+            np.asarray(decode(path.read_bytes())), np.asarray(decode(source[i]["image"]))
+        )
 
 
 @pytest.mark.parametrize("count", ["0", "361"])
@@ -79,18 +81,25 @@ def test_without_scikit_learn_the_extra_is_named(tmp_path, monkeypatch):
 
 def test_two_processes_may_prepare_at_once(tmp_path):
     """The first use of two runs on one machine; each prints how many examples it opened."""
-    code = ("from mbv2_jax.data.sources import open_source;"
-            f"print(len(open_source('digits', 'train', {str(tmp_path)!r})))")
-    runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-            for _ in range(3)]
+    code = (
+        "from mbv2_jax.data.sources import open_source;"
+        f"print(len(open_source('digits', 'train', {str(tmp_path)!r})))"
+    )
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
     assert [run.communicate()[0] for run in runs] == ["1437\n"] * 3
 
 
 def test_opening_needs_neither_tensorflow_nor_jax_and_keeps_stdout_clean(tmp_path):
-    code = ("import sys; from mbv2_jax.data import sources, transforms, loader;"
-            f"sources.open_source('digits', 'train', {str(tmp_path)!r})[0];"
-            "print({'tensorflow', 'jax', 'grain'} & set(sys.modules))")
+    code = (
+        "import sys; from mbv2_jax.data import sources, transforms, loader;"
+        f"sources.open_source('digits', 'train', {str(tmp_path)!r})[0];"
+        "print({'tensorflow', 'jax', 'grain'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
     assert done.stderr.splitlines() == [
-        f"preparing the digits dataset in {tmp_path}/digits/1.0.0 (once)"]
+        f"preparing the digits dataset in {tmp_path}/digits/1.0.0 (once)"
+    ]

@@ -14,23 +14,63 @@ from tests.data.coded import CodedSource, indices
 PLAIN = make_transform("resize(size)", 8)
 # Two epochs of 16 examples with seed 7, as of the first release.
 ORDER = [
-    6, 2, 7, 1, 9, 11, 13, 4, 14, 15, 3, 8, 5, 12, 10, 0,
-    6, 3, 7, 9, 10, 11, 5, 14, 8, 1, 15, 12, 0, 4, 13, 2,
+    6,
+    2,
+    7,
+    1,
+    9,
+    11,
+    13,
+    4,
+    14,
+    15,
+    3,
+    8,
+    5,
+    12,
+    10,
+    0,
+    6,
+    3,
+    7,
+    9,
+    10,
+    11,
+    5,
+    14,
+    8,
+    1,
+    15,
+    12,
+    0,
+    4,
+    13,
+    2,
 ]
 
 RANDOM = make_transform("random_crop(size, padding=4)|random_flip(0.5)", 8)
 
 
 def train(source, start, stop, *, transform=PLAIN, seed=7, batch_size=8, **options):
-    with contextlib.closing(train_batches(
-            source, transform, batch_size=batch_size, seed=seed, start=start, stop=stop,
-            workers=0, **options)) as batches:
+    with contextlib.closing(
+        train_batches(
+            source,
+            transform,
+            batch_size=batch_size,
+            seed=seed,
+            start=start,
+            stop=stop,
+            workers=0,
+            **options,
+        )
+    ) as batches:
         return list(batches)
 
 
 def evaluate(source, batch_size, **options):
-    with contextlib.closing(eval_batches(
-            source, PLAIN, batch_size=batch_size, workers=0, **options)) as batches:
+    with contextlib.closing(
+        eval_batches(source, PLAIN, batch_size=batch_size, workers=0, **options)
+    ) as batches:
         return list(batches)
 
 
@@ -64,7 +104,7 @@ def test_batches_have_the_promised_types():
 
 def test_every_epoch_holds_every_example_once_in_an_order_of_its_own():
     batches = train(CodedSource(400), 0, 150)  # three epochs of 50 batches
-    epochs = [epoch_of(batches[e * 50:(e + 1) * 50]) for e in range(3)]
+    epochs = [epoch_of(batches[e * 50 : (e + 1) * 50]) for e in range(3)]
     for epoch in epochs:
         assert sorted(epoch) == list(range(400))
     for first, second in itertools.combinations([*epochs, list(range(400))], 2):
@@ -113,8 +153,10 @@ def test_a_batch_depends_on_its_number_alone():
 
 
 def test_an_example_is_augmented_anew_in_every_epoch():
-    crops = {batch["image"].tobytes() for batch in
-             train(CodedSource(1), 0, 30, transform=RANDOM, batch_size=1)}
+    crops = {
+        batch["image"].tobytes()
+        for batch in train(CodedSource(1), 0, 30, transform=RANDOM, batch_size=1)
+    }
     # 81 places of the crop (the flip does not show in one colour): about 25 differ in 30 draws.
     assert len(crops) > 15
 
@@ -125,25 +167,34 @@ def test_augmentation_does_not_depend_on_who_shares_the_batch():
     small = train(source, 0, 12, transform=RANDOM, batch_size=4)
     large = train(source, 0, 2, transform=RANDOM, batch_size=24)
     np.testing.assert_array_equal(
-        np.concatenate([b["image"] for b in small]), np.concatenate([b["image"] for b in large]))
+        np.concatenate([b["image"] for b in small]), np.concatenate([b["image"] for b in large])
+    )
 
 
 @pytest.mark.parametrize("last_batch", ["fill", "drop"])
 def test_processes_share_the_batch_that_one_would_get(last_batch):
     source = CodedSource(45)
     whole = train(source, 3, 14, transform=RANDOM, last_batch=last_batch)
-    parts = [train(source, 3, 14, transform=RANDOM, last_batch=last_batch,
-                   process_index=p, process_count=4) for p in range(4)]
-    joined = [{name: np.concatenate([part[name] for part in step]) for name in step[0]}
-              for step in zip(*parts, strict=True)]
+    parts = [
+        train(
+            source, 3, 14, transform=RANDOM, last_batch=last_batch, process_index=p, process_count=4
+        )
+        for p in range(4)
+    ]
+    joined = [
+        {name: np.concatenate([part[name] for part in step]) for name in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
     assert_same(joined, whole)
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 30])
 @pytest.mark.parametrize("process_count", [1, 2, 4])
 def test_evaluation_scores_each_example_once(length, process_count):
-    parts = [evaluate(CodedSource(length), 8, process_index=p, process_count=process_count)
-             for p in range(process_count)]
+    parts = [
+        evaluate(CodedSource(length), 8, process_index=p, process_count=process_count)
+        for p in range(process_count)
+    ]
     # The same number of batches everywhere: a collective waits for every process.
     assert {len(part) for part in parts} == {-(-length // 8)}
     seen = []
@@ -169,7 +220,8 @@ def test_a_broken_image_stops_both_and_is_named():
         with pytest.raises(UserError) as error:
             run()
         assert str(error.value) == (
-            "coded/17.png: cannot decode the image (8 bytes): not the bytes of an image file")
+            "coded/17.png: cannot decode the image (8 bytes): not the bytes of an image file"
+        )
 
 
 def test_examples_without_a_label_are_refused():
@@ -197,15 +249,18 @@ def test_closing_ends_the_iterator():
         next(batches)
 
 
-@pytest.mark.parametrize(("options", "says"), [
-    ({"last_batch": "fil"}, "unknown last_batch 'fil'; did you mean 'fill'?"),
-    ({"batch_size": 0}, "batch_size=0 must be a positive multiple"),
-    ({"batch_size": -8}, "batch_size=-8 must be a positive multiple"),
-    ({"process_count": 3}, "batch_size=8 must be a positive multiple of the 3 processes"),
-    ({"last_batch": "drop", "batch_size": 32}, "a batch of 32 is larger than the split (20"),
-    ({"seed": -1}, "seed=-1 must be 0 or more"),
-    ({"workers": -1}, "workers=-1 must be 0 or more"),
-])
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"last_batch": "fil"}, "unknown last_batch 'fil'; did you mean 'fill'?"),
+        ({"batch_size": 0}, "batch_size=0 must be a positive multiple"),
+        ({"batch_size": -8}, "batch_size=-8 must be a positive multiple"),
+        ({"process_count": 3}, "batch_size=8 must be a positive multiple of the 3 processes"),
+        ({"last_batch": "drop", "batch_size": 32}, "a batch of 32 is larger than the split (20"),
+        ({"seed": -1}, "seed=-1 must be 0 or more"),
+        ({"workers": -1}, "workers=-1 must be 0 or more"),
+    ],
+)
 def test_impossible_arguments_are_explained(options, says):
     arguments = {"batch_size": 8, "seed": 0, "start": 0, "stop": 1, "workers": 0} | options
     with pytest.raises(UserError) as error:

@@ -17,13 +17,24 @@ def write(path, *names) -> None:
         file = path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8), level, np.uint8)).save(
-            file, {".webp": "WEBP", ".png": "PNG", ".bmp": "BMP"}.get(file.suffix, "JPEG"))
+            file, {".webp": "WEBP", ".png": "PNG", ".bmp": "BMP"}.get(file.suffix, "JPEG")
+        )
 
 
 @pytest.fixture
 def flowers(tmp_path):
-    write(tmp_path / "train", "tulip/b.jpg", "tulip/a.JPEG", "rose/x.png", "rose/y.webp",
-          "Iris/more/deep.bmp", "Iris/z.jpg", "Iris/10.jpg", "Iris/9.jpg", "Iris/more-2/a.jpg")
+    write(
+        tmp_path / "train",
+        "tulip/b.jpg",
+        "tulip/a.JPEG",
+        "rose/x.png",
+        "rose/y.webp",
+        "Iris/more/deep.bmp",
+        "Iris/z.jpg",
+        "Iris/10.jpg",
+        "Iris/9.jpg",
+        "Iris/more-2/a.jpg",
+    )
     (tmp_path / "train" / "tulip" / "notes.txt").write_text("no image")
     (tmp_path / "train" / "index.html").write_text("no class")
     write(tmp_path / "val", "Iris/1.jpg", "rose/1.jpg", "tulip/1.jpg")
@@ -111,8 +122,11 @@ def data_dir(tmp_path_factory):
     """Holds the digits, prepared, and copies of them under other names and in other forms."""
     path = tmp_path_factory.mktemp("tfds")
     open_source("digits", "train", str(path))
-    for name, old, new in [("letters", "digits", "letters"), ("stored", "array_record", "tfrecord"),
-                           ("unlabelled", '"label"', '"writer"')]:
+    for name, old, new in [
+        ("letters", "digits", "letters"),
+        ("stored", "array_record", "tfrecord"),
+        ("unlabelled", '"label"', '"writer"'),
+    ]:
         copy = path / name / "1.0.0"
         shutil.copytree(path / "digits" / "1.0.0", copy)
         for file in copy.glob("digits-*"):
@@ -152,17 +166,21 @@ def test_wrong_tfds_datasets_are_explained(data_dir):
 
 def test_a_tfds_dataset_that_is_not_prepared_names_the_command(data_dir):
     assert f"tfds build cifar10 --file_format=array_record --data_dir={data_dir}" in fails(
-        "cifar10", data_dir=data_dir)
+        "cifar10", data_dir=data_dir
+    )
     # Of its code nothing is needed, which for this one would be TensorFlow.
     assert "tfds build coco/2017 --file_format=array_record" in fails(
-        "coco/2017", data_dir=data_dir)
+        "coco/2017", data_dir=data_dir
+    )
 
 
 def test_a_tfds_dataset_in_tfrecord_form_names_the_command(data_dir):
     message = fails("stored", data_dir=data_dir)
     assert "is prepared as tfrecord" in message
-    assert (f"tfds convert_format --dataset_version_dir={data_dir}/stored/1.0.0"
-            " --out_file_format=array_record") in message
+    assert (
+        f"tfds convert_format --dataset_version_dir={data_dir}/stored/1.0.0"
+        " --out_file_format=array_record"
+    ) in message
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):

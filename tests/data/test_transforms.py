@@ -74,7 +74,7 @@ def test_random_crop_takes_every_window_of_the_padded_image():
     """As torchvision's RandomCrop(size, padding): zeros around, every place as likely."""
     image = ramp(8, 8) + 1  # no zeros of its own
     padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
-    windows = {padded[y:y + 8, x:x + 8].tobytes(): (y, x) for y in range(5) for x in range(5)}
+    windows = {padded[y : y + 8, x : x + 8].tobytes(): (y, x) for y in range(5) for x in range(5)}
     transform, rng = make_transform("random_crop(size, padding=2)", 8), generator()
     draws = 2500
     counts = np.zeros((5, 5))
@@ -93,32 +93,35 @@ def test_random_flip_flips_with_its_probability():
     assert 403 < sum(flips) < 597
 
 
-@pytest.mark.parametrize(("spec", "says"), [
-    ("center_crop(size", "cannot be read"),
-    ("resize_egde(256)|center_crop(size)", "did you mean 'resize_edge'?"),
-    ("sharpen(size)", "known are 'random_resized_crop', 'random_flip'"),
-    ("center_crop", "write NAME(ARGUMENTS)"),
-    ("resize(size) + random_flip()", "write NAME(ARGUMENTS)"),
-    ("__import__('os').remove('x')", "is no operation"),
-    ("resize(image_size)", "neither a literal nor 'size'"),
-    ("resize(open('x'))", "neither a literal nor 'size'"),
-    ("resize(size * 2)", "neither a literal nor 'size'"),
-    ("resize(size, interpolaton='bicubic')", "did you mean 'interpolation'?"),
-    ("resize(size, interpolation='cubic')", "did you mean 'bicubic'?"),
-    ("resize(size, 'bilinear', 3)", "at most 2 arguments (scale, interpolation)"),
-    ("resize(size, scale=3)", "got 'scale' twice"),
-    ("resize()", "resize needs 'scale'"),
-    ("center_crop(0)", "crop_size=0 must be a whole number of pixels"),
-    ("center_crop(12.5)", "crop_size=12.5"),
-    ("center_crop(True)", "crop_size=True"),
-    ("random_crop(size, padding=-1)", "padding=-1"),
-    ("resize(size)|random_flip(1.5)", "prob=1.5 must be a number from 0 to 1"),
-    ("random_resized_crop(size, crop_ratio_range=(1.0, 0.08))", "low <= high"),
-    ("random_resized_crop(size, aspect_ratio_range=0.75)", "must be (low, high)"),
-    ("resize_edge(256)", "does not end in a fixed size"),
-    ("random_flip(0.5)", "does not end in a fixed size"),
-    ("", "cannot be read"),
-])
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("center_crop(size", "cannot be read"),
+        ("resize_egde(256)|center_crop(size)", "did you mean 'resize_edge'?"),
+        ("sharpen(size)", "known are 'random_resized_crop', 'random_flip'"),
+        ("center_crop", "write NAME(ARGUMENTS)"),
+        ("resize(size) + random_flip()", "write NAME(ARGUMENTS)"),
+        ("__import__('os').remove('x')", "is no operation"),
+        ("resize(image_size)", "neither a literal nor 'size'"),
+        ("resize(open('x'))", "neither a literal nor 'size'"),
+        ("resize(size * 2)", "neither a literal nor 'size'"),
+        ("resize(size, interpolaton='bicubic')", "did you mean 'interpolation'?"),
+        ("resize(size, interpolation='cubic')", "did you mean 'bicubic'?"),
+        ("resize(size, 'bilinear', 3)", "at most 2 arguments (scale, interpolation)"),
+        ("resize(size, scale=3)", "got 'scale' twice"),
+        ("resize()", "resize needs 'scale'"),
+        ("center_crop(0)", "crop_size=0 must be a whole number of pixels"),
+        ("center_crop(12.5)", "crop_size=12.5"),
+        ("center_crop(True)", "crop_size=True"),
+        ("random_crop(size, padding=-1)", "padding=-1"),
+        ("resize(size)|random_flip(1.5)", "prob=1.5 must be a number from 0 to 1"),
+        ("random_resized_crop(size, crop_ratio_range=(1.0, 0.08))", "low <= high"),
+        ("random_resized_crop(size, aspect_ratio_range=0.75)", "must be (low, high)"),
+        ("resize_edge(256)", "does not end in a fixed size"),
+        ("random_flip(0.5)", "does not end in a fixed size"),
+        ("", "cannot be read"),
+    ],
+)
 def test_a_wrong_string_is_explained(spec, says):
     with pytest.raises(UserError) as error:
         make_transform(spec, 32)
@@ -148,7 +151,8 @@ def test_16_bit_grey_is_scaled_and_not_clipped():
 def test_transparency_is_dropped_and_not_blended():
     pixels = np.array([[[200, 100, 50, 0], [200, 100, 50, 128]]], np.uint8)
     np.testing.assert_array_equal(
-        np.asarray(decode(png(Image.fromarray(pixels)))), [[[200, 100, 50]] * 2])
+        np.asarray(decode(png(Image.fromarray(pixels)))), [[[200, 100, 50]] * 2]
+    )
 
 
 def test_print_colours_come_out_as_screen_colours():
@@ -175,11 +179,14 @@ def test_a_rotated_photo_stands_upright():
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-@pytest.mark.parametrize("exif", [
-    b"Exif\0\0no header",
-    b"Exif\0\0II*\0\xff\xff\xff\xff",
-    b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12",
-])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0no header",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12",
+    ],
+)
 def test_a_damaged_exif_block_does_not_stop_a_sound_image(exif):
     file = io.BytesIO()
     Image.fromarray(ramp(24, 16)).save(file, "JPEG", exif=exif)
@@ -198,9 +205,17 @@ def damaged_png() -> bytes:
     return bytes(encoded)
 
 
-@pytest.mark.parametrize("encoded", [
-    b"", b"<html>not found</html>", jpeg()[:10], jpeg()[:len(jpeg()) // 2], damaged_png(),
-    png(Image.fromarray(ramp(64, 64)))[:60]])
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        b"",
+        b"<html>not found</html>",
+        jpeg()[:10],
+        jpeg()[: len(jpeg()) // 2],
+        damaged_png(),
+        png(Image.fromarray(ramp(64, 64)))[:60],
+    ],
+)
 def test_what_is_no_whole_image_is_refused(encoded):
     with pytest.raises(UserError, match=rf"cannot decode the image \({len(encoded)} bytes\)"):
         decode(encoded)

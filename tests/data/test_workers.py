@@ -53,15 +53,26 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("workers", "start", "stop"), [
-    (2, 3, 14),
-    (3, 12, 14),  # a worker has nothing to do
-])
+@pytest.mark.parametrize(
+    ("workers", "start", "stop"),
+    [
+        (2, 3, 14),
+        (3, 12, 14),  # a worker has nothing to do
+    ],
+)
 def test_any_number_of_workers_gives_the_same_batches(workers, start, stop):
     def batches(workers):
-        with contextlib.closing(train_batches(
-                CodedSource(45), RANDOM, batch_size=8, seed=7, start=start, stop=stop,
-                workers=workers)) as iterator:
+        with contextlib.closing(
+            train_batches(
+                CodedSource(45),
+                RANDOM,
+                batch_size=8,
+                seed=7,
+                start=start,
+                stop=stop,
+                workers=workers,
+            )
+        ) as iterator:
             return list(iterator)
 
     expected, found = batches(0), batches(workers)
@@ -80,18 +91,21 @@ def test_evaluation_scores_each_example_once_and_a_broken_one_is_named():
         for batch in batches:
             seen.extend(np.array(indices(batch))[batch["mask"]].tolist())
 
-    with contextlib.closing(eval_batches(
-            CodedSource(30, broken=29), plain, batch_size=8, workers=2)) as batches:
+    with contextlib.closing(
+        eval_batches(CodedSource(30, broken=29), plain, batch_size=8, workers=2)
+    ) as batches:
         with pytest.raises(UserError) as error:
             evaluate(batches)
         assert seen == list(range(24))
         assert str(error.value) == (
-            "coded/29.png: cannot decode the image (8 bytes): not the bytes of an image file")
+            "coded/29.png: cannot decode the image (8 bytes): not the bytes of an image file"
+        )
 
 
 def test_a_killed_worker_is_explained():
-    batches = train_batches(CodedSource(8), RANDOM, batch_size=8, seed=0, start=0, stop=1_000_000,
-                            workers=1)
+    batches = train_batches(
+        CodedSource(8), RANDOM, batch_size=8, seed=0, start=0, stop=1_000_000, workers=1
+    )
     with contextlib.closing(batches):
         next(batches)
         (worker,) = multiprocessing.active_children()
@@ -105,8 +119,12 @@ def test_a_killed_worker_is_explained():
 def start_run(stop: int = 1_000_000) -> tuple[subprocess.Popen, list[int]]:
     """Starts RUN in a process group of its own; returns it and its workers' process ids."""
     run = subprocess.Popen(
-        [sys.executable, "-c", RUN, str(stop)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True)
+        [sys.executable, "-c", RUN, str(stop)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     assert run.stdout is not None
     workers = [int(pid) for pid in run.stdout.readline().split()]
     assert len(workers) == 2

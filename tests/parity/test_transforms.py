@@ -57,7 +57,8 @@ def test_resize_edge_and_center_crop_are_mmpretrains(mmpretrain_transforms, size
     result = ours_mm.ResizeEdge(101, backend="pillow", interpolation=interpolation)(result)
     expected = mmcv_transforms.CenterCrop(90)(result)["img"]
     transform = make_transform(
-        f"resize_edge(101, interpolation='{interpolation}')|center_crop(90)", 224)
+        f"resize_edge(101, interpolation='{interpolation}')|center_crop(90)", 224
+    )
     np.testing.assert_array_equal(transform(Image.fromarray(image), RNG), expected)
 
 
@@ -126,7 +127,8 @@ def test_random_flip_flips_as_mmcv(mmpretrain_transforms):
     image = photo(40, 30)
     expected = mmcv_transforms.RandomFlip(prob=1.0)({"img": image})["img"]
     flipped = make_transform("random_flip(1.0)|resize(30)", 30).operations[0](
-        Image.fromarray(image), RNG)
+        Image.fromarray(image), RNG
+    )
     np.testing.assert_array_equal(np.asarray(flipped), expected)
 
 
@@ -171,21 +173,26 @@ def files() -> dict[str, bytes]:
         exif[0x0112] = orientation
         options = {"lossless": True} if kind == "WEBP" else {}
         found[f"orientation-{orientation}.{kind.lower()}"] = pillow_file(
-            rgb, kind, exif=exif, **options)
+            rgb, kind, exif=exif, **options
+        )
     return found
+
+
+def opencv_rgb(encoded: bytes) -> np.ndarray:
+    bgr = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    assert bgr is not None
+    return bgr[..., ::-1]
 
 
 @pytest.mark.parametrize("name", files())
 def test_decode_gives_the_pixels_of_opencv(name):
     encoded = files()[name]
-    bgr = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-    np.testing.assert_array_equal(np.asarray(decode(encoded)), bgr[..., ::-1])
+    np.testing.assert_array_equal(np.asarray(decode(encoded)), opencv_rgb(encoded))
 
 
 def test_decode_of_cmyk_is_opencvs_to_one_level():
     """Print colours, whose samples such JPEG files hold inverted (Adobe's way)."""
     encoded = pillow_file(Image.fromarray(photo(60, 40)).convert("CMYK"), "JPEG", quality=95)
-    bgr = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
     # OpenCV shifts by 8 bits (divides by 256) where Pillow divides by 255: one level at most.
-    np.testing.assert_allclose(
-        np.asarray(decode(encoded)).astype(int), bgr[..., ::-1].astype(int), atol=1)
+    ours, theirs = np.asarray(decode(encoded)).astype(int), opencv_rgb(encoded).astype(int)
+    np.testing.assert_allclose(ours, theirs, atol=1)
