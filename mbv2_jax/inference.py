@@ -85,12 +85,14 @@ class Classifier:
                     f"an image is {image.dtype} {image.shape}: give uint8 (H, W, 3), or a path"
                 )
             image = Image.fromarray(image)
-        elif not isinstance(image, Image.Image):
+        elif isinstance(image, Image.Image):
+            image = transforms.upright_rgb(image)
+        else:
             raise UserError(
                 f"an image is a {type(image).__name__}: give a path, bytes, a PIL image or an array"
             )
         # No operation of an evaluation transform draws from the generator.
-        return self.transform(image.convert("RGB"), np.random.default_rng(0))
+        return self.transform(image, np.random.default_rng(0))
 
 
 def init_model(checkpoint: str | os.PathLike[str]) -> Classifier:

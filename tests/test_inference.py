@@ -101,6 +101,19 @@ def test_path_bytes_pil_image_and_array_are_the_same_image(classifier, folder):
         np.testing.assert_array_equal(classifier.prepare(same), expected)
 
 
+def test_opened_image_is_turned_upright_as_its_file_is(classifier, tmp_path):
+    file = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    photo(0).save(file, exif=exif)
+    with Image.open(file) as opened:
+        ours = classifier.prepare(opened)
+    np.testing.assert_array_equal(ours, classifier.prepare(file))
+    untold = tmp_path / "untold.jpg"
+    photo(0).save(untold)
+    assert not np.array_equal(ours, classifier.prepare(untold))
+
+
 def test_preparing_is_the_models_evaluation_transform(classifier):
     # resize_edge(36)|center_crop(32) of 70 x 50: the short side becomes 36, the long one 50.4, cut.
     resized = photo(0).resize((50, 36), Image.Resampling.BILINEAR)

@@ -56,9 +56,7 @@ def decode(encoded: bytes) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            image.load()
-            orientation = _orientation(image)
-            rgb = _to_rgb(image)
+            return upright_rgb(image)
     except UserError:
         raise
     except UnidentifiedImageError as error:
@@ -68,9 +66,18 @@ def decode(encoded: bytes) -> Image.Image:
     # Pillow raises OSError for most damaged files, and many other types from its file plugins.
     except Exception as error:
         raise UserError(f"cannot decode the image ({len(encoded)} bytes): {error}") from error
-    if orientation in _UPRIGHT:
-        rgb = rgb.transpose(_UPRIGHT[orientation])
-    return rgb
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Returns an opened image with the pixels that `decode` gives for its file.
+
+    Raises:
+      UserError: it holds a kind of pixel that has no one right 8-bit form.
+    """
+    image.load()
+    orientation = _orientation(image)
+    rgb = _to_rgb(image)
+    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
 
 
 def _orientation(image: Image.Image) -> Any:
