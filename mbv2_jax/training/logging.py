@@ -179,6 +179,7 @@ def draw_curves(workdir: pathlib.Path) -> None:
     """Draws loss, top-1 accuracy and learning rate over epochs: metrics.jsonl -> curves.png."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
@@ -195,6 +196,9 @@ def draw_curves(workdir: pathlib.Path) -> None:
                 axes.plot(*zip(*points, strict=True), label=split, **style)
         if key == "loss":
             axes.set_yscale("log")  # else the first evaluations hide the rest
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+            axes.yaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
