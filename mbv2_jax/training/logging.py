@@ -50,7 +50,8 @@ class RunLog:
         self._batch_size, self._every_steps = batch_size, every_steps
         self._pending: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
         self._writes = jax.process_index() == 0
-        self._since, self._since_step = time.monotonic(), start
+        # From where the rate is taken: first from the first step's end, since that one compiles.
+        self._since, self._since_step = time.monotonic(), start + 1
         self._drawn = time.monotonic()
         if not self._writes:
             return
@@ -127,6 +128,8 @@ class RunLog:
     def _read_one(self) -> None:
         step, arrays = self._pending.popleft()
         metrics = {name: float(value) for name, value in arrays.items()}
+        if step == self._since_step:
+            self._since = time.monotonic()
         for name in ("loss", "grad_norm"):
             if not math.isfinite(metrics[name]):
                 raise RunFailed(
@@ -137,20 +140,22 @@ class RunLog:
             self._training(step, metrics)
 
     def _training(self, step: int, metrics: dict[str, float]) -> None:
-        elapsed = time.monotonic() - self._since
-        rate = (step - self._since_step) * self._batch_size / max(elapsed, 1e-9)
+        text, left = f"loss {metrics['loss']:.4f}  top1 {metrics['top1']:.2f}", ""
+        if step > self._since_step:
+            elapsed = time.monotonic() - self._since
+            rate = (step - self._since_step) * self._batch_size / max(elapsed, 1e-9)
+            metrics |= {"images_per_second": round(rate, 1)}
+            text += f"  {rate:,.0f} images/s"
+            left = tqdm.tqdm.format_interval((self._stop - step) * self._batch_size / rate)
         self._since, self._since_step = time.monotonic(), step
-        self._write(step, "train", metrics | {"images_per_second": round(rate, 1)})
+        self._write(step, "train", metrics)
         if not self._writes:
             return
-        text = f"loss {metrics['loss']:.4f}  top1 {metrics['top1']:.2f}"
-        self._bar.set_postfix_str(f"{text}, {rate:,.0f} images/s", refresh=False)
+        self._bar.set_postfix_str(text, refresh=False)
         if self._bar.disable:  # not a terminal: a plain line instead of the bar
-            left = (self._stop - step) * self._batch_size / max(rate, 1e-9)
             self.say(
-                f"step {step}/{self._stop}  epoch {self._epoch(step):.2f}  {text}  "
-                f"lr {metrics['learning_rate']:.5g}  {rate:,.0f} images/s  "
-                f"{tqdm.tqdm.format_interval(left)} left"
+                f"step {step}/{self._stop}  epoch {self._epoch(step):.2f}  "
+                f"lr {metrics['learning_rate']:.5g}  {text}" + (f"  {left} left" if left else "")
             )
 
     def _write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
