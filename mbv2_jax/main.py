@@ -26,8 +26,7 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string(
     "workdir",
     None,
-    "DIR: where a run keeps its checkpoints, logs, curves and, at its end, the model. Training "
-    "continues from the newest checkpoint in DIR, if there is one.",
+    "DIR of a run: checkpoints, logs, curves, model. Training continues from its newest checkpoint.",
     flag_values=FLAGS,
 )
 flags.DEFINE_enum(
@@ -40,8 +39,8 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
     "checkpoint",
     None,
-    "PATH of a model directory or of a workdir. train starts from its weights (unless the workdir "
-    "already holds a checkpoint); eval evaluates it.",
+    "PATH of a model directory or a workdir: what eval evaluates; where train gets its first "
+    "weights, unless --workdir already holds a checkpoint.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
