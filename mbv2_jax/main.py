@@ -26,15 +26,12 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string(
     "workdir",
     None,
-    "DIR of a run: checkpoints, logs, curves, model. Training continues from its newest checkpoint.",
+    "DIR of a run: checkpoints, logs, curves, model. Training goes on from the newest checkpoint.",
     flag_values=FLAGS,
 )
+_MODES = ["train", "eval", "info"]
 flags.DEFINE_enum(
-    "mode",
-    "train",
-    ["train", "eval", "info"],
-    "train | eval | info: what to do. eval takes --checkpoint or a --workdir.",
-    flag_values=FLAGS,
+    "mode", "train", _MODES, "what to do; eval takes --checkpoint or --workdir.", flag_values=FLAGS
 )
 flags.DEFINE_string(
     "checkpoint",
