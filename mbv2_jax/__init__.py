@@ -26,6 +26,10 @@ _EXPORTS = {
 __all__ = ["MobileNetV2", "__version__", "inference_model", "init_model"]
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> object:
     if name in _EXPORTS:
         return getattr(importlib.import_module(_EXPORTS[name]), name)

@@ -6,6 +6,7 @@ config file is noticed at once, an unknown key names the nearest one, nothing is
 """
 
 import importlib.util
+import os
 import pathlib
 import re
 import sys
@@ -22,6 +23,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     """Runs a command; exits with 0, with 2 for a user's mistake, with 1 for a run that failed."""
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -30,6 +32,8 @@ def run(main: Callable[[], None]) -> NoReturn:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever read the output, `head` perhaps, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
 
 
@@ -136,7 +140,9 @@ def _config_file(name: str) -> pathlib.Path:
         return recipes[name]
     stem = pathlib.Path(name).stem
     what = f"there is no config {name!r}" if name else "--config=NAME is missing"
-    raise UserError(f"{what}: {nearest(stem, recipes)}, or give the path of a .py file")
+    raise UserError(
+        f"{what}: give the path of a .py file, or a recipe's name: {nearest(stem, recipes)}"
+    )
 
 
 def _take_config(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -175,4 +181,4 @@ def _flag_table(values: flags.FlagValues) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error.args[0] if error.args else error).split()).strip("'\"")
+    return " ".join(str(error.args[0] if error.args else error).split())

@@ -26,10 +26,12 @@ def nearest(name: object, options: Iterable[object]) -> str:
       options: everything that would have been accepted.
 
     Returns:
-      "did you mean 'X'?" where one option is close, else "known are 'X', 'Y', ...".
+      "did you mean 'X'?" where one option is close, "known are 'X', 'Y', ..." where none is; both
+      where there are few.
     """
     known = [str(option) for option in options]
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return "known are " + ", ".join(repr(option) for option in known)
+    listed = "known are " + ", ".join(repr(option) for option in known)
+    if not close:
+        return listed
+    return f"did you mean {close[0]!r}?" + (f" ({listed})" if len(known) <= 6 else "")

@@ -116,7 +116,7 @@ def read(path: str | os.PathLike[str]) -> SavedModel:
     """Opens a model directory, or the model of a training workdir.
 
     Args:
-      path: a model directory; or a workdir with `model/`, or with a checkpoint.
+      path: a model directory; a workdir with `model/`, or with a checkpoint; or one checkpoint.
 
     Raises:
       UserError: there is nothing of the kind at `path`, or arrays and model.json disagree.
@@ -129,6 +129,8 @@ def read(path: str | os.PathLike[str]) -> SavedModel:
     steps = training_steps(path)
     if (path / "model.json").is_file():
         saved = _read_model(path)
+    elif (path / "state").is_dir() and (path / "model" / "metadata").is_file():
+        saved = _read_training_checkpoint(path)
     elif (path / "model" / "model.json").is_file() or steps:
         saved = _read_workdir(path, steps)
     else:

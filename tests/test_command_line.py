@@ -97,6 +97,7 @@ def cases(photos: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> dic
             [digits, same, "--config.data.train_split=same", "--config.data.eval_split=same"],
             ["same images"],
         ),
+        "frozen at random": ([digits, "--config.model.frozen_stages=1"], ["--checkpoint=PATH"]),
         "no checkpoint": ([digits, "--checkpoint=/no/where"], ["/no/where", "does not exist"]),
         "workdir is a file": ([digits, f"--workdir={files / 'type.py'}"], ["type.py is a file"]),
         "workdir below a file": (
@@ -179,6 +180,31 @@ def test_help_teaches_quickly_and_without_jax():
     ):
         assert part in process.stdout
     assert elapsed < 1.5  # what issue and user ask for; 0.2 s was measured
+
+
+def test_reader_that_has_enough_is_no_error():
+    command = f"{sys.executable} -m mbv2_jax.main --config=digits --mode=info | head -1"
+    process = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert process.stdout.startswith("layer")
+    assert "Error" not in process.stderr
+
+
+def test_platform_that_is_not_there_is_one_line(tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-m", "mbv2_jax.main", "--config=digits", f"--workdir={tmp_path}/run"],
+        cwd=REPOSITORY,
+        env=os.environ | {"JAX_PLATFORMS": "rocm"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 2
+    assert "jax finds no device of rocm" in process.stderr.splitlines()[-1]
+    assert "Traceback" not in process.stderr
 
 
 def test_info_prints_the_pages_figures():

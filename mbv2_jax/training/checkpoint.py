@@ -125,6 +125,11 @@ def saved_config(workdir: pathlib.Path, step: int) -> dict[str, Any]:
     return json.loads((workdir / "checkpoints" / str(step) / "config" / "metadata").read_text())
 
 
+def saved_info(workdir: pathlib.Path, step: int) -> dict[str, Any]:
+    """Returns the model.json of checkpoint `step` of a workdir."""
+    return json.loads((workdir / "checkpoints" / str(step) / "model" / "metadata").read_text())
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Returns "KEY: OLD -> NEW" for each field in which two configs differ."""
 

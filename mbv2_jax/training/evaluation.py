@@ -49,6 +49,7 @@ def evaluate(config: ConfigDict, checkpoint: str | None, overrides: Mapping[str,
             f"{saved.path} knows {config.model.num_classes} classes, {data.source} has "
             f"{len(source.class_names)}"
         )
+    _compare_classes(saved, source)
     mesh = mesh_lib.create()
     mesh_lib.check_batch(mesh, config.batch_size)
     return score(
@@ -59,6 +60,21 @@ def evaluate(config: ConfigDict, checkpoint: str | None, overrides: Mapping[str,
         config=config,
         mesh=mesh,
         progress=True,
+    )
+
+
+def _compare_classes(saved: model_dir.SavedModel, source: sources.Source) -> None:
+    """Refuses a model of other classes than the data's, as far as names can tell."""
+    ours, theirs = saved.class_names, tuple(source.class_names)
+    if ours == theirs:
+        return
+    i = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+    what = f"class {i} is {ours[i]!r} in {saved.path} and {theirs[i]!r} in the data"
+    if set(ours) & set(theirs):
+        raise UserError(f"{what}: labels would be compared with those of other classes")
+    # Other names throughout are another vocabulary (WordNet ids, say) as likely as other classes.
+    print(
+        f"{what}; no name is shared: taken as the same classes in the same order", file=sys.stderr
     )
 
 

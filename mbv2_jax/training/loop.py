@@ -53,7 +53,12 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
         _write_json(run.workdir / "config.json", run.config.to_dict())
         result: Result | None = None
         if int(state.step) < run.total_steps:
+            if run.resumed_step is not None:
+                print(f"continuing after step {run.resumed_step}", file=sys.stderr)
             state, result = _run_logged(run, state, step_fn, checkpoints, stop)
+        else:
+            done = f"step {int(state.step)} of {run.total_steps}"
+            print(f"already finished ({done}): nothing to train", file=sys.stderr)
         if int(state.step) < run.total_steps:
             print(
                 f"stopped after step {int(state.step)} of {run.total_steps}; it is saved: give the "
@@ -118,7 +123,6 @@ def _prepare(run: Plan, checkpoints: Checkpoints) -> tuple[TrainState, Callable[
             jax.eval_shape(create, key),
         )
         state = checkpoints.restore(run.resumed_step, like, config)
-        print(f"continuing after step {run.resumed_step}", file=sys.stderr)
     else:
         state = jax.jit(create, out_shardings=everywhere)(key)
         if run.start_from is not None:
@@ -185,6 +189,7 @@ def _run_steps(
     eval_every = run.steps(config.log.eval_every_epochs)
     save_every = config.checkpoint.every_steps or run.steps(config.checkpoint.every_epochs)
     result: Result | None = None
+    log.say("compiling the training step: seconds to minutes")
     with _train_batches(run, start) as batches:
         for step, batch in enumerate(batches, start=start + 1):
             state, metrics = step_fn(state, batch)

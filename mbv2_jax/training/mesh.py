@@ -5,6 +5,7 @@ become global ones here, a few steps ahead, so that a step does not wait for its
 """
 
 import collections
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,19 @@ from mbv2_jax.errors import UserError
 
 def create(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns the mesh over `devices`, by default all there are, with the axis `data`."""
-    devices = jax.devices() if devices is None else list(devices)
+    devices = _all_devices() if devices is None else list(devices)
     return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
+
+
+def _all_devices() -> list[jax.Device]:
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # jax: no such platform, or no plugin for it
+        wanted = os.environ.get("JAX_PLATFORMS") or "any platform"
+        raise UserError(
+            f"jax finds no device of {wanted}: install the extra for it (pip install "
+            f"'mbv2_jax[cuda]' or '[tpu]'), or unset JAX_PLATFORMS. {' '.join(str(error).split())}"
+        ) from None
 
 
 def check_batch(mesh: Mesh, batch_size: int) -> None:

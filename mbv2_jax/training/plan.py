@@ -41,7 +41,12 @@ class Plan:
         """Returns the model.json of this run after `step`."""
         text = json.dumps(self.config.to_dict(), sort_keys=True)
         config_hash = hashlib.sha256(text.encode()).hexdigest()
-        origin = {"kind": "trained, sha256 of the config", "step": step, "sha256": config_hash}
+        origin = {
+            "kind": "trained, sha256 of the config",
+            "sha256": config_hash,
+            "step": step,
+            "train_examples": len(self.train_source),
+        }
         fields = config_lib.model_fields(self.config)
         return model_dir.describe(fields, tuple(self.train_source.class_names), origin)
 
@@ -88,9 +93,15 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> Pla
     previous = checkpoints_lib.saved_config(path, resumed) if resumed is not None else None
     start_from = model_dir.read(checkpoint) if checkpoint and resumed is None else None
     config = config_lib.resolve(config, train_source.class_names, start_from, previous)
+    if config.model.frozen_stages >= 0 and resumed is None and start_from is None:
+        raise UserError(
+            f"model.frozen_stages is {config.model.frozen_stages}: frozen layers would stay "
+            "random. Give --checkpoint=PATH to start from, or --config.model.frozen_stages=-1"
+        )
     if previous is not None and checkpoint:
         print(f"{path} holds a checkpoint: --checkpoint is not read", file=sys.stderr)
-    if previous is not None:
+    if resumed is not None and previous is not None:
+        _compare_data(path, resumed, train_source)
         for line in checkpoints_lib.differences(previous, config.to_dict()):
             print(f"changed since step {resumed}: {line}", file=sys.stderr)
     steps_per_epoch = loader.steps_per_epoch(
@@ -110,3 +121,21 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> Pla
         steps_per_epoch=steps_per_epoch,
         total_steps=max(1, round(config.num_epochs * steps_per_epoch)),
     )
+
+
+def _compare_data(workdir: pathlib.Path, step: int, source: sources.Source) -> None:
+    """Refuses to go on with other classes, and says when there are more or fewer examples."""
+    info = checkpoints_lib.saved_info(workdir, step)
+    if list(source.class_names) != info["class_names"]:
+        odd = sorted(set(source.class_names) ^ set(info["class_names"])) or ["their order"]
+        raise UserError(
+            f"{workdir} was trained on other classes ({', '.join(odd[:5])} differ): start a new "
+            f"run, with --checkpoint={workdir} and another --workdir"
+        )
+    before = info["origin"]["train_examples"]
+    if before != len(source):
+        print(
+            f"changed since step {step}: training examples: {before} -> {len(source)}; epochs are "
+            "counted anew by their number, and the learning rate follows",
+            file=sys.stderr,
+        )

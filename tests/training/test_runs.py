@@ -184,6 +184,38 @@ def test_fine_tuning_on_a_folder(cache, unbroken, photos, tmp_path):
         same = [np.array_equal(old, new) for old, new in pairs]
         assert all(same) if frozen else not any(same), name
 
+    # The same run on other classes would go on under wrong names.
+    (photos / "train" / "red").rename(photos / "train" / "crimson")
+    (photos / "val" / "red").rename(photos / "val" / "crimson")
+    status, _, err = commands.run(cache, *arguments)
+    assert status == 2
+    assert "other classes (crimson, red differ)" in err
+    status, _, err = commands.run(cache, *arguments[:3], "--mode=eval", "--config.batch_size=5")
+    assert status == 2
+    assert "class 1 is 'green'" in err and "'crimson' in the data" in err
+
+    # More photos are said, and a finished run says that it is one.
+    for split in ("train", "val"):
+        (photos / split / "crimson").rename(photos / split / "red")
+    more = photos / "train" / "red" / "more.jpg"
+    more.write_bytes((photos / "train" / "red" / "0.jpg").read_bytes())
+    status, _, err = commands.run(cache, *arguments[:-1], "--config.num_epochs=1")
+    assert status == 0, err
+    assert "training examples: 36 -> 37" in err
+    assert "already finished (step 9 of 4): nothing to train" in err
+    assert "--checkpoint is not read" in err
+
+
+def test_one_checkpoint_of_a_run_can_be_evaluated(tiny, cache, unbroken):
+    workdir, _ = unbroken
+    scored = {line["step"]: line for line in commands.metrics(workdir) if line["split"] == "eval"}
+    step = min(int(path.name) for path in (workdir / "checkpoints").iterdir())  # the best, or 55
+    checkpoint = f"--checkpoint={workdir / 'checkpoints' / str(step)}"
+    status, out, err = commands.run(cache, *tiny(workdir), "--mode=eval", checkpoint)
+    assert status == 0, err
+    if step in scored:
+        assert last_line(out)["top1"] == scored[step]["top1"]
+
 
 def _leaves(tree):
     for key in sorted(tree):
