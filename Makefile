@@ -24,7 +24,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $$(test -
 help:
 	@echo 'Usage: make TARGET [PYTHON=/path/to/python]'
 	@echo
-	@echo '  demo       train on handwritten digits, evaluate, predict: 3 to 4 minutes on 2 cores'
+	@echo '  demo       train on handwritten digits, evaluate, predict: about 3 minutes on 2 cores'
 	@echo '  test       linter, type checker and tests, against the real PyTorch models'
 	@echo '  test-slow  the tests that take minutes each, which `make test` leaves out'
 	@echo '  lint       linter, formatter (checking only) and type checker'

@@ -52,7 +52,7 @@ class Variant:
 
 PUBLISHED = {
     "mobilenet_v2_1.0_224": (
-        Published(71.86, 90.42, "mmpretrain, mobilenet-v2_8xb32_in1k, weights of 2020-07-13"),
+        Published(71.86, 90.42, "mmpretrain, mobilenet-v2_8xb32_in1k, weights of 2020-07-08"),
     ),
 }
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from mbv2_jax.data.loader import epochs_to_steps
 from mbv2_jax.models import mobilenet_v2
 
 
@@ -22,7 +23,7 @@ def schedule(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> opta
     base = c.base_lr
     if c.reference_batch_size is not None:
         base *= config.batch_size / c.reference_batch_size
-    warmup = round(c.warmup_epochs * steps_per_epoch)
+    warmup = epochs_to_steps(c.warmup_epochs, steps_per_epoch)
 
     def learning_rate(step: jax.Array) -> jax.Array:
         epoch = step // steps_per_epoch

@@ -55,8 +55,8 @@ class Plan:
         return step % every_steps == 0 or step == self.total_steps
 
     def steps(self, epochs: float) -> int:
-        """Turns a duration in epochs into steps: the one place where this is done."""
-        return max(1, round(epochs * self.steps_per_epoch))
+        """Turns an interval in epochs into steps, 1 at least."""
+        return max(1, loader.epochs_to_steps(epochs, self.steps_per_epoch))
 
 
 def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> Plan:
@@ -119,7 +119,7 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> Pla
         mesh=mesh,
         model=config_lib.model(config),
         steps_per_epoch=steps_per_epoch,
-        total_steps=max(1, round(config.num_epochs * steps_per_epoch)),
+        total_steps=max(1, loader.epochs_to_steps(config.num_epochs, steps_per_epoch)),
     )
 
 
