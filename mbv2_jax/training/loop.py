@@ -1,6 +1,7 @@
 """Training from a config: steps, evaluations and checkpoints, then the model."""
 
 import contextlib
+import fcntl
 import functools
 import json
 import pathlib
@@ -48,7 +49,11 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
     """
     run = plan(config, workdir, checkpoint)
     _make_writable(run.workdir)
-    with StopRequest() as stop, Checkpoints(run.workdir, run.config.checkpoint) as checkpoints:
+    with (
+        _alone_in(run.workdir),
+        StopRequest() as stop,
+        Checkpoints(run.workdir, run.config.checkpoint) as checkpoints,
+    ):
         state, step_fn = _prepare(run, checkpoints)
         _write_json(run.workdir / "config.json", run.config.to_dict())
         result: Result | None = None
@@ -267,6 +272,25 @@ def _make_writable(workdir: pathlib.Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _alone_in(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps a second run out of the workdir, where each would undo what the other writes.
+
+    The lock goes with the process, however that ends.
+    """
+    if jax.process_index() != 0:  # the processes of one run share a workdir
+        yield
+        return
+    with (workdir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another run is at work in {workdir}: wait for it, or give another --workdir"
+            ) from None
+        yield
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:

@@ -119,6 +119,17 @@ def test_stops_where_an_evaluation_is_due_too(tiny, cache, tmp_path):
     assert (last["step"], last["split"]) == (step, "eval")
 
 
+def test_second_run_in_a_workdir_is_refused(tiny, cache, tmp_path):
+    workdir = tmp_path / "run"
+    process = commands.start(cache, *tiny(workdir), "--config.num_epochs=1000")
+    wait_for(lambda: logged_step(workdir) >= 3, process)
+    status, _, err = commands.run(cache, *tiny(workdir), "--config.num_epochs=1000")
+    assert status == 2
+    assert f"another run is at work in {workdir}" in err
+    assert process.poll() is None
+    kill(process)
+
+
 def test_finished_run_started_again_prints_the_same_line(tiny, cache, unbroken):
     workdir, last_line = unbroken
     kept = [path for path in workdir.rglob("*") if "model" not in path.parts]
@@ -127,4 +138,4 @@ def test_finished_run_started_again_prints_the_same_line(tiny, cache, unbroken):
     assert status == 0, err
     assert out.splitlines()[-1] == last_line
     changed = {path.name for path, time in before.items() if path.stat().st_mtime_ns != time}
-    assert changed <= {"config.json"}
+    assert changed <= {"config.json", ".lock"}
