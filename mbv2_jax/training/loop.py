@@ -283,7 +283,7 @@ def _alone_in(workdir: pathlib.Path) -> Iterator[None]:
     if jax.process_index() != 0:  # the processes of one run share a workdir
         yield
         return
-    with (workdir / ".lock").open("w") as file:
+    with (workdir / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
