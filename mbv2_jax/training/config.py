@@ -186,6 +186,11 @@ def as_saved(config: ConfigDict, saved: SavedModel, overrides: Mapping[str, Any]
     for name in FIELDS:
         value = saved.field(name)
         if name in overrides and overrides[name] != value:
+            if name in ("model.width", "model.num_classes"):
+                raise UserError(
+                    f"{name} is {overrides[name]}, but {saved.path} was trained with {value}, and "
+                    "its arrays have those shapes"
+                )
             print(f"{name}: {overrides[name]} instead of the checkpoint's {value}", file=sys.stderr)
         else:
             _set(config, name, value)

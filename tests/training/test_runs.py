@@ -106,6 +106,9 @@ def test_model_json_decides_unless_overridden_aloud(tiny, cache, unbroken):
     assert status == 0, err
     assert last_line(out) == json.loads(line)
     assert "instead of" not in err
+    status, _, err = commands.run(cache, *arguments, "--config.model.width=0.5")
+    assert status == 2
+    assert "model.width is 0.5" in err and "trained with 0.1" in err
     status, out, err = commands.run(cache, *arguments, "--config.data.image_size=24")
     assert status == 0, err
     assert "data.image_size: 24 instead of the checkpoint's 16" in err
