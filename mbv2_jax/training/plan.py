@@ -73,20 +73,7 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> Pla
         raise UserError(f"--workdir {path} is a file: give a directory")
     mesh = mesh_lib.create()
     mesh_lib.check_batch(mesh, config.batch_size)
-    data = config.data
-    train_source = sources.open_source(data.source, data.train_split, data.data_dir)
-    eval_source = sources.open_source(data.source, data.eval_split, data.data_dir)
-    if train_source.class_names != eval_source.class_names:
-        odd = sorted(set(train_source.class_names) ^ set(eval_source.class_names))
-        raise UserError(
-            f"{data.source}: the classes of {data.train_split!r} and {data.eval_split!r} differ; "
-            f"in only one of them: {', '.join(odd[:5])}"
-        )
-    if getattr(train_source, "root", "train") == getattr(eval_source, "root", "eval"):
-        raise UserError(
-            f"{data.source}: {data.train_split!r} and {data.eval_split!r} are the same images; "
-            "put them into PATH/train/CLASS and PATH/val/CLASS, or name two splits"
-        )
+    train_source, eval_source = _open_data(config.data)
     # Where a run begins, in this order: the newest checkpoint in its workdir; the weights of
     # --checkpoint; random weights.
     resumed = max(model_dir.training_steps(path), default=None)
@@ -112,7 +99,9 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> Pla
         workdir=path,
         train_source=train_source,
         eval_source=eval_source,
-        train_transform=transforms.make_transform(data.train_transforms, config.data.image_size),
+        train_transform=transforms.make_transform(
+            config.data.train_transforms, config.data.image_size
+        ),
         eval_transform=evaluation.transform(config.data.eval_transforms, config.data.image_size),
         start_from=start_from,
         resumed_step=resumed,
@@ -121,6 +110,24 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> Pla
         steps_per_epoch=steps_per_epoch,
         total_steps=max(1, loader.epochs_to_steps(config.num_epochs, steps_per_epoch)),
     )
+
+
+def _open_data(data: ConfigDict) -> tuple[sources.Source, sources.Source]:
+    """Returns the training and the evaluation split: different images of the same classes."""
+    train_source = sources.open_source(data.source, data.train_split, data.data_dir)
+    eval_source = sources.open_source(data.source, data.eval_split, data.data_dir)
+    if train_source.class_names != eval_source.class_names:
+        odd = sorted(set(train_source.class_names) ^ set(eval_source.class_names))
+        raise UserError(
+            f"{data.source}: the classes of {data.train_split!r} and {data.eval_split!r} differ; "
+            f"in only one of them: {', '.join(odd[:5])}"
+        )
+    if getattr(train_source, "root", "train") == getattr(eval_source, "root", "eval"):
+        raise UserError(
+            f"{data.source}: {data.train_split!r} and {data.eval_split!r} are the same images; "
+            "put them into PATH/train/CLASS and PATH/val/CLASS, or name two splits"
+        )
+    return train_source, eval_source
 
 
 def _compare_data(workdir: pathlib.Path, step: int, source: sources.Source) -> None:
