@@ -14,7 +14,7 @@ def test_every_package_is_shipped():
     listed = set(setup["options"]["packages"].split())
     folders = {path.parent for path in (REPOSITORY / "mbv2_jax").rglob("*.py")}
     found = {".".join(path.relative_to(REPOSITORY).parts) for path in folders}
-    assert listed == found | {"mbv2_jax.configs"}
+    assert listed == found | {"mbv2_jax.configs", "mbv2_jax.convert"}
 
 
 def test_core_needs_neither_tensorflow_nor_torch():
