@@ -1,0 +1,65 @@
+"""ImageNet's 1000 classes (ILSVRC 2012), in the order in which every port counts them.
+
+Read from imagenet_classes.txt on first use: a line holds the WordNet id and the synonyms. The ids
+are in sorted order, so that a folder per class, named by its id, gives the same numbers.
+"""
+
+import functools
+import importlib.resources
+from collections.abc import Sequence
+
+IMAGENET_WNIDS: tuple[str, ...]  # 'n01440764', 'n01443537', ...
+IMAGENET_NAMES: tuple[str, ...]  # 'tench, Tinca tinca', ...; 'crane' is both bird and machine
+
+# The share of positions in which names must agree. The first synonyms of mmpretrain's list and of
+# torchvision's differ in 2 of 1000 ('crane' and 'crane bird'); those of other classes nearly always.
+_ENOUGH = 0.9
+
+
+def is_imagenet(names: Sequence[str]) -> bool:
+    """Whether these are ImageNet's classes in order, perhaps with a background class before them.
+
+    Args:
+      names: class names in the order of the logits: WordNet ids, or names in anyone's wording.
+    """
+    return imagenet_offset(names) is not None
+
+
+def imagenet_offset(names: Sequence[str]) -> int | None:
+    """Returns the label at which ImageNet's classes begin: 0, or 1 after a background class.
+
+    Args:
+      names: as `is_imagenet` takes them.
+
+    Returns:
+      0 or 1; None where the classes are not ImageNet's 1000 in order.
+    """
+    offset = len(names) - 1000
+    if offset not in (0, 1):
+        return None
+    found = names[offset:]
+    for ours in _table():
+        same = sum(_first_synonym(a) == _first_synonym(b) for a, b in zip(found, ours, strict=True))
+        if same >= _ENOUGH * len(ours):
+            return offset
+    return None
+
+
+def _first_synonym(name: str) -> str:
+    """'hen' of 'Hen, biddy': the later synonyms and the spelling are what lists differ in."""
+    return name.partition(",")[0].replace("_", " ").strip().lower()
+
+
+@functools.cache
+def _table() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    text = (
+        importlib.resources.files(__package__).joinpath("imagenet_classes.txt").read_text("utf-8")
+    )
+    wnids, _, names = zip(*(line.partition(" ") for line in text.splitlines()), strict=True)
+    return wnids, names
+
+
+def __getattr__(name: str) -> tuple[str, ...]:
+    if name in ("IMAGENET_WNIDS", "IMAGENET_NAMES"):
+        return _table()[name == "IMAGENET_NAMES"]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
