@@ -12,7 +12,7 @@ IMAGENET_WNIDS: tuple[str, ...]  # 'n01440764', 'n01443537', ...
 IMAGENET_NAMES: tuple[str, ...]  # 'tench, Tinca tinca', ...; 'crane' is both bird and machine
 
 # The share of positions in which names must agree. The first synonyms of mmpretrain's list and of
-# torchvision's differ in 2 of 1000 ('crane' and 'crane bird'); those of other classes nearly always.
+# torchvision's differ in 2 of 1000 ('crane', 'crane bird'), those of other classes nearly always.
 _ENOUGH = 0.9
 
 
@@ -52,10 +52,9 @@ def _first_synonym(name: str) -> str:
 
 @functools.cache
 def _table() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    text = (
-        importlib.resources.files(__package__).joinpath("imagenet_classes.txt").read_text("utf-8")
-    )
-    wnids, _, names = zip(*(line.partition(" ") for line in text.splitlines()), strict=True)
+    file = importlib.resources.files(__package__) / "imagenet_classes.txt"
+    lines = file.read_text("utf-8").splitlines()
+    wnids, _, names = zip(*(line.partition(" ") for line in lines), strict=True)
     return wnids, names
 
 
