@@ -65,7 +65,7 @@ $(CORE): setup.cfg pyproject.toml requirements/build.txt $(LOCKS) | $(BIN)/pytho
 # torch brings what it needs (for a CUDA build that is a lot), but may change no version of the lock;
 # the others ask for packages that would (opencv with a GUI), so they come without dependencies.
 $(PEERS): requirements/peers.txt $(CORE)
-	@echo 'installing the peers (torch, torchvision, timm, mmpretrain): some minutes'; set -e; \
+	@echo 'installing the peers (torch, torchvision, timm, mmpretrain, keras, ...): some minutes'; set -e; \
 	sed -n 's/^\([^ #]*==[^ ;]*\).*/\1/p' $(LOCK) > $(VENV)/lock-pins.txt; \
 	$(PIP_INSTALL) -c $(VENV)/lock-pins.txt -c requirements/peers.txt \
 	    $$(grep '^torch==' requirements/peers.txt); \
