@@ -29,9 +29,10 @@ def parameter_dtype(dtype: Any) -> Any:
 
 
 class Conv(nn.Module):
-    """A bias-free convolution: 1x1, depthwise, or (the stem's) full.
+    """A convolution: 1x1, depthwise, or (the stem's) full.
 
-    Parameters: kernel (K, K, C, features), or (K, K, 1, features) where depthwise.
+    Parameters: kernel (K, K, C, features), or (K, K, 1, features) where depthwise; bias (features,)
+    where there is one.
 
     Attributes:
       features: output channels; for a depthwise convolution those of the input.
@@ -41,6 +42,7 @@ class Conv(nn.Module):
       padding: 'torch' or 'same', see `depthwise.explicit_padding`.
       dtype: of the arithmetic; the kernel is kept in float32 or wider.
       frozen: the kernel gets no gradient.
+      bias: adds one; only a convolution into which its normalisation was folded has it.
     """
 
     features: int
@@ -50,27 +52,34 @@ class Conv(nn.Module):
     padding: str = "torch"
     dtype: Any = jnp.float32
     frozen: bool = False
+    bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(N, H, W, C) -> (N, ceil(H / stride), ceil(W / stride), features), in `dtype`."""
-        size = self.kernel_size
+        kept = parameter_dtype(self.dtype)
         inputs = 1 if self.depthwise else x.shape[-1]
-        shape = (size, size, inputs, self.features)
-        kernel = self.param("kernel", kaiming_normal, shape, parameter_dtype(self.dtype))
+        shape = (self.kernel_size, self.kernel_size, inputs, self.features)
+        kernel = self.param("kernel", kaiming_normal, shape, kept)
         if self.frozen:
             kernel = lax.stop_gradient(kernel)
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        y = self._convolve(x.astype(self.dtype), kernel.astype(self.dtype))
+        if not self.bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), kept)
+        return y + bias.astype(self.dtype)
+
+    def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         if self.depthwise:
             return depthwise_conv(x, kernel, stride=self.stride, padding=self.padding)
-        if size == 1:
+        if self.kernel_size == 1:
             return pointwise_conv(x, kernel)
         return lax.conv_general_dilated(
             x,
             kernel,
             window_strides=(self.stride, self.stride),
             padding=explicit_padding(
-                self.padding, x.shape[1:3], kernel_size=size, stride=self.stride
+                self.padding, x.shape[1:3], kernel_size=self.kernel_size, stride=self.stride
             ),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
@@ -165,6 +174,7 @@ class ConvNorm(nn.Module):
       relu6: min(max(x, 0), 6) at the end.
       bn_epsilon, bn_momentum, bn_group_size: see `BatchNorm`.
       frozen: no parameter gets a gradient; the running statistics still follow `train`.
+      folded: the normalisation is part of the convolution, which has a bias (`folding.fold`).
     """
 
     features: int
@@ -178,6 +188,7 @@ class ConvNorm(nn.Module):
     bn_group_size: int = 0
     dtype: Any = jnp.float32
     frozen: bool = False
+    folded: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -190,14 +201,16 @@ class ConvNorm(nn.Module):
             self.padding,
             self.dtype,
             self.frozen,
+            bias=self.folded,
             name="conv",
         )(x)
-        x = BatchNorm(
-            self.bn_epsilon,
-            self.bn_momentum,
-            self.bn_group_size,
-            self.dtype,
-            self.frozen,
-            name="norm",
-        )(x, train)
+        if not self.folded:
+            x = BatchNorm(
+                self.bn_epsilon,
+                self.bn_momentum,
+                self.bn_group_size,
+                self.dtype,
+                self.frozen,
+                name="norm",
+            )(x, train)
         return nn.relu6(x) if self.relu6 else x

@@ -93,6 +93,8 @@ class MobileNetV2(nn.Module):
         still follow the training batches); layer1..layer{k} get none either and normalise with
         their running statistics. -1 = nothing. See `trainable`.
       norm_eval: normalise with the running statistics everywhere while training, and keep them.
+      folded: for inference: normalisations are part of the convolutions, which have biases; the
+        variables are what `folding.fold` makes of the others: conv/{kernel,bias}, no batch_stats.
     """
 
     num_classes: int | None = 1000
@@ -108,6 +110,7 @@ class MobileNetV2(nn.Module):
     remat: bool = False
     frozen_stages: int = -1
     norm_eval: bool = False
+    folded: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array | tuple[jax.Array, ...]:
@@ -125,7 +128,7 @@ class MobileNetV2(nn.Module):
         Raises:
           ValueError: the input or a field is not as described.
         """
-        self._check(x)
+        self._check(x, train)
         learn = train and not self.norm_eval  # where BatchNorm learns its statistics
         layer = partial(
             ConvNorm,
@@ -134,6 +137,7 @@ class MobileNetV2(nn.Module):
             bn_momentum=self.bn_momentum,
             bn_group_size=self.bn_group_size,
             dtype=self.dtype,
+            folded=self.folded,
         )
         block = nn.remat(InvertedResidual, static_argnums=(2,)) if self.remat else InvertedResidual
 
@@ -170,7 +174,7 @@ class MobileNetV2(nn.Module):
             name="classifier",
         )(x)
 
-    def _check(self, x: jax.Array) -> None:
+    def _check(self, x: jax.Array, train: bool) -> None:
         if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
                 f"images must be (N, H, W, 3), floating and normalised, not {x.dtype} {x.shape}"
@@ -179,6 +183,8 @@ class MobileNetV2(nn.Module):
             raise ValueError(f"strides must be {1 + len(STAGES)} of 1 or 2, not {self.strides}")
         if not set(self.out_indices) <= set(range(len(STAGES) + 1)):
             raise ValueError(f"out_indices must lie in 0..{len(STAGES)}, not {self.out_indices}")
+        if train and self.folded:
+            raise ValueError("a folded network has no statistics to train with: train it unfolded")
         if self.bn_group_size < 0:
             raise ValueError(f"bn_group_size must be 0 or more, not {self.bn_group_size}")
         check_frozen_stages(self.frozen_stages)

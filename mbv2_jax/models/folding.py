@@ -1,0 +1,47 @@
+"""Batch normalisation folded into the convolutions before it, for inference."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def fold(
+    params: Mapping[str, Any], batch_stats: Mapping[str, Any], epsilon: float
+) -> dict[str, Any]:
+    """Returns the parameters of `MobileNetV2(folded=True)` that give the same logits.
+
+    With running statistics a normalisation is affine, a factor and an offset per channel, and so it
+    is part of a convolution with bias: conv/{kernel,bias} takes the place of conv/kernel,
+    norm/{scale,bias} and their statistics. Computed in float64 and rounded once.
+
+    Args:
+      params: the 'params' collection of a `MobileNetV2`, with or without classifier.
+      batch_stats: its 'batch_stats' collection.
+      epsilon: its bn_epsilon.
+
+    Returns:
+      Nested dict of numpy arrays, of the dtypes of `params`.
+    """
+    if "conv" in params:
+        return {"conv": _fold_layer(params["conv"], params["norm"], batch_stats["norm"], epsilon)}
+    return {
+        # What has no statistics is the classifier.
+        name: fold(part, batch_stats[name], epsilon) if name in batch_stats else dict(part)
+        for name, part in params.items()
+    }
+
+
+def _fold_layer(
+    conv: Mapping[str, Any], norm: Mapping[str, Any], stats: Mapping[str, Any], epsilon: float
+) -> dict[str, np.ndarray]:
+    kernel = np.asarray(conv["kernel"])  # (K, K, C, C'); depthwise (K, K, 1, C')
+    scale, offset, mean, var = (
+        np.asarray(array, np.float64)
+        for array in (norm["scale"], norm["bias"], stats["mean"], stats["var"])
+    )
+    factor = scale / np.sqrt(var + epsilon)  # (C',)
+    return {
+        "kernel": (kernel * factor).astype(kernel.dtype),
+        "bias": (offset - mean * factor).astype(kernel.dtype),
+    }
