@@ -31,8 +31,8 @@ def _model() -> ConfigDict:
     model = ConfigDict()
     model.width = config_dict.placeholder(float)  # width multiplier; None: the --checkpoint's, or 1
     model.num_classes = config_dict.placeholder(int)  # None: as many as the data has
-    model.dropout = 0.0  # probability, before the classifier
-    # None in the next five: the --checkpoint's, or (without one) the PyTorch family's value.
+    # None in the next six: the --checkpoint's, or (without one) the page's.
+    model.dropout = config_dict.placeholder(float)  # probability, before the classifier
     model.strides = config_dict.placeholder(tuple)  # of the stem and layer1..layer7
     model.padding = config_dict.placeholder(str)  # 'torch' (symmetric) | 'same' (TensorFlow's)
     model.bn_epsilon = config_dict.placeholder(float)  # added to the variance; torch's is 1e-5

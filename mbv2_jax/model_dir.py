@@ -4,14 +4,17 @@
     DIR/model.json   architecture, conventions, preprocessing, class names, and where it came from
 
 Whoever opens one needs nothing else. A training workdir can be opened too: its `model/`, or while
-the run goes on, its newest checkpoint, which carries the same model.json.
+the run goes on, its newest checkpoint, which carries the same model.json. So can the weights of
+another framework, which convert/ reads.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +33,7 @@ FIELDS = {
     "model.width": ("architecture", "width"),
     "model.strides": ("architecture", "strides"),
     "model.num_classes": ("architecture", "num_classes"),
+    "model.dropout": ("conventions", "dropout"),
     "model.padding": ("conventions", "padding"),
     "model.bn_epsilon": ("conventions", "bn_epsilon"),
     "model.bn_momentum": ("conventions", "bn_momentum"),
@@ -45,7 +49,7 @@ class SavedModel:
     """What a model directory holds.
 
     Attributes:
-      params: nested dict of float32 numpy arrays.
+      params: nested dict of float32 numpy arrays; no "classifier" where there are features only.
       batch_stats: nested dict of float32 numpy arrays.
       info: model.json.
       path: what was opened, for messages.
@@ -58,7 +62,21 @@ class SavedModel:
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """In the order of the logits; none where there are features only."""
         return tuple(self.info["class_names"])
+
+    @property
+    def features_only(self) -> bool:
+        """Whether this is a backbone without a classifier."""
+        return self.info["architecture"]["num_classes"] is None
+
+    @property
+    def published(self) -> dict[str, Any] | None:
+        """{"top1", "top5" (percent), "examples", "source"} as reported for these weights, if any.
+
+        By whoever published them, on ImageNet's validation images, of which there are `examples`.
+        """
+        return self.info.get("published")
 
     def field(self, name: str) -> Any:
         """Returns what model.json says of the config field `name` (a key of FIELDS)."""
@@ -74,14 +92,18 @@ class SavedModel:
 
 
 def describe(
-    fields: Mapping[str, Any], class_names: tuple[str, ...], origin: Mapping[str, Any]
+    fields: Mapping[str, Any],
+    class_names: tuple[str, ...],
+    origin: Mapping[str, Any],
+    published: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns the model.json of a model.
 
     Args:
-      fields: the values of FIELDS, by config field.
+      fields: the values of FIELDS, by config field; "model.num_classes" None = features only.
       class_names: in the order of the logits.
       origin: what the model came from; a "sha256" identifies it.
+      published: see SavedModel.published.
     """
     info: dict[str, Any] = {"format": FORMAT, "task": "classification"}
     info["architecture"] = {"name": "mobilenet_v2"}
@@ -89,19 +111,22 @@ def describe(
         info.setdefault(section, {})[key] = fields[name]
     info["class_names"] = list(class_names)
     info["origin"] = dict(origin)
+    if published is not None:
+        info["published"] = dict(published)
     return info
 
 
 def write(path: pathlib.Path, params: Any, batch_stats: Any, info: Mapping[str, Any]) -> None:
     """Writes a model directory at `path`, replacing one that is there.
 
-    The new one is complete before the old one is moved away, and that is deleted last: a process
+    model.json gets the arrays' SHA-256 too, by which `read` notices a damaged file. The new one is complete before the old one is moved away, and that is deleted last: a process
     that dies meanwhile leaves one of them whole, if only as `.NAME.new` beside `.NAME.old`.
     """
     path = path.absolute()
     fresh, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
     shutil.rmtree(fresh, ignore_errors=True)
     arrays = {"params": params, "batch_stats": batch_stats}
+    info = dict(info) | {"arrays_sha256": _sha256(arrays)}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(fresh / "arrays", args=ocp.args.PyTreeSave(arrays))
     (fresh / "model.json").write_text(json.dumps(info, indent=2) + "\n")
@@ -113,19 +138,23 @@ def write(path: pathlib.Path, params: Any, batch_stats: Any, info: Mapping[str, 
 
 
 def read(path: str | os.PathLike[str]) -> SavedModel:
-    """Opens a model directory, or the model of a training workdir.
+    """Opens a model directory, the model of a training workdir, or another framework's weights.
 
     Args:
-      path: a model directory; a workdir with `model/`, or with a checkpoint; or one checkpoint.
+      path: a model directory; a workdir with `model/`, or with a checkpoint; one checkpoint; or
+        what `python -m convert` takes: a file, an https address, or the name of published weights.
 
     Raises:
       UserError: there is nothing of the kind at `path`, or arrays and model.json disagree.
     """
-    path = pathlib.Path(path)
-    if not path.exists():
-        raise UserError(f"checkpoint {path} does not exist: give a model directory or a workdir")
+    source, path = path, pathlib.Path(path)
     if not path.is_dir():
-        raise UserError(f"checkpoint {path} is a file: give a model directory or a workdir")
+        from mbv2_jax.convert import importer  # here: convert/ imports this module
+
+        imported = importer.load(source)
+        for line in imported.warnings:
+            print(f"{source}: {line}", file=sys.stderr)
+        return imported.saved
     steps = training_steps(path)
     if (path / "model.json").is_file():
         saved = _read_model(path)
@@ -166,7 +195,24 @@ def _read_model(path: pathlib.Path) -> SavedModel:
     if found != FORMAT:
         raise UserError(f"{path / 'model.json'} has format {found!r}; this version reads {FORMAT}")
     arrays = _read_arrays(path / "arrays")
+    wanted, found = info.get("arrays_sha256"), _sha256(arrays)
+    if wanted not in (None, found):  # None: written before model.json had it
+        raise UserError(
+            f"the arrays in {path / 'arrays'} are not those that were written (SHA-256 {found}, in "
+            f"model.json {wanted}): the files are damaged, or were exchanged"
+        )
     return SavedModel(arrays.get("params", {}), arrays.get("batch_stats", {}), info, path)
+
+
+def _sha256(arrays: Any) -> str:
+    """Returns the SHA-256 over every array's name, dtype, shape and bytes, in the names' order."""
+    digest = hashlib.sha256()
+    flat = jax.tree_util.tree_leaves_with_path(arrays)
+    for path, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in flat):
+        leaf = np.ascontiguousarray(leaf)
+        digest.update(f"{path} {leaf.dtype} {leaf.shape}\n".encode())
+        digest.update(leaf.data)
+    return digest.hexdigest()
 
 
 def _read_training_checkpoint(path: pathlib.Path) -> SavedModel:
@@ -199,6 +245,8 @@ def _read_arrays(path: pathlib.Path) -> dict[str, Any]:
 
 def _check(saved: SavedModel) -> None:
     """Refuses a model.json that lacks something, and arrays that are not of the network in it."""
+    if isinstance(conventions := saved.info.get("conventions"), dict):
+        conventions.setdefault("dropout", 0.0)  # models written before it was kept had none
     faults = _info_faults(saved.info)
     if faults:
         raise UserError(f"{saved.path}: model.json is damaged: {'; '.join(faults)}")
@@ -217,19 +265,25 @@ def _check(saved: SavedModel) -> None:
 def _info_faults(info: Mapping[str, Any]) -> list[str]:
     """Returns one line for each thing in a model.json without which nothing can be predicted."""
 
+    missing = object()
+
     def value(section: str, key: str) -> Any:
         part = info.get(section)
-        return part.get(key) if isinstance(part, dict) else None
+        return part.get(key, missing) if isinstance(part, dict) else missing
 
+    may_be_null = ("architecture", "num_classes")  # null: features only
     faults = [
         f"{section}.{key} is missing"
         for section, key in FIELDS.values()
-        if value(section, key) is None
+        if value(section, key) is missing
+        or (value(section, key) is None and (section, key) != may_be_null)
     ]
-    names, classes = info.get("class_names"), value("architecture", "num_classes")
+    if value("architecture", "name") != "mobilenet_v2":
+        faults.append("architecture.name is not 'mobilenet_v2'")
+    names, classes = info.get("class_names"), value(*may_be_null)
     if not isinstance(names, list):
         faults.append("class_names is missing")
-    elif len(names) != classes:
+    elif len(names) != (classes or 0):
         faults.append(f"class_names are {len(names)}, architecture.num_classes is {classes}")
     return faults
 

@@ -17,6 +17,7 @@ from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 DEFAULTS: dict[str, Any] = {
     "model.width": 1.0,
     "model.strides": tuple(MobileNetV2.strides),
+    "model.dropout": 0.0,
     "model.padding": "torch",
     "model.bn_epsilon": 1e-5,
     "model.bn_momentum": 0.9,
