@@ -1,0 +1,112 @@
+"""ImageNet weights that others have published, by the name that `python -m convert` takes.
+
+Figures are those of whoever published the weights, on ImageNet's 50,000 validation images, in
+percent: the model zoo page of mmpretrain, the `meta` of torchvision's weights, the README of d-li14,
+and timm's results/results-imagenet.csv.
+"""
+
+import dataclasses
+
+_ZOO = "https://download.openmmlab.com/mmclassification/v0/mobilenet_v2/"
+_TORCHVISION = "https://download.pytorch.org/models/"
+_TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
+_D_LI14 = "https://github.com/d-li14/mobilenetv2.pytorch/raw/master/pretrained/"
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedWeights:
+    """A file of weights that can be downloaded, and what is known of it.
+
+    Attributes:
+      address: where it is.
+      layout: how its arrays are named: a key of `layouts.LAYOUTS`.
+      top1, top5: published figures, percent.
+      source: who published it, for messages.
+      image_size: side of the network's input in that evaluation, pixels.
+      eval_transforms: that evaluation's geometry, as the config's `data.eval_transforms`.
+    """
+
+    address: str
+    layout: str
+    top1: float
+    top5: float
+    source: str
+    image_size: int = 224
+    eval_transforms: str = "resize_edge(256)|center_crop(size)"
+
+    @property
+    def sha256(self) -> str:
+        """The first 8 hex digits of the file's SHA-256: its name ends with them."""
+        return self.address.rpartition("-")[2].removesuffix(".pth")
+
+
+def _torchvision(file: str, top1: float, top5: float, edge: int, weights: str) -> PublishedWeights:
+    return PublishedWeights(
+        _TORCHVISION + file,
+        "torchvision",
+        top1,
+        top5,
+        f"torchvision, MobileNet_V2_Weights.{weights}",
+        eval_transforms=f"resize_edge({edge})|center_crop(size)",
+    )
+
+
+def _d_li14(file: str, top1: float, top5: float, size: int = 224) -> PublishedWeights:
+    return PublishedWeights(
+        _D_LI14 + file,
+        "d-li14",
+        top1,
+        top5,
+        "d-li14/mobilenetv2.pytorch",
+        image_size=size,
+        eval_transforms=f"resize_edge({int(size / 0.875)})|center_crop(size)",
+    )
+
+
+def _timm(file: str, top1: float, top5: float, model: str) -> PublishedWeights:
+    return PublishedWeights(
+        _TIMM + file,
+        "timm",
+        top1,
+        top5,
+        f"timm, {model}",
+        eval_transforms="resize_edge(256, interpolation='bicubic')|center_crop(size)",
+    )
+
+
+# d-li14's width 0.1 is left out: its channel counts are multiples of 4, which is another network.
+# So are timm's 110d and 120d, which are deeper.
+PUBLISHED: dict[str, PublishedWeights] = {
+    "mmpretrain": PublishedWeights(
+        _ZOO + "mobilenet_v2_batch256_imagenet_20200708-3b2dc3af.pth",
+        "mmpretrain",
+        71.86,
+        90.42,
+        "mmpretrain, mobilenet-v2_8xb32_in1k",
+    ),
+    "torchvision": _torchvision("mobilenet_v2-b0353104.pth", 71.878, 90.286, 256, "IMAGENET1K_V1"),
+    "torchvision_v2": _torchvision(
+        "mobilenet_v2-7ebf99e0.pth", 72.154, 90.822, 232, "IMAGENET1K_V2"
+    ),
+    "timm": _timm("mobilenetv2_100_ra-b33bc2c4.pth", 72.910, 91.000, "mobilenetv2_100.ra_in1k"),
+    "timm_0.5": _timm("mobilenetv2_050-3d30d450.pth", 65.928, 86.114, "mobilenetv2_050.lamb_in1k"),
+    "timm_1.4": _timm("mobilenetv2_140_ra-21a4e913.pth", 76.528, 93.008, "mobilenetv2_140.ra_in1k"),
+    "d-li14": _d_li14("mobilenetv2-c5e733a8.pth", 72.834, 91.060),
+    "d-li14_1.0": _d_li14("mobilenetv2_1.0-0c6065bc.pth", 72.192, 90.534),
+    "d-li14_0.75": _d_li14("mobilenetv2_0.75-dace9791.pth", 69.952, 88.986),
+    "d-li14_0.5": _d_li14("mobilenetv2_0.5-eaa6f9ad.pth", 64.592, 85.392),
+    "d-li14_0.35": _d_li14("mobilenetv2_0.35-b2e15951.pth", 60.092, 82.172),
+    "d-li14_0.25": _d_li14("mobilenetv2_0.25-b61d2159.pth", 52.352, 75.932),
+    "d-li14_192": _d_li14("mobilenetv2_192x192-e423d99e.pth", 71.076, 89.760, 192),
+    "d-li14_160": _d_li14("mobilenetv2_160x160-64dc7fa1.pth", 69.504, 88.848, 160),
+    "d-li14_128": _d_li14("mobilenetv2_128x128-fd66a69d.pth", 66.740, 86.952, 128),
+    "d-li14_96": _d_li14("mobilenetv2_96x96-ff0e83d8.pth", 62.696, 84.046, 96),
+}
+
+
+def identify(sha256: str) -> tuple[str, PublishedWeights] | None:
+    """Returns name and entry of the published file with this SHA-256 (hex), None without one."""
+    for name, weights in PUBLISHED.items():
+        if sha256.startswith(weights.sha256):
+            return name, weights
+    return None
