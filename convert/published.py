@@ -1,8 +1,8 @@
 """ImageNet weights that others have published, by the name that `python -m convert` takes.
 
 Figures are those of whoever published the weights, on ImageNet's 50,000 validation images, in
-percent: the model zoo page of mmpretrain, the `meta` of torchvision's weights, the README of d-li14,
-and timm's results/results-imagenet.csv.
+percent: mmpretrain's model zoo, the `meta` of torchvision's weights, timm's results-imagenet.csv,
+and the README of d-li14/mobilenetv2.pytorch.
 """
 
 import dataclasses
@@ -35,9 +35,14 @@ class PublishedWeights:
     eval_transforms: str = "resize_edge(256)|center_crop(size)"
 
     @property
+    def file(self) -> str:
+        """The file's name."""
+        return self.address.rpartition("/")[2]
+
+    @property
     def sha256(self) -> str:
         """The first 8 hex digits of the file's SHA-256: its name ends with them."""
-        return self.address.rpartition("-")[2].removesuffix(".pth")
+        return self.file.rpartition("-")[2].removesuffix(".pth")
 
 
 def _torchvision(file: str, top1: float, top5: float, edge: int, weights: str) -> PublishedWeights:

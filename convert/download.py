@@ -1,0 +1,294 @@
+"""A source of weights -> a file on this machine: a path, an https address, or a known name."""
+
+import contextlib
+import fcntl
+import hashlib
+import http.client
+import os
+import pathlib
+import re
+import socket
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from typing import IO
+
+from tqdm import tqdm
+
+from mbv2_jax.errors import UserError, nearest
+
+from .published import PUBLISHED
+
+TRIES = 5  # in a row that bring nothing
+WAIT = 1.0  # seconds before the second try; twice as long before each further one
+TIMEOUT = 30.0  # seconds without a byte
+
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+def locate(source: str) -> pathlib.Path:
+    """Returns the file that holds the weights, after downloading it where need be.
+
+    Downloads stay in `cache_folder()` and are used from there, without the network, until they are
+    deleted. Where the end of a file's name is the beginning of its SHA-256, as in
+    `...-3b2dc3af.pth`, the content has to agree. For a file given by its path that holds only where
+    its whole name is that of a published file: any other may have been named by its owner.
+
+    Args:
+      source: a path, an https address, or a key of PUBLISHED. A file comes before a name.
+
+    Raises:
+      UserError: there is no such thing, or it cannot be downloaded, or its hash is wrong.
+    """
+    path = pathlib.Path(os.path.expanduser(source))
+    if os.path.isfile(path):
+        published = [weights.sha256 for weights in PUBLISHED.values() if weights.file == path.name]
+        if published and not _sha256(path).startswith(published[0]):
+            raise UserError(
+                f"{path} is not the published file of this name: its SHA-256 begins with"
+                f" {_sha256(path)[:8]}; download it again, or rename it if it is meant to differ"
+            )
+        return path
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source):
+        return _cached(source)
+    if source in PUBLISHED:
+        return _cached(PUBLISHED[source].address)
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder; give the file of weights")
+    raise UserError(
+        f"{source!r} is no file, no https address, and no published weights: "
+        + nearest(source, PUBLISHED)
+    )
+
+
+def cache_folder() -> pathlib.Path:
+    """$MBV2_CACHE, else `mbv2_jax` in $XDG_CACHE_HOME or ~/.cache."""
+    if folder := os.environ.get("MBV2_CACHE"):
+        return pathlib.Path(folder).expanduser()
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(root).expanduser() / "mbv2_jax"
+
+
+def _cached(address: str) -> pathlib.Path:
+    """Returns the file of an address, from the cache if it is there and whole."""
+    _check_address(address)
+    name = pathlib.PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(address).path)).name
+    name = re.sub(r"[^\w.+-]", "_", name)[-100:] or "weights"
+    # A folder per address: many files are called model.pth.
+    target = cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:12] / name
+    expected = _hash_in(name)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _only_one(target):
+            if target.is_file() and _sha256(target).startswith(expected):
+                return target
+            part = target.with_name(f"{name}.part")
+            print(f"downloading {address} to {target}", file=sys.stderr)
+            _download(address, part)
+            _check(address, part, expected)
+            os.replace(part, target)
+            return target
+    except OSError as error:
+        raise UserError(
+            f"cannot keep {address} in {target.parent}: {error.strerror or error}; MBV2_CACHE names"
+            " another folder"
+        ) from None
+
+
+def _check_address(address: str) -> None:
+    """Refuses what is not encrypted, and what is no address."""
+    try:
+        parts = urllib.parse.urlsplit(address)
+        host = parts.hostname
+        _ = parts.port
+    except ValueError as error:
+        raise UserError(f"{address} is no address: {error}") from None
+    if not host or not address.isprintable() or " " in address:
+        raise UserError(f"{address!r} is no address such as https://HOST/FILE.pth")
+    if parts.scheme != "https" and not (parts.scheme == "http" and host in _LOCAL):
+        raise UserError(f"{address}: weights are downloaded over https only")
+
+
+def _hash_in(name: str) -> str:
+    """Returns the hash at the end of a file's name, "" where there is none."""
+    match = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", name)
+    if not match or re.fullmatch(r"(19|20)[0-9]{6}", match[1]):  # a date
+        return ""
+    return match[1]
+
+
+def _check(address: str, part: pathlib.Path, expected: str) -> None:
+    """Removes a download, and raises, if it is not what the name promises."""
+    with open(part, "rb") as file:
+        head = file.read(1024).lstrip().lower()
+    sha256 = _sha256(part)
+    if head.startswith((b"<!doctype html", b"<html")):
+        _remove(part)
+        hint = ""
+        if "/blob/" in address:
+            raw = "resolve" if "huggingface.co/" in address else "raw"
+            hint = f"; the file itself may be {address.replace('/blob/', f'/{raw}/', 1)}"
+        raise UserError(f"{address} is a web page, not a file of weights{hint}")
+    if not sha256.startswith(expected):
+        _remove(part)
+        raise UserError(
+            f"{address}: wrong content: by its name its SHA-256 begins with {expected}, what came"
+            f" has {sha256[: len(expected)]}; nothing was kept"
+        )
+
+
+class _Broken(Exception):
+    """The connection broke, or the server asks for patience: to be tried again."""
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirections, but not out of https."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        _check_address(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _download(address: str, part: pathlib.Path) -> None:
+    """Downloads to `part`, going on from what is there of the same file."""
+    failures = 0
+    while True:
+        before = _size(part)
+        try:
+            return _fetch(address, part)
+        except _Broken as error:
+            failures = 1 if _size(part) > before else failures + 1
+            if failures == TRIES:
+                raise UserError(
+                    f"{address}: {error}; {_size(part):,} bytes are kept, the same command goes on"
+                    " from there"
+                ) from None
+            time.sleep(WAIT * 2 ** (failures - 1))
+
+
+def _fetch(address: str, part: pathlib.Path) -> None:
+    """Asks once for what is missing in `part`, and appends it."""
+    # What the server called this state of the file: with it, it knows whether ours is a part of
+    # the file that it has now. Without, a download begins anew.
+    state = part.with_name(f"{part.name}.state")
+    have = _size(part) if state.is_file() else 0
+    headers = {"User-Agent": "mbv2_jax", "Accept-Encoding": "identity"}
+    if have:
+        headers |= {"Range": f"bytes={have}-", "If-Range": state.read_text()}
+    with _open(urllib.request.Request(address, headers=headers), part) as response:
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if length.isdigit() else 0
+        if response.status == 206:
+            follows = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+            if not follows or _state_of(response) not in ("", state.read_text()):
+                _remove(part)
+                raise _Broken("the server sent another part than was asked for")
+            total += have if total else 0
+        else:
+            have = 0
+            _remove(part)
+            if name := _state_of(response):
+                state.write_text(name)
+        with (
+            open(part, "ab") as file,
+            tqdm(
+                desc=part.name.removesuffix(".part"),
+                initial=have,
+                total=total or None,
+                unit="B",
+                unit_scale=True,
+                disable=None,  # where stderr is no terminal
+            ) as bar,
+        ):
+            for chunk in _chunks(response):
+                file.write(chunk)
+                bar.update(len(chunk))
+    if total and _size(part) < total:
+        raise _Broken(f"the connection broke after {_size(part):,} of {total:,} bytes")
+    state.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _open(
+    request: urllib.request.Request, part: pathlib.Path
+) -> Iterator[http.client.HTTPResponse]:
+    """Opens a request; what goes wrong is a line, or _Broken if it may go better next time."""
+    address = request.full_url
+    try:
+        response = urllib.request.build_opener(_SafeRedirects).open(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code in (408, 429) or error.code >= 500:
+            raise _Broken(f"the server says {error.code} {error.reason}") from None
+        if error.code == 416:  # nothing is missing in `part`, and yet it is not finished
+            _remove(part)
+            raise _Broken("the server has no more than what was kept") from None
+        raise UserError(f"{address}: the server says {error.code} {error.reason}") from None
+    except urllib.error.URLError as error:
+        reason = error.reason
+        if isinstance(reason, TimeoutError | ConnectionResetError):
+            raise _Broken(f"no answer: {reason}") from None
+        if isinstance(reason, socket.gaierror):
+            host = urllib.parse.urlsplit(address).hostname
+            raise UserError(f"{address}: no such host as {host}, or no network") from None
+        raise UserError(f"{address}: {getattr(reason, 'strerror', None) or reason}") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise _Broken(f"{type(error).__name__}: {error}") from None
+    with response:
+        yield response
+
+
+def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    while True:
+        try:
+            chunk = response.read(1 << 16)
+        except TimeoutError:
+            raise _Broken(f"nothing came for {TIMEOUT:.0f} seconds") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise _Broken(f"the connection broke: {error}") from None
+        if not chunk:
+            return
+        yield chunk
+
+
+def _state_of(response: http.client.HTTPResponse) -> str:
+    """Returns what If-Range takes: a strong ETag, else the date; "" where the server gives none."""
+    tag = response.headers.get("ETag", "")
+    return tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
+
+
+@contextlib.contextmanager
+def _only_one(target: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes from the same file until it is there."""
+    with open(target.with_name(f"{target.name}.lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that downloads {target.name}", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _remove(part: pathlib.Path) -> None:
+    part.unlink(missing_ok=True)
+    part.with_name(f"{part.name}.state").unlink(missing_ok=True)
+
+
+def _size(path: pathlib.Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
