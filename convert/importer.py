@@ -14,10 +14,8 @@ from mbv2_jax.data import classes, transforms
 from mbv2_jax.errors import UserError, nearest
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 
-from . import download, matching, published, readers
-from .layouts import Layout
+from . import download, matching, published, readers, transformers_config
 from .matching import Match
-from .published import PublishedWeights
 from .readers import ForeignFile
 
 # The config fields that a person may set; the arrays decide the other two.
@@ -71,11 +69,17 @@ def load(
     match = matching.match(file, layout)
     if drop_background:
         match = _without_background(file, match)
-    known, described = published.identify(file.sha256), _described(file)
-    conventions = _conventions(match.layout, known, described) | fields
+    stated = _stated(file, match.name)
+    conventions = {
+        "model.strides": tuple(MobileNetV2.strides),
+        **match.layout.conventions,
+        **stated.fields,
+        **fields,
+    }
     _check(conventions)
+    own = stated.class_names[1:] if drop_background else stated.class_names
+    names, names_from = _class_names(class_names, own, match.num_classes)
     shape = {"model.width": match.width, "model.num_classes": match.num_classes}
-    names, names_from = _class_names(class_names, described, file, match.num_classes)
     origin = {
         "kind": "converted, sha256 of the file",
         "sha256": file.sha256,
@@ -83,17 +87,60 @@ def load(
         "layout": match.name,
         "weights": file.weights,
     }
-    # Figures were published for the weights as they were: with 1000 classes, and these conventions.
-    card = None if fields or drop_background else _card(known, described)
+    # Figures were published for the weights as they were: all classes, and their conventions.
+    card = None if fields or drop_background else stated.published
     info = model_dir.describe(conventions | shape, names, origin, card)
     saved = model_dir.SavedModel(**match.variables, info=info, path=file.path)
-    assumed = [] if described else [*match.layout.guesses, *([] if known else ["data.image_size"])]
+    assumed = () if stated.fields else (*match.layout.guesses, "data.image_size")
     warnings = [
         *file.guesses,
         *_assumptions({name: conventions[name] for name in assumed if name not in fields}),
-        *_about_classes(names_from, match.num_classes, known),
+        *_about_classes(names_from, match.num_classes),
     ]
-    return Imported(saved, _summary(saved, file, match, known, names_from), warnings)
+    return Imported(saved, _summary(saved, file, match, names_from), warnings)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stated:
+    """What is known of a file beyond its arrays; empty where nothing is."""
+
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+    published: Mapping[str, Any] | None = None
+
+
+def _stated(file: ForeignFile, layout: str) -> _Stated:
+    """Returns what a file says of itself, or files beside it, or whoever published it."""
+    if "model.json" in file.metadata:
+        return _own_description(file)
+    if layout == "transformers":
+        return _Stated(*(transformers_config.read(file.path) or ()))
+    known = published.identify(file.sha256)
+    if known is None:
+        return _Stated(class_names=file.class_names)
+    name, weights = known
+    fields = {
+        "data.image_size": weights.image_size,
+        "data.eval_transforms": weights.eval_transforms,
+    }
+    card = {
+        "top1": weights.top1,
+        "top5": weights.top5,
+        "examples": 50000,
+        "source": f"{name}: {weights.source}",
+    }
+    return _Stated(fields, file.class_names or classes.IMAGENET_NAMES, card)  # all of 1000 classes
+
+
+def _own_description(file: ForeignFile) -> _Stated:
+    """Reads the model.json which our own .safetensors files carry."""
+    try:
+        info = json.loads(file.metadata["model.json"])
+        fields = {name: info[section][key] for name, (section, key) in model_dir.FIELDS.items()}
+        names = tuple(info["class_names"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file.path}: model.json in its metadata is damaged: {error!r}") from None
+    return _Stated({name: fields[name] for name in SETTABLE}, names, info.get("published"))
 
 
 def _without_background(file: ForeignFile, match: Match) -> Match:
@@ -109,35 +156,6 @@ def _without_background(file: ForeignFile, match: Match) -> Match:
     }
     variables = match.variables | {"params": params}
     return dataclasses.replace(match, num_classes=1000, variables=variables)
-
-
-def _described(file: ForeignFile) -> dict[str, Any]:
-    """Returns the model.json which our own .safetensors files carry; {} where there is none."""
-    if "model.json" not in file.metadata:
-        return {}
-    try:
-        info = json.loads(file.metadata["model.json"])
-        for section, key in model_dir.FIELDS.values():
-            info[section][key]
-        return info | {"class_names": tuple(info["class_names"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file.path}: the model.json in its metadata is damaged: {error}"
-        ) from None
-
-
-def _conventions(
-    layout: Layout, known: tuple[str, PublishedWeights] | None, described: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Returns the SETTABLE fields: what the file says of itself, else what is the custom."""
-    settled = {"model.strides": tuple(MobileNetV2.strides), **layout.conventions}
-    if known:
-        settled["data.image_size"] = known[1].image_size
-        settled["data.eval_transforms"] = known[1].eval_transforms
-    if described:
-        places = {name: model_dir.FIELDS[name] for name in SETTABLE}
-        settled |= {name: described[section][key] for name, (section, key) in places.items()}
-    return settled
 
 
 def _check(conventions: Mapping[str, Any]) -> None:
@@ -175,40 +193,21 @@ def _numbers(values: Any, count: int) -> bool:
 
 
 def _class_names(
-    given: tuple[str, ...],
-    described: Mapping[str, Any],
-    file: ForeignFile,
-    num_classes: int | None,
+    given: tuple[str, ...], own: tuple[str, ...], num_classes: int | None
 ) -> tuple[tuple[str, ...], str]:
     """Returns the names in the order of the logits, and where they are from."""
     if num_classes is None:
         return (), "none"
+    if given and len(given) != num_classes:
+        raise UserError(f"{len(given)} class names were given, there are {num_classes} classes")
     if given:
-        if len(given) != num_classes:
-            raise UserError(f"{len(given)} class names were given, {file.path} has {num_classes}")
         return given, "as given"
-    own = described.get("class_names") or file.class_names
-    if len(own) in (num_classes, num_classes + 1):  # + 1: a background that was dropped
-        return own[len(own) - num_classes :], "the file's"
+    if len(own) == num_classes:
+        return own, "the file's"
     if num_classes in (1000, 1001):
         background = (BACKGROUND,) * (num_classes - 1000)
         return (*background, *classes.IMAGENET_NAMES), "ImageNet's"
     return tuple(map(str, range(num_classes))), "numbers"
-
-
-def _card(
-    known: tuple[str, PublishedWeights] | None, described: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """Returns the figures that were published for the weights."""
-    if known is None:
-        return described.get("published")
-    name, weights = known
-    return {
-        "top1": weights.top1,
-        "top5": weights.top5,
-        "examples": 50000,
-        "source": f"{name}: {weights.source}",
-    }
 
 
 def _assumptions(values: Mapping[str, Any]) -> list[str]:
@@ -218,55 +217,47 @@ def _assumptions(values: Mapping[str, Any]) -> list[str]:
     return [f"the file does not say, and so it is assumed: {listed}; --set=FIELD=VALUE changes it"]
 
 
-def _about_classes(
-    names_from: str, num_classes: int | None, known: tuple[str, PublishedWeights] | None
-) -> list[str]:
+def _about_classes(names_from: str, num_classes: int | None) -> list[str]:
     if num_classes is None:
         return ["there is no classifier in the file: the model gives features only"]
     lines = []
     if num_classes == 1001:
         lines.append("of 1001 classes the first is the background; --drop-background leaves it out")
-    if names_from == "ImageNet's" and not known:
+    if names_from == "ImageNet's":
         lines.append(
-            f"the file has no class names: as it has {num_classes} classes, ImageNet's are taken; "
+            f"the file does not name its {num_classes} classes: ImageNet's names are taken; "
             "--class-names=FILE gives others"
         )
     if names_from == "numbers":
-        lines.append("the file has no class names: classes are numbered; or --class-names=FILE")
+        lines.append(
+            f"the file does not name its {num_classes} classes: they are numbered; "
+            "--class-names=FILE names them"
+        )
     return lines
 
 
 def _summary(
-    saved: model_dir.SavedModel,
-    file: ForeignFile,
-    match: Match,
-    known: tuple[str, PublishedWeights] | None,
-    names_from: str,
+    saved: model_dir.SavedModel, file: ForeignFile, match: Match, names_from: str
 ) -> dict[str, str]:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(saved.params))
     head = f"{match.num_classes} classes" if match.num_classes else "no classifier"
-    lines = {
-        "file": f"{file.path} ({file.container})",
-        "SHA-256": file.sha256,
-        "published as": f"{known[0]}: {known[1].top1} top-1, {known[1].top5} top-5 "
-        f"({known[1].source})"
-        if known
-        else "unknown: not one of the published files in the list",
-        "layout": f"{match.name} ({match.layout.owner})",
-        "weights": file.weights or "the only ones",
-        "network": f"MobileNetV2, width {match.width}, {head}, {parameters:,} parameters",
-        "arrays": f"{len(file.tensors) - match.ignored} used, {match.ignored} ignored"
-        + (f" ({', '.join(match.layout.ignored.values())})" if match.ignored else ""),
-        "class names": names_from,
-    }
-    if saved.class_names:
-        lines["class names"] += f": {saved.class_names[0]!r} ... {saved.class_names[-1]!r}"
-    conventions = [
-        f"{name.partition('.')[2]} {saved.field(name)}"
-        for name in ("model.padding", "model.bn_epsilon", "model.bn_momentum", "model.dropout")
-    ]
-    lines["conventions"] = ", ".join(conventions)
+    ignored = f" ({', '.join(match.layout.ignored.values())})" if match.ignored else ""
+    card = saved.published
+    names = saved.class_names
+    conventions = ("model.padding", "model.bn_epsilon", "model.bn_momentum", "model.dropout")
     mean, std = saved.field("data.mean"), saved.field("data.std")
     size, spec = saved.field("data.image_size"), saved.field("data.eval_transforms")
-    lines["evaluation"] = f"{spec} with size={size}, then (pixel - {mean}) / {std}"
-    return lines
+    return {
+        "file": f"{file.path} ({file.container})",
+        "SHA-256": file.sha256,
+        "published": f"{card['top1']} top-1, {card['top5']} top-5 ({card['source']})"
+        if card
+        else "no figures are known of these weights",
+        "layout": f"{match.name} ({match.layout.owner})",
+        "weights": file.weights or "all of the file",
+        "network": f"MobileNetV2, width {match.width}, {head}, {parameters:,} parameters",
+        "arrays": f"{len(file.tensors) - match.ignored} used, {match.ignored} ignored{ignored}",
+        "classes": names_from + (f": {names[0]!r} ... {names[-1]!r}" if names else ""),
+        "conventions": ", ".join(f"{name[6:]} {saved.field(name)}" for name in conventions),
+        "evaluation": f"{spec} with size={size}, then (pixel - {mean}) / {std}",
+    }

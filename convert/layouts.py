@@ -9,10 +9,8 @@ and its real network to tests/parity/test_conversion.py.
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
-
-from mbv2_jax.models.mobilenet_v2 import STAGES
 
 
 class Array(NamedTuple):
@@ -97,8 +95,10 @@ class Layout:
       guesses: those of them which the framework itself leaves open.
       prefix: of all names but the classifier's; files that hold only a backbone may go without.
       ignored: what carries nothing for us: regular expression -> what it is.
-      loading: how an exported file is loaded there, with {file}, {width} and {classes}; empty where
-        we don't export.
+      aliases: layers that some files call otherwise: name there -> name in the table.
+      loading: how an exported file is loaded there, with {file}, {width}, {percent} (of width 1)
+        and {classes}.
+      has_width: whether its network of a width has the channels that ours has.
     """
 
     owner: str
@@ -108,7 +108,9 @@ class Layout:
     guesses: tuple[str, ...] = ()
     prefix: str = ""
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     loading: str = ""
+    has_width: Callable[[float], bool] = lambda width: True
 
     def arrays(self) -> dict[str, Array]:
         """Returns where each array of a file belongs, by its name there."""
@@ -136,6 +138,11 @@ class Layout:
             for ours, variable in variables.items()
         }
 
+    def canonical(self, name: str) -> str:
+        """Returns an array's name with its layer called as in the table."""
+        layer, separator, variable = name.rpartition(self.framework.separator)
+        return self.aliases.get(layer, layer) + separator + variable
+
     def without_prefix(self) -> "Layout":
         """Returns the layout of files that hold the backbone alone, under its own names."""
         table = {
@@ -146,6 +153,9 @@ class Layout:
 
     def _layers(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Yields each layer of ours with its names there, in the network's order."""
+        # Here: this imports jax, and --help, which lists the layouts, can do without.
+        from mbv2_jax.models.mobilenet_v2 import STAGES
+
         yield "stem", self.table["stem"]
         index = 0
         for stage, row in enumerate(STAGES, start=1):
@@ -186,6 +196,8 @@ _TENSORFLOW = _PYTORCH | {
     "data.mean": (127.5, 127.5, 127.5),  # inputs in [-1, 1]
     "data.std": (127.5, 127.5, 127.5),
 }
+# The widths at which every port rounds its channels alike.
+_CUSTOMARY = (0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 _COUNTERS = {r".*\.num_batches_tracked": "BatchNorm's counters of training steps"}
 
 LAYOUTS: dict[str, Layout] = {
@@ -237,6 +249,8 @@ LAYOUTS: dict[str, Layout] = {
         conventions=_PYTORCH,
         prefix="backbone.",
         ignored=_COUNTERS,
+        # Above width 1 its last convolution has int(1280 width) channels, divisible or not.
+        has_width=lambda width: width <= 1 or int(1280 * width) % 8 == 0,
         loading="mmpretrain.get_model('mobilenet-v2_8xb32_in1k', pretrained='{file}', "
         "backbone=dict(widen_factor={width}), head=dict(num_classes={classes}))",
     ),
@@ -277,7 +291,8 @@ LAYOUTS: dict[str, Layout] = {
         conventions=_PYTORCH
         | {"data.eval_transforms": "resize_edge(256, interpolation='bicubic')|center_crop(size)"},
         ignored=_COUNTERS,
-        loading="timm.create_model('mobilenetv2_{timm}', num_classes={classes}, "
+        has_width=lambda width: width in (0.35, 0.5, 0.75, 1.0, 1.4),  # those it has a name for
+        loading="timm.create_model('mobilenetv2_{percent:03d}', num_classes={classes}, "
         "checkpoint_path='{file}')",
     ),
     "tonylins": Layout(
@@ -295,6 +310,7 @@ LAYOUTS: dict[str, Layout] = {
         },
         conventions=_PYTORCH,
         ignored=_COUNTERS,
+        has_width=lambda width: width == 1.0,  # its others keep the first 32 and 16 channels
         loading="mobilenet_v2().load_state_dict(torch.load('{file}'))",
     ),
     "d-li14": Layout(
@@ -312,6 +328,7 @@ LAYOUTS: dict[str, Layout] = {
         },
         conventions=_PYTORCH,
         ignored=_COUNTERS,
+        has_width=lambda width: width != 0.1,  # there its channels are divisible by 4 only
         loading="mobilenetv2(width_mult={width}).load_state_dict(torch.load('{file}'))",
     ),
     "keras": Layout(
@@ -329,6 +346,7 @@ LAYOUTS: dict[str, Layout] = {
         },
         conventions=_TENSORFLOW | {"model.bn_momentum": 0.999},
         guesses=("data.eval_transforms",),  # Keras ships a normalisation, and no crop
+        aliases={"Logits": "predictions"},  # in its first published files, of 2018
     ),
     "transformers": Layout(
         owner="Hugging Face transformers, MobileNetV2",
@@ -367,8 +385,17 @@ LAYOUTS: dict[str, Layout] = {
         # TF-slim's decay. transformers hands 0.997 to torch, which takes it for the share of the
         # *new* statistics.
         conventions=_TENSORFLOW | {"model.bn_momentum": 0.997, "model.dropout": 0.8},
+        guesses=("model.padding",),  # tf_padding in the config.json beside the file
         prefix="mobilenet_v2.",
         ignored=_COUNTERS,
-        loading="transformers.MobileNetV2ForImageClassification.from_pretrained(...)",
+        has_width=lambda width: width in _CUSTOMARY,
+        loading="transformers.MobileNetV2ForImageClassification(transformers.MobileNetV2Config("
+        "depth_multiplier={width}, num_labels={classes})).load_state_dict(torch.load('{file}'))",
     ),
+}
+
+# What --to takes -> the layout. Keras is not there: only Keras writes files that Keras loads.
+TARGETS = {
+    "safetensors": "mbv2_jax",
+    **{name: name for name, layout in LAYOUTS.items() if layout.framework is TORCH},
 }

@@ -62,6 +62,8 @@ def match(file: ForeignFile, layout: str = "auto") -> Match:
       UserError: this is not the network, or not in that layout; lists every fault.
     """
     name, table = _recognise(file, layout)
+    tensors = {table.canonical(name): tensor for name, tensor in file.tensors.items()}
+    file = dataclasses.replace(file, tensors=tensors)
     arrays = table.arrays()
     num_classes = _num_classes(file, arrays)
     if num_classes is None:  # a backbone alone

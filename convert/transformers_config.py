@@ -1,0 +1,75 @@
+"""What Hugging Face transformers keeps beside its weight files: config.json and its neighbour."""
+
+import json
+import pathlib
+from typing import Any
+
+from mbv2_jax.errors import UserError
+
+_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+
+
+def read(weights: pathlib.Path) -> tuple[dict[str, Any], tuple[str, ...]] | None:
+    """Returns config fields and class names as the files beside `weights` have them.
+
+    Args:
+      weights: a file that save_pretrained wrote.
+
+    Returns:
+      Values by the names of model_dir.FIELDS, and the class names in order (() where there are
+      none); None where there is no config.json.
+
+    Raises:
+      UserError: the files cannot be read, or describe a network that ours is not.
+    """
+    config = _json(weights.with_name("config.json"))
+    if config is None:
+        return None
+    for key, ours in (("output_stride", 32), ("hidden_act", "relu6")):
+        if config.get(key, ours) != ours:
+            raise UserError(
+                f"{weights.with_name('config.json')}: {key} is {config[key]!r}, and only {ours!r} "
+                "is this network"
+            )
+    size = config.get("image_size", 224)
+    fields = {
+        "model.padding": "same" if config.get("tf_padding", True) else "torch",
+        "model.bn_epsilon": config.get("layer_norm_eps", 1e-3),
+        "model.dropout": config.get("classifier_dropout_prob", 0.8),
+        "data.image_size": size,
+        "data.eval_transforms": f"resize_edge({size + 32})|center_crop(size)",
+    }
+    processor = _json(weights.with_name("preprocessor_config.json"))
+    if processor is not None:
+        fields |= _processor(processor, size + 32)
+    labels = config.get("id2label", {})
+    return fields, tuple(labels[key] for key in sorted(labels, key=int))
+
+
+def _processor(processor: dict[str, Any], edge: int) -> dict[str, Any]:
+    """Returns the fields of a MobileNetV2ImageProcessor: resize, crop, scale to 0-1, normalise."""
+    edge = processor.get("size", {}).get("shortest_edge", edge)
+    name = _INTERPOLATIONS.get(processor.get("resample", 2), "bilinear")
+    interpolation = "" if name == "bilinear" else f", interpolation={name!r}"
+    fields: dict[str, Any] = {
+        "data.eval_transforms": f"resize_edge({edge}{interpolation})|center_crop(size)"
+    }
+    crop = processor.get("crop_size", {}).get("height")
+    if crop:
+        fields["data.image_size"] = crop
+    for key, field in (("image_mean", "data.mean"), ("image_std", "data.std")):
+        if key in processor:
+            fields[field] = tuple(255.0 * value for value in processor[key])
+    return fields
+
+
+def _json(path: pathlib.Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return value
