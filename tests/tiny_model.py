@@ -20,6 +20,7 @@ INFO = model_dir.describe(
         "model.width": 0.1,
         "model.strides": (2, 1, 2, 2, 2, 1, 2, 1),
         "model.num_classes": len(CLASSES),
+        "model.dropout": 0.2,
         "model.padding": "torch",
         "model.bn_epsilon": 1e-5,
         "model.bn_momentum": 0.9,
