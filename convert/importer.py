@@ -181,7 +181,9 @@ def _check(conventions: Mapping[str, Any]) -> None:
             good, wanted = isinstance(value, str), "a string such as resize_edge(256)|..."
         if not good:
             raise UserError(f"{name} is {value!r}: it must be {wanted}")
-    transforms.make_transform(conventions["data.eval_transforms"], conventions["data.image_size"])
+    spec = conventions["data.eval_transforms"]
+    if transforms.make_transform(spec, conventions["data.image_size"]).random:
+        raise UserError(f"data.eval_transforms {spec!r} is random: evaluation must not be")
 
 
 def _numbers(values: Any, count: int) -> bool:

@@ -25,9 +25,10 @@ from .readers import ForeignFile
 # A file that has fewer of a layout's names than this share is another network, or another layout.
 _RECOGNISED = 0.5
 
-# Several widths can have the same channel counts: the customary ones come first.
+# Several widths have the same channel counts: the customary ones come first, then the rounder ones.
 _WIDTHS = sorted({variant.width for variant in VARIANTS.values()}, reverse=True)
-_WIDTHS += [width / 100 for width in range(5, 401) if width / 100 not in _WIDTHS]
+_WIDTHS += [tenths / 10 for tenths in range(1, 41)]
+_WIDTHS += [hundredths / 100 for hundredths in range(5, 401)]
 
 _LISTED = 20  # names of a kind of fault that a message lists
 

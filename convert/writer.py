@@ -64,10 +64,9 @@ def _check_conventions(saved: SavedModel, to: str, layout: Layout) -> None:
         for name in _FIXED
         if saved.field(name) != usual[name]
     ]
-    if not layout.has_width(saved.field("model.width")):
-        faults.append(
-            f"it has no network with these channels of width {saved.field('model.width')}"
-        )
+    width = saved.field("model.width")
+    if not layout.has_width(width):
+        faults.append(f"it has no network of width {width} with these channels")
     if faults:
         raise UserError(
             f"{saved.path} would not be the same in {to}: {'; '.join(faults)}. "

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mbv2_jax import model_dir
-from mbv2_jax.data import loader
+from mbv2_jax.data import classes, loader
 from mbv2_jax.errors import RunFailed, UserError
 from mbv2_jax.models import profile
 from mbv2_jax.training import config as config_lib
@@ -38,7 +38,7 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
     Args:
       config: from a recipe; what it leaves open is the checkpoint's or the data's.
       workdir: goes on from its newest checkpoint if it holds one.
-      checkpoint: else the weights to start from: a model directory or a workdir.
+      checkpoint: else the weights to start from: whatever model_dir.read opens.
 
     Returns:
       {"top1", "top5", "loss", "examples"} of the last evaluation; None if SIGTERM or SIGINT asked
@@ -159,19 +159,22 @@ def _prepare(run: Plan, checkpoints: Checkpoints) -> tuple[TrainState, Callable[
 def _with_weights(run: Plan, fresh: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `fresh` variables with the checkpoint's in their place.
 
-    The classifier comes along only where its classes are the same ones, name by name.
+    The classifier comes along only where its classes are the same ones.
     """
     saved = run.start_from
     assert saved is not None
     params = dict(saved.params)
     names = tuple(run.train_source.class_names)
-    if saved.class_names != names:
+    # WordNet ids, as folders and TFDS have them, or names: ImageNet's classes are the same ones.
+    both_imagenet = (
+        classes.imagenet_offset(saved.class_names) == classes.imagenet_offset(names) == 0
+    )
+    if saved.class_names != names and not both_imagenet:
         params["classifier"] = fresh["params"]["classifier"]
-        print(
-            f"starting from {saved.path} with a new classifier: its {len(saved.class_names)} "
-            f"classes are not these {len(names)}",
-            file=sys.stderr,
-        )
+        why = f"its {len(saved.class_names)} classes are not these {len(names)}"
+        if saved.features_only:
+            why = "it has none"
+        print(f"starting from {saved.path} with a new classifier: {why}", file=sys.stderr)
     else:
         print(f"starting from {saved.path}, classifier included", file=sys.stderr)
     variables = {"params": params, "batch_stats": saved.batch_stats}

@@ -1,0 +1,276 @@
+"""`python -m convert` as a user meets it. What it makes of each framework: tests/parity/."""
+
+import hashlib
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from mbv2_jax import command_line, model_dir
+from mbv2_jax.convert import __main__ as convert
+from mbv2_jax.data import classes
+from tests import tiny_model
+from tests.parity import peers
+from tests.test_packaging import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """torchvision's files of a narrow network: 6 classes, 1001 classes, and none."""
+    folder = tmp_path_factory.mktemp("convert")
+    for count in (6, 1000, 1001):
+        state = network(count).state_dict()
+        torch.save(state, folder / f"{count}.pth")
+    torch.save(
+        {name: value for name, value in state.items() if not name.startswith("classifier")},
+        folder / "backbone.pth",
+    )
+    return folder
+
+
+def network(num_classes: int) -> torch.nn.Module:
+    net = peers.torchvision().models.mobilenet_v2(width_mult=0.1, num_classes=num_classes).eval()
+    peers.randomize(net, seed=num_classes)
+    return net
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command in this process; returns its exit status, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            command_line.run(convert.main)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return int(stopped.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def refused(outcome: tuple[int, str, str]) -> str:
+    """The one line with which a command refuses."""
+    code, out, err = outcome
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_the_command_runs_from_the_clone_and_as_installed(folder, tmp_path):
+    for name, cwd in (("convert", REPOSITORY), ("mbv2_jax.convert", tmp_path)):
+        output = tmp_path / name
+        done = subprocess.run(
+            [sys.executable, "-m", name, folder / "6.pth", f"--output={output}"],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == f"written: {output}"
+        assert model_dir.read(output).field("model.num_classes") == 6
+
+
+def test_help_teaches_in_a_moment():
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['convert', '--help']\n"
+        "try: runpy.run_module('convert', run_name='__main__')\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "sys.exit(bool({'jax', 'torch', 'h5py'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False
+    )
+    assert done.returncode == 0, "--help imported jax or torch, which takes seconds"
+    for word in ("python -m convert mmpretrain", "--drop-background", "71.86", "--to"):
+        assert word in done.stdout
+
+
+def test_the_summary_says_what_was_found_and_what_was_assumed(run, folder, tmp_path):
+    code, out, err = run(folder / "6.pth", f"--output={tmp_path / 'm'}")
+    assert code == 0
+    net = network(6)
+    count = sum(parameter.numel() for parameter in net.parameters())
+    for piece in ("torchvision", "width 0.1, 6 classes", f"{count:,} parameters", "262 used"):
+        assert piece in out
+    assert hashlib.sha256((folder / "6.pth").read_bytes()).hexdigest() in out
+    assert "data.image_size=224" in err
+    assert "does not name its 6 classes: they are numbered" in err
+    info = json.loads((tmp_path / "m" / "model.json").read_text())
+    assert info["class_names"] == list("012345")
+    assert info["conventions"] == {
+        "padding": "torch",
+        "bn_epsilon": 1e-5,
+        "bn_momentum": 0.9,
+        "dropout": 0.2,
+    }
+    assert info["origin"]["layout"] == "torchvision"
+
+
+def test_fields_and_names_can_be_set(run, folder, tmp_path):
+    (tmp_path / "names.txt").write_text("\n".join(tiny_model.CLASSES) + "\n")
+    code, _, err = run(
+        folder / "6.pth",
+        f"--output={tmp_path / 'm'}",
+        f"--class-names={tmp_path / 'names.txt'}",
+        "--set=data.image_size=64",
+        "--set=data.eval_transforms=resize_edge(72)|center_crop(size)",
+        "--set=data.mean=(1, 2, 3)",
+        "--set=model.strides=(1, 1, 1, 2, 2, 1, 2, 1)",
+    )
+    assert (code, err) == (0, "")  # nothing is left to assume
+    saved = model_dir.read(tmp_path / "m")
+    assert saved.class_names == tiny_model.CLASSES
+    assert saved.field("data.image_size") == 64
+    assert saved.field("data.eval_transforms") == "resize_edge(72)|center_crop(size)"
+    assert saved.field("data.mean") == (1, 2, 3)
+    assert saved.field("model.strides") == (1, 1, 1, 2, 2, 1, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (["--set=model.width=0.5"], "model.width cannot be set"),
+        (["--set=data.imagesize=64"], "did you mean 'data.image_size'?"),
+        (["--set=data.image_size"], "write it FIELD=VALUE"),
+        (["--set=data.image_size=big"], "a number of pixels"),
+        (["--set=model.padding=valid"], "'torch' or 'same'"),
+        (["--set=model.bn_epsilon=0"], "above 0"),
+        (["--set=model.dropout=2"], "from 0 to 1"),
+        (["--set=model.strides=(2, 2)"], "8 numbers"),
+        (["--set=data.std=(1, 0, 1)"], "three numbers"),
+        (["--set=data.eval_transforms=center_corp(size)"], "did you mean 'center_crop'?"),
+        (["--set=data.eval_transforms=random_crop(size)"], "random"),
+        (["--class-names=missing.txt"], "missing.txt cannot be read"),
+        (["--drop-background"], "1001"),
+        (["--ema"], "6.pth"),
+        (["--layout=timm"], "leave out --layout"),
+    ],
+    ids=lambda value: value[0].removeprefix("--") if isinstance(value, list) else "",
+)
+def test_impossible_settings_are_refused_and_nothing_is_written(
+    run, folder, tmp_path, settings, named
+):
+    assert named in refused(run(folder / "6.pth", f"--output={tmp_path / 'm'}", *settings))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_background_class_is_kept_or_dropped(run, folder, tmp_path):
+    assert run(folder / "1001.pth", f"--output={tmp_path / 'kept'}")[0] == 0
+    code, _, err = run(folder / "1001.pth", f"--output={tmp_path / 'm'}", "--drop-background")
+    assert code == 0
+    assert "ImageNet's names are taken" in err
+    kept, dropped = model_dir.read(tmp_path / "kept"), model_dir.read(tmp_path / "m")
+    assert kept.class_names == ("background", *classes.IMAGENET_NAMES)
+    assert dropped.class_names == classes.IMAGENET_NAMES
+    weight = network(1001).state_dict()["classifier.1.weight"].numpy()
+    bias = network(1001).state_dict()["classifier.1.bias"].numpy()
+    np.testing.assert_array_equal(kept.params["classifier"]["kernel"], weight.T)
+    np.testing.assert_array_equal(dropped.params["classifier"]["kernel"], weight[1:].T)
+    np.testing.assert_array_equal(dropped.params["classifier"]["bias"], bias[1:])
+
+
+def test_a_backbone_alone_gives_features_only_and_says_so(run, folder, tmp_path):
+    code, out, err = run(folder / "backbone.pth", f"--output={tmp_path / 'm'}")
+    assert code == 0
+    assert "no classifier" in out
+    assert "features only" in err
+    saved = model_dir.read(tmp_path / "m")
+    assert saved.features_only
+    assert saved.class_names == ()
+    # And out again, where the head is missing just so.
+    assert run(tmp_path / "m", "--to=torchvision", f"--output={tmp_path / 'out.pth'}")[0] == 0
+    incompatible = network(6).load_state_dict(torch.load(tmp_path / "out.pth"), strict=False)
+    assert incompatible.missing_keys == ["classifier.1.weight", "classifier.1.bias"]
+    assert not incompatible.unexpected_keys
+
+
+def test_nothing_is_overwritten_without_force(run, folder, tmp_path):
+    output = tmp_path / "m"
+    assert run(folder / "6.pth", f"--output={output}")[0] == 0
+    before = (output / "model.json").read_bytes()
+    again = (folder / "1000.pth", f"--output={output}")
+    assert "--force" in refused(run(*again))
+    assert (output / "model.json").read_bytes() == before
+    assert run(*again, "--force")[0] == 0
+    assert model_dir.read(output).field("model.num_classes") == 1000
+
+    file = tmp_path / "out.pth"
+    out = (output, "--to=torchvision", f"--output={file}")
+    assert run(*out)[0] == 0
+    before = file.read_bytes()
+    assert "--force" in refused(run(*out))
+    assert file.read_bytes() == before
+    assert run(*out, "--force")[0] == 0
+
+
+def test_what_is_not_ours_is_not_even_replaced_by_force(run, folder, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"precious")
+    tiny_model.write(tmp_path / "run" / "model")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    for output in ("photos", "photos/cat.jpg", "run"):
+        outcome = run(folder / "6.pth", f"--output={tmp_path / output}", "--force")
+        assert "not what this command writes" in refused(outcome)
+    outcome = run(
+        tmp_path / "run", "--to=timm", f"--output={tmp_path / 'photos'}.pth", "--layout=timm"
+    )
+    assert "--layout is for reading" in refused(outcome)
+    assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"precious"
+
+
+def test_a_fault_in_mid_write_leaves_what_was_there(run, folder, tmp_path, monkeypatch):
+    file = tmp_path / "out.pth"
+    assert run(folder / "6.pth", "--to=torchvision", f"--output={file}")[0] == 0
+    before = file.read_bytes()
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    outcome = run(folder / "6.pth", "--to=torchvision", f"--output={file}", "--force")
+    assert (outcome[0], outcome[1]) == (2, "")
+    assert outcome[2].splitlines()[-1].endswith("cannot be written: No space left on device")
+    assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out.pth"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--to=torchvision", "--output=x.onnx"], "give FILE.pth"),
+        (["--to=safetensors", "--output=x.pth"], "give FILE.safetensors"),
+        (["--to=torchvision", "--output=x.pth"], "model.strides"),
+        (["--to=timm", "--output=x.pth"], "no network of width 0.1"),
+    ],
+)
+def test_what_would_be_another_model_there_is_not_written(
+    run, tmp_path, monkeypatch, arguments, named
+):
+    monkeypatch.chdir(tmp_path)
+    tiny_model.write(tmp_path / "m")
+    model = tmp_path / "m" / "model.json"
+    info = json.loads(model.read_text())
+    info["architecture"]["strides"][0] = 1
+    model.write_text(json.dumps(info))
+    assert named in refused(run("m", *arguments))
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_everything_survives_our_own_file(run, tmp_path):
+    tiny_model.write(tmp_path / "m")
+    file = tmp_path / "m.safetensors"
+    assert run(tmp_path / "m", "--to=safetensors", f"--output={file}")[0] == 0
+    code, _, err = run(file, f"--output={tmp_path / 'again'}")
+    assert (code, err) == (0, "")
+    before, after = (json.loads((tmp_path / d / "model.json").read_text()) for d in ("m", "again"))
+    assert after.pop("origin")["layout"] == "mbv2_jax"
+    assert before.pop("origin")
+    assert after == before  # the SHA-256 of the arrays is in there
