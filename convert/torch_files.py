@@ -5,6 +5,7 @@ import pathlib
 import pickle
 import re
 import threading
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -40,8 +41,8 @@ _ALLOWING = threading.Lock()
 class _Inert:
     """Takes the place of an object that a file names: it can be made and filled, and does nothing.
 
-    torch's loader calls allowed names (REDUCE, NEWOBJ) and fills what they return (BUILD); calling
-    what they return it refuses.
+    torch's loader calls the allowed names (REDUCE, NEWOBJ) and fills what they return (BUILD);
+    calling what they return it refuses.
     """
 
     def __new__(cls, *args: object) -> "_Inert":
@@ -52,6 +53,12 @@ class _Inert:
 
     def __setstate__(self, state: object) -> None:
         pass
+
+    def __repr__(self) -> str:
+        return f"what {type(self).__name__} returns"
+
+
+_STAND_INS = [(type(name, (_Inert,), {}), name) for name in _HARMLESS]
 
 
 def load(path: pathlib.Path) -> Any:
@@ -65,6 +72,7 @@ def load(path: pathlib.Path) -> Any:
     except ImportError:
         raise UserError(f"reading {path} needs torch: pip install 'mbv2_jax[convert]'") from None
 
+    _check_sums(path)
     try:
         with open(path, "rb") as file, _only_harmless_names(torch.serialization):
             return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
@@ -95,20 +103,20 @@ def choose(path: pathlib.Path, checkpoint: Any, ema: bool | None) -> tuple[str, 
     """
     if not isinstance(checkpoint, dict):
         raise UserError(
-            f"{path} holds no weights by name but a {_type_name(checkpoint)}; in the program that"
-            " wrote it, save model.state_dict()"
+            f"{path} holds no weights by name but a {type(checkpoint).__name__}; in the program"
+            " that wrote it, save model.state_dict()"
         )
     held = [key for key in (*_RAW, *_AVERAGED) if isinstance(checkpoint.get(key), dict)]
     averaged = [key for key in held if key in _AVERAGED]
     if "ema_state_dict" in held and "steps" in checkpoint["ema_state_dict"]:
         # mmengine's EMAHook exchanges the two when it saves, so that `state_dict` is for use.
-        averaged = ["state_dict"]
+        averaged = [key for key in held if key == "state_dict"]
     raw = [key for key in held if key not in averaged]
     if not held:
         if not any(_is_tensor(value) for value in checkpoint.values()):
             raise UserError(
-                f"{path} holds no weights, neither directly nor under {_quoted(held_keys())}; it"
-                f" holds {_quoted(checkpoint)}"
+                f"{path} holds no weights, neither directly nor under"
+                f" {_quoted((*_RAW, *_AVERAGED))}; it holds {_quoted(checkpoint) or 'nothing'}"
             )
         if ema:
             raise UserError(f"{path} holds one set of weights, and calls none averaged (EMA)")
@@ -127,11 +135,6 @@ def choose(path: pathlib.Path, checkpoint: Any, ema: bool | None) -> tuple[str, 
     return key + (note if averaged else ""), checkpoint[key]
 
 
-def held_keys() -> tuple[str, ...]:
-    """The keys under which weights are looked for."""
-    return _RAW + _AVERAGED
-
-
 def arrays(path: pathlib.Path, weights: Mapping[Any, Any]) -> dict[str, np.ndarray]:
     """Returns the weights as numpy arrays, copies, of the file's types; 16 bits become float32.
 
@@ -146,7 +149,7 @@ def arrays(path: pathlib.Path, weights: Mapping[Any, Any]) -> dict[str, np.ndarr
         if not isinstance(name, str):
             faults.append(f"{name!r} is no name")
         elif not isinstance(value, torch.Tensor):
-            faults.append(f"{name} is no tensor but a {_type_name(value)}")
+            faults.append(f"{name} is no tensor but a {type(value).__name__}")
         elif value.layout != torch.strided or value.is_quantized or value.is_meta:
             kind = "quantized" if value.is_quantized else "empty (meta)" if value.is_meta else ""
             faults.append(f"{name} is a {kind or str(value.layout).split('.')[-1]} tensor")
@@ -191,28 +194,47 @@ def _only_harmless_names(serialization: Any) -> Iterator[None]:
         others = serialization.get_safe_globals()
         serialization.clear_safe_globals()
         try:
-            serialization.add_safe_globals([(_Inert, name) for name in _HARMLESS])
+            serialization.add_safe_globals(_STAND_INS)
             yield
         finally:
             serialization.clear_safe_globals()
             serialization.add_safe_globals(others)
 
 
+def _check_sums(path: pathlib.Path) -> None:
+    """Checks the CRC of each member of a zip archive, which torch does not.
+
+    torch.save writes 0 in their place where a user has switched them off.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # torch's older serialisation has no check sums
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.CRC:
+                    with archive.open(member) as file:
+                        while file.read(1 << 20):
+                            pass
+    # By where the damage is: BadZipFile, EOFError, NotImplementedError, zlib.error, ...
+    except Exception as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
 def _refusal(path: pathlib.Path, error: str) -> str:
-    """Says which of the file's wishes torch's loader did not fulfil."""
+    """Says in a line what torch's loader did not want to do for the file."""
     match = re.search(r"GLOBAL (.+?) (?:was not an allowed|whose module)", error)
     if not match:
-        match = re.search(r"(torch\S+)`` must be imported", error)
-    if not match:
-        what = error.strip().splitlines()[-1] if "recommended" in error else error
-        return f"{path} was refused by torch's weights-only loader: {what}"
-    name = match.group(1) if "." in match.group(1) else f"builtins.{match.group(1)}"
+        what = error.rpartition("WeightsUnpickler error:")[2].partition("\n\nCheck the")[0].strip()
+        if "operand" in what:
+            what += ": it is damaged, or saved with another pickle protocol than torch.save's own"
+        return f"{path} was refused: {' '.join(what.split())}"
+    name = match[1] if "." in match[1] else f"builtins.{match[1]}"
     if not name.isprintable():
         name = repr(name)
-    text = f"{path} was refused, because opening it would run {name}"
+    text = f"{path} was refused: opening it would run {name}"
     if name.rpartition(".")[2][:1].isupper():
         text += (
-            "; if that is a whole model, open it in the program that wrote it, and save"
+            "; if it is a whole model, open it in the program that wrote it, and save"
             " model.state_dict()"
         )
     return text
@@ -220,10 +242,6 @@ def _refusal(path: pathlib.Path, error: str) -> str:
 
 def _quoted(names: Iterable[object]) -> str:
     return ", ".join(repr(name) for name in names)
-
-
-def _type_name(value: object) -> str:
-    return "an object" if isinstance(value, _Inert) else type(value).__name__
 
 
 def _is_tensor(value: object) -> bool:
