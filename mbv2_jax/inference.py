@@ -1,8 +1,12 @@
-"""A trained model for use: pixels in, named predictions out."""
+"""A trained model for use: pixels in, named predictions or features out."""
 
+import functools
 import os
 import pathlib
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +14,28 @@ import numpy as np
 from PIL import Image
 
 from mbv2_jax import model_dir
-from mbv2_jax.data import transforms
-from mbv2_jax.errors import UserError
+from mbv2_jax.data import classes, sources, transforms
+from mbv2_jax.errors import UserError, nearest
+from mbv2_jax.models.folding import fold
+from mbv2_jax.models.mobilenet_v2 import STAGES, MobileNetV2
+from mbv2_jax.models.variants import VARIANTS
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+
+LAST = len(STAGES)  # the index of the last convolution's feature map
+BATCH_SIZE = 32
 
 
 class Classifier:
     """A model with its preprocessing and class names, compiled once for each batch shape.
 
+    Batch normalisation is folded into the convolutions; the logits are the same but for rounding.
+
     Args:
       saved: from model_dir.read.
 
     Attributes:
-      class_names: in the order of the logits.
+      class_names: in the order of the logits; none where the model has features only.
       transform: what turns an image of any size into the network's input.
     """
 
@@ -32,13 +44,18 @@ class Classifier:
         self.transform = transforms.make_transform(
             saved.field("data.eval_transforms"), saved.field("data.image_size")
         )
+        self._path = saved.path
+        self._module = saved.module(folded=True)
+        self._params = jax.device_put(
+            fold(saved.params, saved.batch_stats, saved.field("model.bn_epsilon"))
+        )
         self._mean = np.asarray(saved.field("data.mean"), np.float32)
         self._std = np.asarray(saved.field("data.std"), np.float32)
-        self._variables = {"params": saved.params, "batch_stats": saved.batch_stats}
-        self._apply = jax.jit(saved.module().apply)
 
     def __call__(self, images: np.ndarray | jax.Array) -> jax.Array:
         """Returns the logits of images that have the network's size already.
+
+        They go through the network at once: `predict` takes any number.
 
         Args:
           images: (N, H, W, 3) RGB; uint8 are pixels and are normalised here, floats are taken as
@@ -48,18 +65,89 @@ class Classifier:
           (N, classes) float32.
 
         Raises:
-          UserError: another shape or dtype; channels first (N, 3, H, W) is named as such.
+          UserError: another shape or dtype; channels first (N, 3, H, W) is named as such. Or the
+            model has features only.
         """
-        shape = tuple(images.shape)
-        if len(shape) == 4 and shape[-1] != 3 and shape[1] == 3:
-            raise UserError(f"images are (N, 3, H, W) = {shape}: give (N, H, W, 3)")
-        if len(shape) != 4 or shape[-1] != 3:
-            raise UserError(f"images have the shape {shape}: give (N, H, W, 3)")
-        if images.dtype == np.uint8:
-            images = (jnp.asarray(images, jnp.float32) - self._mean) / self._std
-        elif not jnp.issubdtype(images.dtype, jnp.floating):
-            raise UserError(f"images are {images.dtype}: give uint8 pixels, or normalised floats")
-        return self._apply(self._variables, images)
+        self._check_classifier()
+        return self._forward(self._module, images)
+
+    def predict(
+        self, images: ImageLike | Iterable[ImageLike], batch_size: int = BATCH_SIZE
+    ) -> list[dict[str, Any]]:
+        """Predicts any number of images of any size.
+
+        Args:
+          images: what `list_images` takes: an image, a folder, or several of either.
+          batch_size: how many go through the network at once.
+
+        Returns:
+          One dict an image, as `inference_model` returns it.
+
+        Raises:
+          UserError: an image cannot be read; the message names it. Or the model has features only.
+        """
+        return [_or_raise(outcome) for outcome in self.stream(images, batch_size)]
+
+    def stream(
+        self, images: ImageLike | Iterable[ImageLike], batch_size: int = BATCH_SIZE
+    ) -> Iterator[dict[str, Any] | UserError]:
+        """Yields `predict`'s results as they come, and an error in place of a bad image's."""
+        self._check_classifier()
+        for prepared, rows in self._batches(list_images(images), batch_size):
+            good = [image for image in prepared if not isinstance(image, UserError)]
+            scores = iter(())
+            if good:
+                logits = self._forward(self._module, _padded(good, rows))
+                scores = iter(np.asarray(jax.nn.softmax(logits))[: len(good)])
+            for image in prepared:
+                yield image if isinstance(image, UserError) else self._named(next(scores))
+
+    def extract_feat(
+        self,
+        images: ImageLike | Iterable[ImageLike] | jax.Array,
+        stage: str = "neck",
+        *,
+        out_indices: Sequence[int] = (LAST,),
+        batch_size: int = BATCH_SIZE,
+    ) -> jax.Array | tuple[jax.Array, ...]:
+        """Returns what the network sees in images (mmpretrain's extract_feat, channels last).
+
+        Args:
+          images: (N, H, W, 3) as `__call__` takes them, which nothing resizes; or what
+            `list_images` takes, prepared first.
+          stage: 'neck', the pooled features that the classifier gets; or 'backbone', feature maps.
+          out_indices: which feature maps: 0..6 = layer1..layer7, 7 = the last convolution. Only
+            read where stage is 'backbone'.
+          batch_size: how many prepared images go through the network at once.
+
+        Returns:
+          (N, 1280) float32 (wider where the width multiplier is above 1); for 'backbone' a tuple of
+          (N, h, w, channels) float32, in the network's order.
+
+        Raises:
+          UserError: an unknown stage or index, images that `__call__` refuses, or an image that
+            cannot be read.
+        """
+        if stage not in ("backbone", "neck"):
+            raise UserError(f"there is no stage {stage!r}: {nearest(stage, ('backbone', 'neck'))}")
+        if not out_indices or not set(out_indices) <= set(range(LAST + 1)):
+            raise UserError(f"out_indices={tuple(out_indices)}: give some of 0..{LAST}")
+        indices = (LAST,) if stage == "neck" else tuple(sorted(set(out_indices)))
+        backbone = self._module.clone(num_classes=None, out_indices=indices)
+
+        def forward(batch: np.ndarray | jax.Array) -> tuple[jax.Array, ...]:
+            maps = self._forward(backbone, batch)
+            return (maps[0].mean((1, 2)),) if stage == "neck" else maps
+
+        if isinstance(images, np.ndarray | jax.Array) and images.ndim == 4:
+            features = forward(images)
+        else:
+            parts = [forward(np.zeros((0, *[self.transform.output_size] * 2, 3), np.uint8))]
+            for prepared, rows in self._batches(list_images(images), batch_size):
+                good = [_or_raise(image) for image in prepared]
+                parts.append(tuple(part[: len(good)] for part in forward(_padded(good, rows))))
+            features = tuple(jnp.concatenate(part) for part in zip(*parts, strict=True))
+        return features[0] if stage == "neck" else features
 
     def prepare(self, image: ImageLike) -> np.ndarray:
         """Returns an image as the network's input: (H, W, 3) uint8 RGB.
@@ -70,60 +158,234 @@ class Classifier:
         Raises:
           UserError: it cannot be read or decoded, or is none of these.
         """
-        if isinstance(image, (str, os.PathLike)):
-            try:
-                return self.prepare(pathlib.Path(image).read_bytes())
-            except OSError as error:
-                raise UserError(f"{image}: {error.strerror}") from None
-            except UserError as error:
-                raise UserError(f"{image}: {error}") from None
-        if isinstance(image, bytes):
-            image = transforms.decode(image)
-        elif isinstance(image, np.ndarray):
-            if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
-                raise UserError(
-                    f"an image is {image.dtype} {image.shape}: give uint8 (H, W, 3), or a path"
-                )
-            image = Image.fromarray(image)
-        elif isinstance(image, Image.Image):
-            image = transforms.upright_rgb(image)
-        else:
-            raise UserError(
-                f"an image is a {type(image).__name__}: give a path, bytes, a PIL image or an array"
-            )
         # No operation of an evaluation transform draws from the generator.
-        return self.transform(image, np.random.default_rng(0))
+        return self.transform(open_image(image), np.random.default_rng(0))
+
+    def _forward(self, module: MobileNetV2, images: Any) -> Any:
+        shape = tuple(images.shape)
+        if len(shape) == 4 and shape[-1] != 3 and shape[1] == 3:
+            raise UserError(f"images are (N, 3, H, W) = {shape}: give (N, H, W, 3)")
+        if len(shape) != 4 or shape[-1] != 3:
+            raise UserError(f"images have the shape {shape}: give (N, H, W, 3)")
+        if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+            raise UserError(f"images are {images.dtype}: give uint8 pixels, or normalised floats")
+        return _apply(module, self._params, images, self._mean, self._std)
+
+    def _batches(
+        self, images: Sequence[ImageLike], batch_size: int
+    ) -> Iterator[tuple[list[np.ndarray | UserError], int]]:
+        """Yields batches of prepared images, with errors among them, and the rows to pad them to.
+
+        Every batch has as many rows, so that the network is compiled once: `batch_size`, or where
+        there are fewer images the next power of 2. Threads prepare the next batch meanwhile.
+        """
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: give 1 or more")
+        rows = min(batch_size, 1 << max(0, len(images) - 1).bit_length())
+
+        def attempt(index: int) -> np.ndarray | UserError:
+            try:
+                return self.prepare(images[index])
+            except UserError as error:
+                named = len(images) == 1 or isinstance(images[index], str | os.PathLike)
+                return error if named else UserError(f"images[{index}]: {error}")
+
+        with ThreadPoolExecutor() as pool:
+            indices = range(len(images))
+            following = [pool.submit(attempt, i) for i in indices[:rows]]
+            for start in indices[::rows]:
+                current = following
+                following = [pool.submit(attempt, i) for i in indices[start + rows :][:rows]]
+                yield [future.result() for future in current], rows
+
+    def _named(self, scores: np.ndarray) -> dict[str, Any]:
+        label = int(scores.argmax())
+        return {
+            "pred_label": label,
+            "pred_class": self.class_names[label],
+            "pred_score": float(scores[label]),
+            "pred_scores": scores,
+        }
+
+    def _check_classifier(self) -> None:
+        if self._module.num_classes is None:
+            raise UserError(
+                f"{self._path} has no classifier, only features: extract_feat gives those"
+            )
 
 
-def init_model(checkpoint: str | os.PathLike[str]) -> Classifier:
+@functools.partial(jax.jit, static_argnames="module")
+def _apply(module: MobileNetV2, params: Any, images: Any, mean: Any, std: Any) -> Any:
+    if images.dtype == jnp.uint8:
+        images = (images.astype(jnp.float32) - mean) / std
+    return module.apply({"params": params}, images)
+
+
+def _padded(images: Sequence[np.ndarray], rows: int) -> np.ndarray:
+    """Stacks images to (rows, H, W, 3); what is missing is black."""
+    batch = np.zeros((rows, *images[0].shape), np.uint8)
+    batch[: len(images)] = images
+    return batch
+
+
+def _or_raise(outcome: Any) -> Any:
+    if isinstance(outcome, UserError):
+        raise outcome
+    return outcome
+
+
+def open_image(image: ImageLike) -> Image.Image:
+    """Returns an image upright and in RGB, whatever it was given as.
+
+    Args:
+      image: a path, an encoded file's bytes, a PIL image, or (H, W, 3) uint8 RGB pixels.
+
+    Raises:
+      UserError: it cannot be read or decoded, or is none of these.
+    """
+    if isinstance(image, str | os.PathLike):
+        try:
+            return transforms.decode(pathlib.Path(image).read_bytes())
+        except OSError as error:
+            raise UserError(f"{image}: {error.strerror}") from None
+        except UserError as error:
+            raise UserError(f"{image}: {error}") from None
+    if isinstance(image, bytes):
+        return transforms.decode(image)
+    if isinstance(image, Image.Image):
+        try:
+            return transforms.upright_rgb(image)
+        except OSError as error:  # opened, its file is read only now
+            raise UserError(f"cannot decode the image: {error}") from None
+    if not isinstance(image, np.ndarray | jax.Array):
+        raise UserError(
+            f"an image is a {type(image).__name__}: give a path, bytes, a PIL image or an array"
+        )
+    if image.ndim != 3 or image.shape[-1] != 3 or not image.size or image.dtype != np.uint8:
+        raise UserError(
+            f"an image is {image.dtype} {image.shape}: give uint8 (H, W, 3), or a path; several"
+            " as a list"
+        )
+    return Image.fromarray(np.asarray(image))
+
+
+def list_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
+    """Returns the images one by one.
+
+    Args:
+      images: an image (a path, an encoded file's bytes, a PIL image, or (H, W, 3) uint8 RGB
+        pixels); a folder, which stands for the image files in it and in the folders below, sorted,
+        without hidden ones; or any number of both.
+
+    Raises:
+      UserError: a folder cannot be read, or holds no image files.
+    """
+    if _is_one(images):
+        return [images]
+    if isinstance(images, str | os.PathLike):
+        return _files(os.fspath(images))
+    several: Iterable[Any] = images  # type: ignore[assignment] # mypy cannot subtract a TypeGuard
+    return [image for item in several for image in list_images(item)]
+
+
+def _is_one(images: ImageLike | Iterable[ImageLike]) -> TypeGuard[ImageLike]:
+    """Whether this is one image (or nothing of the kind, which `open_image` refuses)."""
+    if isinstance(images, str | os.PathLike):
+        return not os.path.isdir(images)
+    # These can be iterated over, too.
+    return isinstance(images, bytes | Image.Image | np.ndarray | jax.Array) or not isinstance(
+        images, Iterable
+    )
+
+
+def _files(folder: str) -> list[ImageLike]:
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot read the folder {error.filename}: {error.strerror}")
+
+    found: list[ImageLike] = []
+    for path, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            os.path.join(path, name)
+            for name in sorted(names)
+            if name.lower().endswith(sources.EXTENSIONS) and not name.startswith(".")
+        ]
+    if not found:
+        endings = ", ".join(sources.EXTENSIONS)
+        raise UserError(f"no image files in {folder} or below; looked for {endings}")
+    return found
+
+
+def init_model(checkpoint: str | os.PathLike[str], *, seed: int = 0) -> Classifier:
     """Opens a model for prediction.
 
     Args:
-      checkpoint: a model directory or a training workdir.
+      checkpoint: a model directory, a training workdir or one of its checkpoints; weights of
+        another framework (`python -m convert --help`): a file, an https address, or a known name
+        such as 'mmpretrain'; or the name of a variant (models/variants.py), such as
+        'mobilenet_v2_1.0_224', for a network with random weights. A file or folder comes before a
+        name.
+      seed: of random weights.
 
     Raises:
-      UserError: there is no model at `checkpoint`.
+      UserError: there is no model at `checkpoint`, or none that can be read.
     """
+    name = os.fspath(checkpoint)
+    if not os.path.exists(name):
+        if name in VARIANTS:
+            return Classifier(_random(name, seed))
+        if re.fullmatch(r"mobilenet_?v2[-_.0-9]*", name):  # no file's name: those end in letters
+            raise UserError(f"there is no variant {name!r}: {nearest(name, VARIANTS)}")
     return Classifier(model_dir.read(checkpoint))
 
 
-def inference_model(classifier: Classifier, image: ImageLike) -> dict[str, Any]:
+def _random(name: str, seed: int) -> model_dir.SavedModel:
+    """Returns the variant `name` with random weights and ImageNet's classes."""
+    variant = VARIANTS[name]
+    network = MobileNetV2(**variant.architecture)
+    fields = {
+        "model.width": network.width,
+        "model.strides": network.strides,
+        "model.num_classes": network.num_classes,
+        "model.dropout": network.dropout,
+        "model.padding": network.padding,
+        "model.bn_epsilon": network.bn_epsilon,
+        "model.bn_momentum": network.bn_momentum,
+        "data.image_size": variant.image_size,
+        "data.eval_transforms": variant.eval_transform,
+        "data.mean": variant.mean,
+        "data.std": variant.std,
+    }
+    origin = {"kind": "random", "variant": name, "seed": seed}
+    info = model_dir.describe(fields, classes.IMAGENET_NAMES, origin)
+    variables = _init(network, jax.random.key(seed))
+    return model_dir.SavedModel(
+        variables["params"], variables["batch_stats"], info, pathlib.Path(name)
+    )
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def _init(module: MobileNetV2, key: jax.Array) -> Any:
+    return module.init(key, jnp.zeros((1, 32, 32, 3)))  # the parameters do not depend on the size
+
+
+def inference_model(
+    classifier: Classifier,
+    image: ImageLike | Iterable[ImageLike],
+) -> Any:
     """Predicts one image; the result has mmpretrain's keys.
 
     Args:
       classifier: from init_model.
-      image: whatever Classifier.prepare takes.
+      image: a path, an encoded file's bytes, a PIL image, or (H, W, 3) uint8 RGB pixels. Or
+        several, as `Classifier.predict` takes them.
 
     Returns:
       {"pred_label": int, "pred_class": str, "pred_score": float, "pred_scores": (classes,)
-      float32}; scores are probabilities.
+      float32}; scores are probabilities. Of a folder or several images, a list of these.
+
+    Raises:
+      UserError: as `Classifier.predict`.
     """
-    logits = classifier(classifier.prepare(image)[None])
-    scores = np.asarray(jax.nn.softmax(logits[0]))
-    label = int(scores.argmax())
-    return {
-        "pred_label": label,
-        "pred_class": classifier.class_names[label],
-        "pred_score": float(scores[label]),
-        "pred_scores": scores,
-    }
+    results = classifier.predict(image)
+    return results[0] if _is_one(image) else results

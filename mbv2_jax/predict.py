@@ -1,72 +1,182 @@
 """python -m mbv2_jax.predict: name what is in image files.
 
 Examples:
-  python -m mbv2_jax.predict seven.png four.jpg --checkpoint=runs/digits
-  python -m mbv2_jax.predict photos/*.jpg --checkpoint=runs/mine/model --topk=3 --json
+  python -m mbv2_jax.predict cat.jpg dog.png --checkpoint=mmpretrain
+  python -m mbv2_jax.predict photos/ --checkpoint=runs/mine --show-dir=predicted
+  python -m mbv2_jax.predict photos/ --checkpoint=runs/mine --topk=3 --json > predictions.jsonl
 """
 
 import argparse
+import io
 import json
+import os
+import pathlib
 import sys
+import textwrap
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import tqdm
+
 from mbv2_jax import command_line
+from mbv2_jax.convert.published import PUBLISHED
 from mbv2_jax.errors import UserError
+from mbv2_jax.models.variants import VARIANTS
+
+_NAMES = textwrap.fill(", ".join(PUBLISHED), 92, initial_indent="    ", subsequent_indent="    ")
+
+_EPILOG = f"""PATH is one of
+  a model directory, a training run's workdir, or one of its checkpoints
+  weights of another framework: a .pth, .pt, .safetensors, .keras or .h5 file, or its address
+  the name of published weights, which are downloaded once:
+{_NAMES}
+  the name of a variant, such as mobilenet_v2_1.0_224, for random weights
+
+A file that is no image is reported on standard error; the others are predicted all the same, and
+the exit status is 2.
+"""
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m mbv2_jax.predict",
         description=__doc__,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image file")
     parser.add_argument(
-        "--checkpoint", required=True, metavar="PATH", help="a model directory or a workdir"
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="an image file, or a folder: the images in it and below, sorted",
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="PATH", help="the model; see the end of this help"
     )
     parser.add_argument(
         "--topk", type=int, default=5, metavar="K", help="how many classes to name (default: 5)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
+    parser.add_argument(
+        "--show-dir",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="write each photo with its predictions below it to DIR; no file there is overwritten",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=32,
+        metavar="N",
+        help="images that go through the network at once (default: 32)",
+    )
     arguments = parser.parse_args()
     if arguments.topk < 1:
         parser.error(f"--topk={arguments.topk}: give 1 or more")
+    if arguments.batch_size < 1:
+        parser.error(f"--batch-size={arguments.batch_size}: give 1 or more")
     return arguments
 
 
 def main() -> None:
-    """Predicts the images one by one; a bad file does not stop the others."""
+    """Predicts all images; a bad one does not stop the others."""
     arguments = _arguments()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name goes out as it came in
+    if arguments.show_dir:
+        _make_show_dir(arguments.show_dir, arguments.images)
+    if arguments.checkpoint in VARIANTS and not os.path.exists(arguments.checkpoint):
+        _say(f"{arguments.checkpoint} is the name of a variant: its weights are random")
 
-    from mbv2_jax import inference  # here, because jax takes seconds and --help needs none
+    from mbv2_jax import (
+        annotate,
+        inference,
+    )  # here, because jax takes seconds and --help needs none
 
-    classifier = inference.init_model(arguments.checkpoint)
+    images: list[Any] = []
     bad = 0
-    for path in arguments.images:
+    for argument in arguments.images:
         try:
-            result = inference.inference_model(classifier, path)
+            images += inference.list_images(argument)
         except UserError as error:
             bad += 1
-            print(f"error: {error}", file=sys.stderr)
+            _say(f"error: {error}")
+    total = len(images) + bad
+
+    classifier = inference.init_model(arguments.checkpoint)
+    table = Table(images, len(classifier.class_names))
+    outcomes = classifier.stream(images, arguments.batch_size)
+    for image, outcome in zip(images, _with_bar(outcomes, len(images)), strict=True):
+        if isinstance(outcome, UserError):
+            bad += 1
+            _say(f"error: {outcome}")
             continue
-        print(_line(path, result, classifier.class_names, arguments.topk, arguments.json))
+        best = _best(outcome["pred_scores"], classifier.class_names, arguments.topk)
+        if arguments.json:
+            print(json.dumps({"image": image, "predictions": best}))
+        else:
+            print(table.rows(image, best))
+        if arguments.show_dir:
+            named = [(entry["class"], entry["score"]) for entry in best]
+            picture = annotate.annotate(inference.open_image(image), named)
+            annotate.save(picture, arguments.show_dir, os.path.basename(image))
     if bad:
-        raise UserError(f"{bad} of {len(arguments.images)} images could not be predicted")
+        raise UserError(f"{bad} of {total} images could not be predicted")
 
 
-def _line(
-    path: str, result: dict[str, Any], class_names: tuple[str, ...], topk: int, as_json: bool
-) -> str:
-    scores = result["pred_scores"]
-    best = [int(label) for label in (-scores).argsort(kind="stable")[:topk]]
-    if as_json:
-        ranked = [
-            {"label": label, "class": class_names[label], "score": float(scores[label])}
-            for label in best
+def _make_show_dir(folder: pathlib.Path, images: Sequence[str]) -> None:
+    for image in images:
+        if os.path.isdir(image) and folder.resolve().is_relative_to(os.path.realpath(image)):
+            # The next run would predict this one's pictures.
+            raise UserError(f"--show-dir={folder} lies in {image}: give a folder elsewhere")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder --show-dir={folder}: {error.strerror}") from None
+
+
+def _with_bar(outcomes: Iterable[Any], count: int) -> Iterable[Any]:
+    """Shows a bar to a person who cannot see the results appear."""
+    hidden = sys.stdout.isatty() or not sys.stderr.isatty()
+    return tqdm.tqdm(outcomes, total=count, unit=" images", disable=hidden, leave=False)
+
+
+def _say(line: str) -> None:
+    """Prints to standard error, above a bar that is there."""
+    tqdm.tqdm.write(line, file=sys.stderr)
+
+
+def _best(scores: Any, class_names: Sequence[str], topk: int) -> list[dict[str, Any]]:
+    """Returns the `topk` classes with the highest scores, best first."""
+    return [
+        {"label": int(label), "class": class_names[label], "score": float(scores[label])}
+        for label in (-scores).argsort(kind="stable")[:topk]
+    ]
+
+
+class Table:
+    """Predictions as text, in columns that are as wide as all of them need.
+
+    Args:
+      images: the names of all images.
+      classes: how many there are.
+    """
+
+    def __init__(self, images: Sequence[str], classes: int):
+        self._image = max(map(len, ["image", *images]))
+        self._label = max(len("label"), len(str(classes - 1)))
+        self._header = f"{'image':{self._image}}  rank    score  {'label':>{self._label}}  class\n"
+
+    def rows(self, image: str, predictions: Sequence[dict[str, Any]]) -> str:
+        """Returns a line for each class of an image; before the first image the columns' names."""
+        names = [image] + [""] * len(predictions)
+        lines = [
+            f"{name:{self._image}}  {rank:4}  {entry['score']:7.2%}"
+            f"  {entry['label']:{self._label}}  {entry['class']}"
+            for rank, (name, entry) in enumerate(zip(names, predictions, strict=False), start=1)
         ]
-        return json.dumps({"image": path, "predictions": ranked})
-    named = "   ".join(f"{class_names[label]} {scores[label]:7.2%}" for label in best)
-    return f"{path}   {named}"
+        header, self._header = self._header, ""
+        return header + "\n".join(lines)
 
 
 if __name__ == "__main__":

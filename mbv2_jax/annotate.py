@@ -1,0 +1,119 @@
+"""Pictures that show a photo with what was predicted of it."""
+
+import io
+import itertools
+import pathlib
+from collections.abc import Sequence
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
+
+from mbv2_jax.errors import UserError
+
+# All in pixels.
+PHOTO_SIDE = 640  # the photo's longer side, at most
+TINY = 160  # a photo below that is enlarged, in whole steps that keep its pixels visible
+PANEL_WIDTH = 420  # of the predictions below the photo, at least
+MARGIN = 16
+ROW = 38
+BAR = 6
+FONT_SIZE = 15
+
+BACKGROUND = (255, 255, 255)
+TRACK = (232, 234, 237)  # what a bar runs in
+FIRST, OTHER = (26, 115, 232), (154, 190, 240)  # the bars of the first class and of the others
+INK, FAINT = (32, 33, 36), (95, 99, 104)
+
+# What Pillow writes by these names; any other name gets .png after it.
+WRITABLE = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+
+
+def annotate(photo: Image.Image, predictions: Sequence[tuple[str, float]]) -> Image.Image:
+    """Draws the photo, and the predictions below it with bars and percentages.
+
+    Args:
+      photo: upright, RGB, any size; scaled to a longer side of 160..640.
+      predictions: (class name, score in 0..1), the best first. Names that are too long are cut.
+
+    Returns:
+      RGB; a new picture.
+    """
+    photo = _scaled(photo)
+    width = max(photo.width, PANEL_WIDTH)
+    height = photo.height + MARGIN + ROW * len(predictions) + BAR
+    picture = Image.new("RGB", (width, height), BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((0, 0, width, photo.height), TRACK)  # beside a narrow photo, and a line below it
+    picture.paste(photo, ((width - photo.width) // 2, 0))
+    font = ImageFont.truetype(
+        pathlib.Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), FONT_SIZE
+    )  # Pillow's own has no letters beyond ASCII, and class names are the user's
+    left, right = MARGIN, width - MARGIN
+    for rank, (name, score) in enumerate(predictions):
+        bar, ink = (FIRST, INK) if rank == 0 else (OTHER, FAINT)
+        percent = f"{score:.1%}"
+        room = right - left - font.getlength(percent) - MARGIN
+        baseline = photo.height + MARGIN + ROW * rank + FONT_SIZE
+        draw.text((left, baseline), _cut(name, room, font), ink, font, anchor="ls")
+        draw.text((right, baseline), percent, ink, font, anchor="rs")
+        top = baseline + BAR
+        draw.rounded_rectangle((left, top, right, top + BAR), BAR // 2, TRACK)
+        end = left + score * (right - left)
+        if end - left >= BAR:  # a shorter one would be no bar, but a dot as wide as a bar is high
+            draw.rounded_rectangle((left, top, end, top + BAR), BAR // 2, bar)
+    return picture
+
+
+def save(picture: Image.Image, folder: pathlib.Path, name: str) -> pathlib.Path:
+    """Writes a picture without overwriting a file.
+
+    Args:
+      folder: an existing one.
+      name: of the file; -2, -3, ... comes before its ending where there is one of that name.
+
+    Returns:
+      The file.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    wanted = pathlib.Path(name)
+    if wanted.suffix.lower() not in WRITABLE:
+        wanted = pathlib.Path(f"{name}.png")
+    encoded = io.BytesIO()
+    kind = Image.registered_extensions()[wanted.suffix.lower()]
+    picture.save(encoded, kind, quality=92)  # read by JPEG and WebP only
+    try:
+        for number in itertools.count(1):
+            file = folder / (f"{wanted.stem}-{number}{wanted.suffix}" if number > 1 else wanted)
+            try:
+                with open(file, "xb") as stream:
+                    stream.write(encoded.getvalue())
+                return file
+            except FileExistsError:
+                continue
+    except OSError as error:
+        raise UserError(f"cannot write {folder / wanted}: {error.strerror or error}") from None
+    raise AssertionError  # counting has no end
+
+
+def _scaled(photo: Image.Image) -> Image.Image:
+    longer = max(photo.size)
+    if longer < TINY:
+        return photo.resize(_times(photo.size, -(-TINY // longer)), Image.Resampling.NEAREST)
+    if longer > PHOTO_SIDE:
+        return photo.resize(_times(photo.size, PHOTO_SIDE / longer), Image.Resampling.LANCZOS)
+    return photo
+
+
+def _times(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def _cut(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
+    """Shortens text to a width in pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip(" ,") + "…"
