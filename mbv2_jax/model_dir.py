@@ -147,7 +147,12 @@ def read(path: str | os.PathLike[str]) -> SavedModel:
     Raises:
       UserError: there is nothing of the kind at `path`, or arrays and model.json disagree.
     """
-    source, path = path, pathlib.Path(path)
+    source, path = os.fspath(path), pathlib.Path(path)
+    if os.sep in source and "://" not in source and not path.exists():
+        raise UserError(
+            f"checkpoint {path} does not exist: give a model directory, a workdir, or weights that "
+            "`python -m convert` reads"
+        )
     if not path.is_dir():
         from mbv2_jax.convert import importer  # here: convert/ imports this module
 

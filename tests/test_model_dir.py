@@ -68,7 +68,10 @@ def refusal(path: pathlib.Path) -> str:
 def test_what_was_written_is_read_bit_for_bit(model):
     saved = model_dir.read(model)
     assert_holds(saved, tiny_model.variables())
+    assert len(saved.info.pop("arrays_sha256")) == 64
     assert saved.info == json.loads(json.dumps(tiny_model.INFO))  # JSON knows no tuples
+    assert saved.published is None
+    assert not saved.features_only
     assert saved.path == model
     assert saved.class_names == tiny_model.CLASSES
     assert saved.field("data.mean") == tiny_model.MEAN
@@ -100,7 +103,12 @@ def test_model_json_describes_the_model_and_names_its_format(model):
         "strides": [2, 1, 2, 2, 2, 1, 2, 1],
         "num_classes": 6,
     }
-    assert info["conventions"] == {"padding": "torch", "bn_epsilon": 1e-5, "bn_momentum": 0.9}
+    assert info["conventions"] == {
+        "dropout": 0.2,
+        "padding": "torch",
+        "bn_epsilon": 1e-5,
+        "bn_momentum": 0.9,
+    }
     assert info["class_names"] == ["cat", "dog", "eel", "fox", "gnu", "hen"]
     assert info["origin"] == {"kind": "made by a test"}
 
@@ -162,9 +170,6 @@ def test_both_models_are_whole_while_one_takes_the_place_of_the_other(tmp_path, 
 
 def test_nothing_at_the_path_is_refused(tmp_path):
     assert "does not exist" in refusal(tmp_path / "missing")
-    file = tmp_path / "file.pth"
-    file.write_bytes(b"PK")
-    assert "is a file" in refusal(file)
     (tmp_path / "empty").mkdir()
     assert "neither a model directory" in refusal(tmp_path / "empty")
 
@@ -203,6 +208,13 @@ def test_model_json_that_lacks_something_is_refused_by_name(broken, section, key
         ("architecture", "strides", [1, 2], "strides must be 8"),
         ("architecture", "width", "one", "describes no network"),
         ("architecture", "num_classes", 5, "class_names are 6, architecture.num_classes is 5"),
+        (
+            "architecture",
+            "num_classes",
+            None,
+            "class_names are 6, architecture.num_classes is None",
+        ),
+        ("architecture", "name", "mobilenet_v3", "architecture.name is not 'mobilenet_v2'"),
     ],
 )
 def test_model_json_with_an_impossible_value_is_refused(broken, section, key, value, named):
@@ -250,6 +262,45 @@ def test_truncated_array_files_are_refused(broken, victim):
     file = broken / "arrays" / victim
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     assert "cannot be read" in refusal(broken)
+
+
+def test_arrays_of_another_model_are_noticed(broken, tmp_path):
+    other = tiny_model.write(tmp_path / "other", seed=1)
+    shutil.rmtree(broken / "arrays")
+    shutil.copytree(other / "arrays", broken / "arrays")
+    assert "SHA-256" in refusal(broken)
+
+
+@pytest.mark.parametrize("where", [0.2, 0.4, 0.6, 0.8])
+def test_flipped_bits_in_the_arrays_are_noticed(broken, where):
+    # They are compressed, without a checksum: some flips give an error, others other numbers.
+    file = max((broken / "arrays" / "d").iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[int(where * len(content))] ^= 0x10
+    file.write_bytes(content)
+    message = refusal(broken)
+    assert "SHA-256" in message or "cannot be read" in message
+
+
+def test_models_of_the_time_before_hash_and_dropout_are_read(broken):
+    edit(broken, lambda info: info.pop("arrays_sha256"))
+    edit(broken, lambda info: info["conventions"].pop("dropout"))
+    saved = model_dir.read(broken)
+    assert_holds(saved, tiny_model.variables())
+    assert saved.field("model.dropout") == 0.0
+
+
+def test_a_backbone_without_classifier_is_a_model_too(tmp_path):
+    variables = tiny_model.variables()
+    del variables["params"]["classifier"]
+    info = json.loads(json.dumps(tiny_model.INFO))
+    info["architecture"]["num_classes"] = None
+    info["class_names"] = []
+    model_dir.write(tmp_path / "m", variables["params"], variables["batch_stats"], info)
+    saved = model_dir.read(tmp_path / "m")
+    assert saved.features_only
+    assert saved.class_names == ()
+    assert_holds(saved, variables)
 
 
 def state(step: int, *, with_ema: bool) -> TrainState:
