@@ -73,18 +73,20 @@ def overrides(values: flags.FlagValues) -> dict[str, Any]:
     return dict(config_flags.get_override_values(values["config"]))
 
 
-def two_percentages(flag: str, text: str) -> tuple[float, float]:
-    """Reads "TOP1,TOP5", the value of `flag`.
+def expectation(flag: str, text: str | None) -> tuple[float, float] | None:
+    """Reads "TOP1,TOP5", the value of `flag`; None where it is not given or is "none".
 
     Raises:
-      UserError: it is not two numbers from 0 to 100.
+      UserError: it is neither, nor two numbers from 0 to 100.
     """
+    if text in (None, "none"):
+        return None
     try:
         top1, top5 = (float(number) for number in text.split(","))
     except ValueError:
         top1 = top5 = -1.0
     if not (0 <= top1 <= 100 and 0 <= top5 <= 100):
-        raise UserError(f"{flag}={text}: give TOP1,TOP5 in percent, such as 71.86,90.42")
+        raise UserError(f"{flag}={text}: give TOP1,TOP5 in percent, such as 71.86,90.42, or none")
     return top1, top5
 
 

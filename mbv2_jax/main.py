@@ -14,38 +14,34 @@ Examples:
     python -m mbv2_jax.main --config=configs/mobilenet_v2_8xb32_in1k.py --mode=info
 """
 
-import json
 import sys
 
 from absl import flags
 
 from mbv2_jax import command_line
+from mbv2_jax.errors import UserError
 
+HELP = {
+    "workdir": "DIR of a run: checkpoints, logs, curves, model. Training goes on from the newest "
+    "checkpoint.",
+    "checkpoint": "PATH of a model directory or a workdir, or whatever `python -m convert` reads: "
+    "what eval evaluates; where train gets its first weights, unless --workdir already holds a "
+    "checkpoint.",
+    "expect": "TOP1,TOP5: percentages that the evaluation should reach within 0.05; exits with 1 "
+    "if not. eval's default is what was published for the weights, where the data can be "
+    "ImageNet's validation images; none compares with nothing.",
+    "out": "FILE for eval to write: a JSON object a line for each image, with its label, loss and "
+    "five best classes. One that is there is not overwritten.",
+    "mode": "what to do; eval takes --checkpoint or --workdir.",
+    "tta": "eval: an image and its mirror image each have half a say, as with mmpretrain's --tta: "
+    "the mean of their probabilities counts, in the loss too.",
+}
 # Flags of our own, not absl's global ones: --help shows these and nothing else.
 FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-    "workdir",
-    None,
-    "DIR of a run: checkpoints, logs, curves, model. Training goes on from the newest checkpoint.",
-    flag_values=FLAGS,
-)
-_MODES = ["train", "eval", "info"]
-flags.DEFINE_enum(
-    "mode", "train", _MODES, "what to do; eval takes --checkpoint or --workdir.", flag_values=FLAGS
-)
-flags.DEFINE_string(
-    "checkpoint",
-    None,
-    "PATH of a model directory or a workdir: what eval evaluates; where train gets its first "
-    "weights, unless --workdir already holds a checkpoint.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_string(
-    "expect",
-    None,
-    "TOP1,TOP5: percentages that the evaluation should reach within 0.05; exits with 1 if not.",
-    flag_values=FLAGS,
-)
+for name in ("workdir", "checkpoint", "expect", "out"):
+    flags.DEFINE_string(name, None, HELP[name], flag_values=FLAGS)
+flags.DEFINE_enum("mode", "train", ["train", "eval", "info"], HELP["mode"], flag_values=FLAGS)
+flags.DEFINE_boolean("tta", False, HELP["tta"], flag_values=FLAGS)
 USAGE = __doc__ + (
     "\nConfig:\n  --config=FILE.py[:ARG] or --config=NAME[:ARG] of an installed recipe\n"
     "  --config.KEY=VALUE changes one field, e.g. --config.schedule.base_lr=0.1"
@@ -56,21 +52,22 @@ def main() -> None:
     """Parses the command line and makes one call."""
     config = command_line.parse(FLAGS, sys.argv, USAGE)
     overrides = command_line.overrides(FLAGS)
-    expected = command_line.two_percentages("--expect", FLAGS.expect) if FLAGS.expect else None
+    expected = command_line.expectation("--expect", FLAGS.expect)
+    if FLAGS.mode != "eval" and (FLAGS.tta or FLAGS.out):
+        raise UserError("--tta and --out go with --mode=eval")
 
     from mbv2_jax.training import evaluation, loop  # here: jax takes seconds, --help needs none
 
     if FLAGS.mode == "info":
         print(loop.info(config))
-        return
-    if FLAGS.mode == "train":
+    elif FLAGS.mode == "train":
         result = loop.train(config, FLAGS.workdir, FLAGS.checkpoint)
+        if result is not None:
+            evaluation.report(result, expected)
     else:
-        result = evaluation.evaluate(config, FLAGS.checkpoint or FLAGS.workdir, overrides)
-    if result is not None:
-        print(json.dumps(result), flush=True)
-        if expected is not None:
-            evaluation.check_expected(result, *expected)
+        checkpoint, flip = FLAGS.checkpoint or FLAGS.workdir, FLAGS.tta
+        result, card = evaluation.evaluate(config, checkpoint, overrides, flip=flip, out=FLAGS.out)
+        evaluation.report(result, expected if FLAGS.expect else card)
 
 
 if __name__ == "__main__":

@@ -98,13 +98,17 @@ def cases(photos: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> dic
             ["same images"],
         ),
         "frozen at random": ([digits, "--config.model.frozen_stages=1"], ["--checkpoint=PATH"]),
-        "no checkpoint": ([digits, "--checkpoint=/no/where"], ["/no/where", "does not exist"]),
+        "no checkpoint": (
+            [digits, "--checkpoint=/no/where"],
+            ["/no/where", "no file", "known are", "torchvision"],
+        ),
         "workdir is a file": ([digits, f"--workdir={files / 'type.py'}"], ["type.py is a file"]),
         "workdir below a file": (
             [digits, f"--workdir={files / 'type.py' / 'run'}"],
             ["cannot be written"],
         ),
         "expect": ([digits, "--expect=71"], ["--expect=71", "TOP1,TOP5"]),
+        "flags of eval": ([digits, "--tta"], ["--tta and --out go with --mode=eval"]),
         "devices": ([digits, "--config.batch_size=66", "4 devices"], ["66", "4 devices", "64"]),
     }
 

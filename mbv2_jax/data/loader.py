@@ -146,7 +146,8 @@ def eval_batches(
 
     Returns:
       An iterator of {"image": uint8 (batch_size / process_count, S, S, 3) RGB, "label": int32,
-      "mask": bool}, with `close()`. Where mask is False, image and label are zero.
+      "index": int32, which example of the source it is, "mask": bool}, with `close()`. Where mask
+      is False, the others are zero.
 
     Raises:
       UserError: an argument is not possible; from the iterator: an image cannot be read or decoded.
@@ -234,9 +235,11 @@ class _EvalReader(_Reader):
         indices = range(first + self.rows.start, min(first + self.rows.stop, len(self.source)))
         batch = self.empty()
         batch["mask"] = np.arange(len(batch["label"])) < len(indices)
+        batch["index"] = np.zeros_like(batch["label"])
         rng = np.random.default_rng(0)  # asked for by the interface; nothing draws from it
         for row, index in enumerate(indices):
             self.read_into(batch, row, index, rng)
+            batch["index"][row] = index
         return batch
 
 

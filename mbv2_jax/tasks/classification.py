@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 Sums = dict[str, jax.Array]
+Predictions = dict[str, jax.Array]
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
@@ -48,6 +49,37 @@ def evaluation_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Su
         "top5": right.sum(dtype=jnp.int32),
         "examples": mask.sum(dtype=jnp.int32),
     }
+
+
+def predictions(logits: jax.Array, labels: jax.Array) -> Predictions:
+    """What `evaluation_sums` counts, for each example of a batch.
+
+    Args:
+      logits: (N, classes).
+      labels: (N,) integers.
+
+    Returns:
+      {"loss": (N,), "best": (N, 5) int32, the classes by falling logit, "scores": (N, 5), their
+      probabilities}; fewer than 5 where there are fewer classes.
+    """
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
+    scores = jnp.take_along_axis(jax.nn.softmax(logits), best, axis=-1)
+    return {"loss": cross_entropy(logits, labels), "best": best, "scores": scores}
+
+
+def average(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Averages two predictions of the same examples as mmpretrain's AverageClsScoreTTA does.
+
+    Args:
+      first, second: logits (N, classes).
+
+    Returns:
+      (N, classes) logits whose probabilities are the mean of the two's: logarithms of it.
+    """
+    wide = jnp.promote_types(first.dtype, jnp.float32)
+    first, second = (jax.nn.log_softmax(logits.astype(wide)) for logits in (first, second))
+    return jnp.logaddexp(first, second) - jnp.log(2.0).astype(wide)
 
 
 def summarize(sums: Mapping[str, float]) -> dict[str, float | int]:

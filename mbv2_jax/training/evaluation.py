@@ -2,9 +2,11 @@
 
 import contextlib
 import functools
+import json
+import pathlib
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,69 +15,137 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mbv2_jax import model_dir
-from mbv2_jax.data import loader, sources, transforms
+from mbv2_jax.data import classes, labels, loader, sources, transforms
 from mbv2_jax.errors import RunFailed, UserError
+from mbv2_jax.model_dir import FIELDS
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 from mbv2_jax.tasks import classification
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import mesh as mesh_lib
+from mbv2_jax.training import predictions
 from mbv2_jax.training import step as step_lib
 
 Result = dict[str, float | int]
 EXPECTED_WITHIN = 0.05  # percentage points that --expect allows
 
 
-def evaluate(config: ConfigDict, checkpoint: str | None, overrides: Mapping[str, Any]) -> Result:
+class Card(NamedTuple):
+    """What was published for a model.
+
+    Attributes:
+      figures: top-1 and top-5 in percent.
+      source: who published them.
+      unlike: why an evaluation cannot be compared with them; "" where it can.
+    """
+
+    figures: tuple[float, float]
+    source: str
+    unlike: str
+
+
+def evaluate(
+    config: ConfigDict,
+    checkpoint: str | None,
+    overrides: Mapping[str, Any],
+    *,
+    flip: bool = False,
+    out: str | None = None,
+) -> tuple[Result, Card | None]:
     """Evaluates a saved model on the evaluation split of `config`.
 
     Args:
       config: which data; the model itself, its normalisation and its transform are the
         checkpoint's, whatever the config says of them.
-      checkpoint: a model directory or a workdir.
+      checkpoint: whatever model_dir.read takes.
       overrides: --config.KEY=VALUE of the command line, which do count, and are said.
+      flip: whether the mirror image has an equal say.
+      out: a file for the prediction of each image.
+
+    Returns:
+      What `score` returns; and what was published for the model, if anything was.
 
     Raises:
-      UserError: no such checkpoint or data, or class counts that disagree.
+      UserError: no such checkpoint or data, classes that the model does not have, or a file that
+        is there. RunFailed: see `score`.
     """
+    config = config.copy_and_resolve_references()
+    config.model.bn_group_size = 0  # it is of training; here any batch size will do
     config_lib.check(config)
     if not checkpoint:
         raise UserError("--mode=eval needs --checkpoint=PATH or --workdir=DIR")
+    if out:
+        predictions.check(pathlib.Path(out))
     saved = model_dir.read(checkpoint)
-    data = config.data
-    source = sources.open_source(data.source, data.eval_split, data.data_dir)
-    config = config_lib.as_saved(config, saved, overrides)
-    if config.model.num_classes != len(source.class_names):
+    if saved.features_only:
         raise UserError(
-            f"{saved.path} knows {config.model.num_classes} classes, {data.source} has "
-            f"{len(source.class_names)}"
+            f"{saved.path} has no classifier, only features: train one on your data with "
+            f"--mode=train --checkpoint={checkpoint}, and evaluate that run's --workdir"
         )
-    _compare_classes(saved, source)
+    data = config.data
+    unmatched = sources.open_source(data.source, data.eval_split, data.data_dir)
+    found, how = labels.match(
+        unmatched.class_names, saved.class_names, data=data.source, model=str(saved.path)
+    )
+    if how:
+        print(how, file=sys.stderr)
+    source = labels.Relabelled(unmatched, found, saved.class_names)
+    config = config_lib.as_saved(config, saved, overrides)
     mesh = mesh_lib.create()
     mesh_lib.check_batch(mesh, config.batch_size)
-    return score(
+    batches: list[Mapping[str, np.ndarray]] = []
+    result = score(
         {"params": saved.params, "batch_stats": saved.batch_stats},
         source,
         transform(config.data.eval_transforms, config.data.image_size),
         model=config_lib.model(config),
         config=config,
         mesh=mesh,
+        flip=flip,
+        record=batches.append if out else None,
         progress=True,
     )
+    if out:
+        predictions.write(pathlib.Path(out), batches, source)
+    return result, published(saved, found, len(source), overrides, flip)
 
 
-def _compare_classes(saved: model_dir.SavedModel, source: sources.Source) -> None:
-    """Refuses a model of other classes than the data's, as far as names can tell."""
-    ours, theirs = saved.class_names, tuple(source.class_names)
-    if ours == theirs:
-        return
-    i = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
-    what = f"class {i} is {ours[i]!r} in {saved.path} and {theirs[i]!r} in the data"
-    if set(ours) & set(theirs):
-        raise UserError(f"{what}: labels would be compared with those of other classes")
-    # Other names throughout are another vocabulary (WordNet ids, say) as likely as other classes.
-    print(
-        f"{what}; no name is shared: taken as the same classes in the same order", file=sys.stderr
-    )
+def published(
+    saved: model_dir.SavedModel,
+    found: Sequence[int],
+    examples: int,
+    overrides: Mapping[str, Any],
+    flip: bool,
+) -> Card | None:
+    """Returns what was published for a model, and whether an evaluation can be compared with it.
+
+    It can where the data looks like what the figures are of, ImageNet's validation images, and
+    nothing was changed on the command line that changes the result.
+
+    Args:
+      saved: the model.
+      found: the model's indices of the data's classes.
+      examples: how many images were evaluated.
+      overrides, flip: as `evaluate` takes them.
+    """
+    card = saved.published
+    if card is None:
+        return None
+    offset = classes.imagenet_offset(saved.class_names)
+    changed = [
+        name for name in FIELDS if name in overrides and overrides[name] != saved.field(name)
+    ]
+    unlike = ""
+    if examples != card["examples"]:
+        unlike = f"that is of {card['examples']:,} images, this of {examples:,}"
+    elif offset is None:
+        unlike = "that is of ImageNet, and the model's classes are not known to be ImageNet's"
+    elif not set(found) >= set(range(offset, offset + 1000)):
+        unlike = f"that is of ImageNet's 1000 classes, and the data has {len(set(found))} classes"
+    elif flip:
+        unlike = "that is without --tta"
+    elif changed:
+        unlike = f"that is without {' '.join(f'--config.{name}' for name in changed)}"
+    return Card((card["top1"], card["top5"]), card["source"], unlike)
 
 
 def score(
@@ -86,6 +156,8 @@ def score(
     model: MobileNetV2,
     config: ConfigDict,
     mesh: Mesh,
+    flip: bool = False,
+    record: Callable[[Mapping[str, np.ndarray]], object] | None = None,
     progress: bool = False,
 ) -> Result:
     """Scores every example of `source` exactly once.
@@ -97,6 +169,9 @@ def score(
       model: the network.
       config: resolved; batch_size, data.mean, data.std and data.workers are read.
       mesh: the devices.
+      flip: whether the mirror image has an equal say: the mean of the probabilities counts.
+      record: is given each global batch's {"index", "label", "mask", "loss", "best", "scores"}; see
+        data/loader.py and tasks/classification.py.
       progress: whether to show a bar.
 
     Returns:
@@ -105,7 +180,8 @@ def score(
     Raises:
       RunFailed: an infinite or NaN loss, or a count of examples that is not the split's.
     """
-    step = _jitted_eval_step(model, tuple(config.data.mean), tuple(config.data.std), mesh)
+    mean, std = tuple(config.data.mean), tuple(config.data.std)
+    step = _jitted_eval_step(model, mean, std, mesh, flip, record is not None)
     batches = loader.eval_batches(
         source,
         transform,
@@ -118,9 +194,11 @@ def score(
     bar = tqdm.tqdm(total=len(source), unit="image", desc="evaluating", disable=hidden)
     with contextlib.closing(batches), bar:
         for batch in mesh_lib.prefetch(batches, mesh):
-            sums = step(variables, batch)
+            sums, rows = step(variables, batch)
             for name in totals:
                 totals[name] += float(sums[name])
+            if record is not None:
+                record(jax.device_get(rows))
             bar.update(int(sums["examples"]))
     if totals["examples"] != len(source):
         raise RunFailed(
@@ -134,15 +212,27 @@ def score(
 
 @functools.lru_cache(maxsize=4)
 def _jitted_eval_step(
-    model: MobileNetV2, mean: tuple[float, ...], std: tuple[float, ...], mesh: Mesh
-) -> Callable[..., classification.Sums]:
+    model: MobileNetV2,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    mesh: Mesh,
+    flip: bool,
+    with_rows: bool,
+) -> Callable[..., tuple[classification.Sums, dict[str, jax.Array]]]:
     """Compiled once for all the evaluations of a run."""
+
+    def step(
+        variables: Mapping[str, Any], batch: Mapping[str, jax.Array]
+    ) -> tuple[classification.Sums, dict[str, jax.Array]]:
+        sums, predicted = step_lib.eval_step(
+            variables, batch, model=model, mean=mean, std=std, flip=flip
+        )
+        rows = predicted | {name: batch[name] for name in ("index", "label", "mask")}
+        # What is not returned is not computed. Rows go to every process: the first writes them.
+        return sums, rows if with_rows else {}
+
     everywhere = mesh_lib.replicated(mesh)
-    return jax.jit(
-        functools.partial(step_lib.eval_step, model=model, mean=mean, std=std),
-        in_shardings=(everywhere, mesh_lib.split(mesh)),
-        out_shardings=everywhere,
-    )
+    return jax.jit(step, in_shardings=(everywhere, mesh_lib.split(mesh)), out_shardings=everywhere)
 
 
 def transform(spec: str, image_size: int) -> transforms.Transform:
@@ -153,19 +243,29 @@ def transform(spec: str, image_size: int) -> transforms.Transform:
     return made
 
 
-def check_expected(result: Mapping[str, float], top1: float, top5: float) -> None:
-    """Compares an evaluation with what was expected of it, in percent, and prints both.
+def report(result: Result, expected: tuple[float, float] | Card | None) -> None:
+    """Prints a result, as JSON in the last line, and before it how far it is from the expected.
+
+    Args:
+      result: of an evaluation.
+      expected: top-1 and top-5 in percent; or what was published, which is shown, and compared
+        where it can be.
 
     Raises:
       RunFailed: they differ by more than 0.05.
     """
+    if isinstance(expected, Card):
+        figures = "top1 {:.2f}, top5 {:.2f}".format(*expected.figures)
+        verdict = f"; not compared, since {expected.unlike}" if expected.unlike else ""
+        print(f"published by {expected.source}: {figures}{verdict}", file=sys.stderr)
+        expected = None if expected.unlike else expected.figures
     far = False
-    for name, wanted in (("top1", top1), ("top5", top5)):
-        difference = result[name] - wanted
-        print(
-            f"{name}: expected {wanted:.2f}, got {result[name]:.2f}, difference {difference:+.2f}"
-        )
+    for name, wanted in zip(("top1", "top5"), expected or (), strict=False):
+        got = result[name]
         # Percentages are stated with two digits: so is the comparison.
-        far |= not abs(round(difference, 2)) <= EXPECTED_WITHIN
+        difference = round(got - wanted, 2)
+        far |= not abs(difference) <= EXPECTED_WITHIN
+        print(f"{name}: expected {wanted:.2f}, got {got:.2f}, difference {difference:+.2f}")
+    print(json.dumps(result), flush=True)
     if far:
         raise RunFailed(f"the result is not within {EXPECTED_WITHIN} of what was expected")

@@ -95,7 +95,8 @@ def eval_step(
     model: MobileNetV2,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-) -> classification.Sums:
+    flip: bool = False,
+) -> tuple[classification.Sums, classification.Predictions]:
     """Scores one batch.
 
     Args:
@@ -104,9 +105,15 @@ def eval_step(
         mask is False are padding.
       model: the network; static.
       mean, std: of R, G, B, 0-255.
+      flip: whether the probabilities are the mean of those of the image and of its mirror image.
 
     Returns:
-      Sums over the batch: see tasks/classification.py.
+      Sums over the batch, and each row's prediction: see tasks/classification.py.
     """
-    logits: Any = model.apply(variables, normalize(batch["image"], mean, std, model.dtype))
-    return classification.evaluation_sums(logits, batch["label"], batch["mask"])
+    images = normalize(batch["image"], mean, std, model.dtype)
+    logits: Any = model.apply(variables, images)
+    if flip:
+        mirrored: Any = model.apply(variables, images[:, :, ::-1])
+        logits = classification.average(logits, mirrored)
+    sums = classification.evaluation_sums(logits, batch["label"], batch["mask"])
+    return sums, classification.predictions(logits, batch["label"])

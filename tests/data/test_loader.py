@@ -203,6 +203,7 @@ def test_evaluation_scores_each_example_once(length, process_count):
         assert (batch["mask"].dtype, batch["label"].dtype) == (np.dtype(bool), np.dtype(np.int32))
         scored = np.array(indices(batch))[batch["mask"]]
         np.testing.assert_array_equal(batch["label"][batch["mask"]], scored % 10)
+        np.testing.assert_array_equal(batch["index"][batch["mask"]], scored)
         assert not batch["image"][~batch["mask"]].any()
         assert not batch["label"][~batch["mask"]].any()
         seen += scored.tolist()

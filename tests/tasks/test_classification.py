@@ -74,6 +74,29 @@ def test_summary_is_in_percent_and_per_example():
     assert isinstance(summary["examples"], int)
 
 
+def test_predictions_are_the_best_five_with_their_probabilities():
+    logits = np.log([[0.4, 0.05, 0.3, 0.02, 0.1, 0.13], [0.1, 0.1, 0.1, 0.1, 0.5, 0.1]])
+    found = jax.jit(classification.predictions)(jnp.asarray(logits), jnp.asarray([2, 4]))
+    # Of equal ones the first, as in the sums.
+    np.testing.assert_array_equal(found["best"], [[0, 2, 5, 4, 1], [4, 0, 1, 2, 3]])
+    scores = [[0.4, 0.3, 0.13, 0.1, 0.05], [0.5, 0.1, 0.1, 0.1, 0.1]]
+    # Two-digit numbers through float32 logarithms and exponentials.
+    np.testing.assert_allclose(found["scores"], scores, rtol=1e-6)
+    np.testing.assert_allclose(found["loss"], -np.log([0.3, 0.5]), rtol=1e-6)
+
+
+def test_average_is_of_probabilities_not_of_logits():
+    first, second = [[0.9, 0.1, 0.0]], [[0.2, 0.3, 0.5]]
+    logits = [jnp.log(jnp.asarray(p)) + shift for p, shift in ((first, 3.0), (second, -50.0))]
+    found = jax.nn.softmax(classification.average(*logits))
+    np.testing.assert_allclose(found, [[0.55, 0.2, 0.25]], rtol=1e-6)  # float32
+    # Of bfloat16 too the sums are float32's.
+    low = [jnp.asarray([[100.0, 0.0]], jnp.bfloat16), jnp.asarray([[0.0, 100.0]], jnp.bfloat16)]
+    average = classification.average(*low)
+    assert average.dtype == np.float32
+    np.testing.assert_allclose(jax.nn.softmax(average), [[0.5, 0.5]], rtol=1e-6)
+
+
 class FirstPixel(nn.Module):
     """A network whose logits are the first pixel: three classes, red, green and blue."""
 

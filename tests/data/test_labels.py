@@ -1,0 +1,127 @@
+"""Which class of a model a class of a dataset is: by name, by WordNet id, or not at all."""
+
+import pickle
+
+import pytest
+
+from mbv2_jax.data import labels
+from mbv2_jax.data.classes import IMAGENET_NAMES, IMAGENET_WNIDS
+from mbv2_jax.errors import UserError
+from tests.data.coded import CodedSource
+from tests.parity import peers
+
+# ImageNet's class numbers as everyone counts them: the bird crane, the machine, the last class.
+KNOWN = {"n01440764": 0, "n01484850": 2, "n02012849": 134, "n03126707": 517, "n15075141": 999}
+
+
+def match(theirs, ours):
+    return labels.match(theirs, ours, data="the data", model="the model")
+
+
+def test_the_same_list_is_the_same_classes_without_a_word():
+    assert match(["a", "b", "b"], ("a", "b", "b")) == ((0, 1, 2), "")
+
+
+def test_classes_are_found_by_name_in_any_order_and_number():
+    assert match(["c", "a"], ["a", "b", "c"]) == (
+        (2, 0),
+        "the data: 2 of the model's 3 classes, by name",
+    )
+    assert match(["c", "a", "b"], ["a", "b", "c"])[0] == (2, 0, 1)
+
+
+def test_wordnet_ids_are_found_in_a_model_of_imagenet():
+    found, how = match(list(KNOWN), IMAGENET_NAMES)
+    assert found == tuple(KNOWN.values())
+    assert how == "the data: 5 of ImageNet's 1000 classes, by WordNet id"
+    found, how = match(IMAGENET_WNIDS, IMAGENET_NAMES)
+    assert found == tuple(range(1000))
+    assert how == "the data: 1000 of ImageNet's 1000 classes, by WordNet id"
+
+
+def test_background_class_of_the_model_moves_the_others():
+    found, _ = match(list(KNOWN), ("background", *IMAGENET_NAMES))
+    assert found == tuple(index + 1 for index in KNOWN.values())
+    with pytest.raises(UserError, match="the model has no class 'background'"):
+        match(("background", *IMAGENET_NAMES), IMAGENET_WNIDS)
+
+
+def test_wordnet_ids_mean_nothing_to_another_model_of_a_thousand_classes():
+    numbers = [str(i) for i in range(1000)]
+    with pytest.raises(UserError, match="the model has 1000 classes, the data 5: class 0 is '0'"):
+        match(list(KNOWN), numbers)
+
+
+@pytest.mark.parametrize("others", [["n01440764"], [], ["tench, Tinca tinca"]])
+def test_wordnet_id_that_is_not_imagenets_is_refused_by_name(others):
+    with pytest.raises(UserError, match="the model has no class 'n00000001'"):
+        match([*others, "n00000001"], IMAGENET_NAMES)
+
+
+def test_a_thousand_other_wordnet_ids_are_not_taken_for_imagenets():
+    ids = [f"n{i:08}" for i in range(1000)]
+    with pytest.raises(UserError, match=r"no class 'n00000000'.* nor 999 more"):
+        match(ids, IMAGENET_NAMES)
+    # Nor by their order, where all but one are ImageNet's.
+    with pytest.raises(UserError, match="no class 'n99999999'"):
+        match([*IMAGENET_WNIDS[:-1], "n99999999"], IMAGENET_NAMES)
+
+
+def test_imagenets_names_in_mmpretrains_wording_are_the_same_classes():
+    peers.mmpretrain()
+    from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
+
+    short = [name.partition(",")[0] for name in IMAGENET_CATEGORIES]
+    assert short.count("crane") == 2  # and 'maillot': no name would tell them apart
+    found, how = match(IMAGENET_CATEGORIES, short)
+    assert found == tuple(range(1000))
+    assert "another wording" in how
+
+
+def test_class_that_the_model_lacks_is_refused_by_name():
+    with pytest.raises(UserError, match=r"the model has no class 'daisies'.*did you mean 'daisy'"):
+        match(["daisies", "tulip"], ["daisy", "tulip"])
+    with pytest.raises(UserError, match=r"the model has no class 'd', .*, nor 1 more of them"):
+        match(["a", "d", "e"], ["a", "b", "c"])
+
+
+def test_name_of_two_classes_is_not_matched():
+    for theirs, ours in (
+        (["crane", "tench"], ["crane", "tench", "crane"]),
+        (["crane"], ["crane", "tench", "crane"]),
+        (["crane", "crane"], ["crane", "tench"]),
+        (["crane", "hen"], ["crane", "crane"]),
+    ):
+        with pytest.raises(UserError, match="'crane' names more than one class"):
+            match(theirs, ours)
+
+
+def test_equally_many_other_names_are_taken_by_their_order_aloud():
+    found, how = match(["n1", "n2"], ["cat", "dog"])
+    assert found == (0, 1)
+    assert how == (
+        "class 0 is 'cat' in the model and 'n1' in the data; no name is shared: taken as the same "
+        "classes in the same order"
+    )
+    with pytest.raises(UserError, match="the model has 2 classes, the data 3"):
+        match(["n1", "n2", "n3"], ["cat", "dog"])
+
+
+def test_relabelled_split_changes_nothing_but_labels():
+    source = CodedSource(20)
+    ours = labels.Relabelled(source, [10 * i for i in range(10)], "abc")
+    ours = pickle.loads(pickle.dumps(ours))  # it goes to worker processes
+    assert len(ours) == 20
+    assert ours.class_names == ("a", "b", "c")
+    for i in (0, 13):
+        example = source[i]
+        assert ours[i] == example | {"label": 10 * example["label"]}
+        assert ours.describe(i) == source.describe(i)
+
+
+def test_missing_label_stays_missing():
+    class Unlabelled(CodedSource):
+        def __getitem__(self, index):
+            return super().__getitem__(index) | {"label": -1}
+
+    assert labels.Relabelled(Unlabelled(1), [5], "abcdef")[0]["label"] == -1
