@@ -1,0 +1,91 @@
+"""What is read of the JSON files that transformers keeps beside its weights."""
+
+import json
+import pathlib
+
+import pytest
+
+from mbv2_jax.convert import transformers_config
+from mbv2_jax.errors import UserError
+from tests.parity import peers
+
+
+def beside(folder: pathlib.Path, config: dict | None = None, processor: dict | None = None):
+    for name, content in (("config.json", config), ("preprocessor_config.json", processor)):
+        if content is not None:
+            (folder / name).write_text(json.dumps(content))
+    return transformers_config.read(folder / "model.safetensors")
+
+
+def test_without_config_nothing_is_known(tmp_path):
+    assert beside(tmp_path, None, {"size": {"shortest_edge": 99}}) is None
+
+
+def test_what_transformers_itself_writes_is_read(tmp_path):
+    transformers = peers.transformers()
+    config = transformers.MobileNetV2Config(
+        image_size=160,
+        tf_padding=False,
+        layer_norm_eps=1e-5,
+        classifier_dropout_prob=0.1,
+        id2label={i: f"class {i}" for i in range(12)},
+    )
+    config.save_pretrained(tmp_path)
+    fields, names = transformers_config.read(tmp_path / "model.safetensors") or ({}, ())
+    assert names == tuple(f"class {i}" for i in range(12))  # 10 comes after 9, not after 1
+    assert fields == {
+        "model.padding": "torch",
+        "model.bn_epsilon": 1e-5,
+        "model.dropout": 0.1,
+        "data.image_size": 160,
+        "data.eval_transforms": "resize_edge(192)|center_crop(size)",
+    }
+    processor = transformers.MobileNetV2ImageProcessor(
+        size={"shortest_edge": 200},
+        crop_size={"height": 176, "width": 176},
+        resample=3,
+        image_mean=[0.2, 0.4, 0.6],
+        image_std=[0.5, 0.5, 0.25],
+    )
+    processor.save_pretrained(tmp_path)
+    fields, _ = transformers_config.read(tmp_path / "model.safetensors") or ({}, ())
+    assert fields["data.image_size"] == 176
+    assert (
+        fields["data.eval_transforms"]
+        == "resize_edge(200, interpolation='bicubic')|center_crop(size)"
+    )
+    assert fields["data.mean"] == pytest.approx((51, 102, 153))
+    assert fields["data.std"] == pytest.approx((127.5, 127.5, 63.75))
+
+
+def test_the_defaults_are_those_of_its_classes(tmp_path):
+    transformers = peers.transformers()
+    default, processor = transformers.MobileNetV2Config(), transformers.MobileNetV2ImageProcessor()
+    fields, names = beside(tmp_path, {}) or ({}, ())
+    assert names == ()
+    assert fields["model.padding"] == ("same" if default.tf_padding else "torch")
+    assert fields["model.bn_epsilon"] == default.layer_norm_eps
+    assert fields["model.dropout"] == default.classifier_dropout_prob
+    assert fields["data.image_size"] == default.image_size == processor.crop_size["height"]
+    edge = processor.size["shortest_edge"]
+    assert fields["data.eval_transforms"] == f"resize_edge({edge})|center_crop(size)"
+    assert processor.resample == 2  # bilinear
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"output_stride": 16}, "output_stride is 16"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
+    ],
+)
+def test_another_network_is_refused(tmp_path, config, named):
+    with pytest.raises(UserError, match=named):
+        beside(tmp_path, config)
+
+
+def test_what_is_no_json_object_is_refused(tmp_path):
+    for content in ("{", "[]"):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match=r"config\.json"):
+            transformers_config.read(tmp_path / "model.safetensors")
