@@ -13,7 +13,7 @@ import os
 import pathlib
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tqdm
@@ -106,7 +106,9 @@ def main() -> None:
     classifier = inference.init_model(arguments.checkpoint)
     table = Table(images, len(classifier.class_names))
     outcomes = classifier.stream(images, arguments.batch_size)
-    for image, outcome in zip(images, _with_bar(outcomes, len(images)), strict=True):
+    if len(images) > arguments.batch_size:
+        outcomes = _with_bar(outcomes, len(images))
+    for image, outcome in zip(images, outcomes, strict=True):
         if isinstance(outcome, UserError):
             bad += 1
             _say(f"error: {outcome}")
@@ -135,10 +137,10 @@ def _make_show_dir(folder: pathlib.Path, images: Sequence[str]) -> None:
         raise UserError(f"cannot make the folder --show-dir={folder}: {error.strerror}") from None
 
 
-def _with_bar(outcomes: Iterable[Any], count: int) -> Iterable[Any]:
+def _with_bar(outcomes: Iterator[Any], count: int) -> Iterator[Any]:
     """Shows a bar to a person who cannot see the results appear."""
     hidden = sys.stdout.isatty() or not sys.stderr.isatty()
-    return tqdm.tqdm(outcomes, total=count, unit=" images", disable=hidden, leave=False)
+    return iter(tqdm.tqdm(outcomes, total=count, unit=" images", disable=hidden))
 
 
 def _say(line: str) -> None:

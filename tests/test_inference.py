@@ -1,9 +1,7 @@
-"""Prediction through Python and the command line; tests/parity/test_prediction.py has the peer."""
+"""Prediction and features through Python; tests/parity/test_prediction.py has the peers."""
 
-import json
+import copy
 import pathlib
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +9,11 @@ import pytest
 from PIL import Image
 
 import mbv2_jax
+from mbv2_jax import inference, model_dir
+from mbv2_jax.data.classes import IMAGENET_NAMES
 from mbv2_jax.errors import UserError
-from mbv2_jax.inference import Classifier
+from mbv2_jax.inference import Classifier, list_images
 from tests import tiny_model
-from tests.training import commands
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("prediction")
     tiny_model.write(folder / "model")
     for i in range(3):
-        photo(i).save(folder / f"{i}.png")
+        tiny_model.photo(i).save(folder / f"{i}.png")
     (folder / "text.png").write_text("no image")
     (folder / "half.png").write_bytes((folder / "0.png").read_bytes()[:1000])
     return folder
@@ -32,13 +31,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def classifier(folder) -> Classifier:
     return mbv2_jax.init_model(folder / "model")
-
-
-def photo(seed: int) -> Image.Image:
-    """An image that is neither square nor of the network's size."""
-    generator = np.random.default_rng(seed)
-    coarse = generator.integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((70, 50), Image.Resampling.BICUBIC)
 
 
 def pixels(count: int) -> np.ndarray:
@@ -93,7 +85,7 @@ def test_other_dtypes_are_refused_by_name(classifier, dtype):
 
 def test_path_bytes_pil_image_and_array_are_the_same_image(classifier, folder):
     path = folder / "0.png"
-    image = photo(0)
+    image = tiny_model.photo(0)
     expected = classifier.prepare(path)
     assert expected.shape == (32, 32, 3)
     assert expected.dtype == np.uint8
@@ -105,20 +97,20 @@ def test_opened_image_is_turned_upright_as_its_file_is(classifier, tmp_path):
     file = tmp_path / "turned.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
-    photo(0).save(file, exif=exif)
+    tiny_model.photo(0).save(file, exif=exif)
     with Image.open(file) as opened:
         ours = classifier.prepare(opened)
     np.testing.assert_array_equal(ours, classifier.prepare(file))
     untold = tmp_path / "untold.jpg"
-    photo(0).save(untold)
+    tiny_model.photo(0).save(untold)
     assert not np.array_equal(ours, classifier.prepare(untold))
 
 
 def test_preparing_is_the_models_evaluation_transform(classifier):
     # resize_edge(36)|center_crop(32) of 70 x 50: the short side becomes 36, the long one 50.4, cut.
-    resized = photo(0).resize((50, 36), Image.Resampling.BILINEAR)
+    resized = tiny_model.photo(0).resize((50, 36), Image.Resampling.BILINEAR)
     expected = resized.crop((9, 2, 41, 34))
-    np.testing.assert_array_equal(classifier.prepare(photo(0)), np.asarray(expected))
+    np.testing.assert_array_equal(classifier.prepare(tiny_model.photo(0)), np.asarray(expected))
 
 
 def test_what_is_no_image_is_refused_by_name(classifier, folder):
@@ -134,12 +126,18 @@ def test_what_is_no_image_is_refused_by_name(classifier, folder):
         classifier.prepare(folder)
 
 
+def test_an_opened_image_whose_file_is_cut_short_is_refused(classifier, folder):
+    with Image.open(folder / "half.png") as opened, pytest.raises(UserError, match="cannot decode"):
+        classifier.prepare(opened)
+
+
 @pytest.mark.parametrize(
     "value",
     [
         np.zeros((32, 32), np.uint8),
         np.zeros((32, 32, 3), np.float32),
         np.zeros((1, 8, 8, 3), np.uint8),
+        np.zeros((0, 8, 3), np.uint8),
     ],
 )
 def test_arrays_that_are_no_rgb_pixels_are_refused(classifier, value):
@@ -154,7 +152,7 @@ def test_other_types_are_refused(classifier, value):
 
 
 def test_prediction_has_mmpretrains_keys_and_names_the_largest_logit(classifier):
-    image = photo(1)
+    image = tiny_model.photo(1)
     logits = np.asarray(classifier(classifier.prepare(image)[None])[0], np.float64)
     probabilities = np.exp(logits) / np.exp(logits).sum()
 
@@ -169,107 +167,208 @@ def test_prediction_has_mmpretrains_keys_and_names_the_largest_logit(classifier)
     assert found["pred_score"] == found["pred_scores"].max()
 
 
-def test_init_model_refuses_what_is_no_model(folder):
-    with pytest.raises(UserError, match="does not exist"):
-        mbv2_jax.init_model(folder / "nothing")
+def results_are_equal(found: list[dict], expected: list[dict]) -> None:
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["pred_label"] == theirs["pred_label"]
+        assert ours["pred_class"] == theirs["pred_class"]
+        # Other batch sizes order the sums of up to 1,280 float32 terms differently.
+        np.testing.assert_allclose(ours["pred_scores"], theirs["pred_scores"], rtol=1e-4, atol=0)
 
 
-@pytest.fixture(scope="module")
-def predict(folder, tmp_path_factory):
-    """Returns the function that runs `python -m mbv2_jax.predict` in the folder of images."""
-    environment = commands.environment(tmp_path_factory.mktemp("compiled"))
-    environment["PYTHONPATH"] = str(commands.REPOSITORY)
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "mbv2_jax.predict", *arguments]
-        return subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120
-        )
-
-    return run
-
-
-def test_predict_prints_a_line_for_each_image(predict, classifier):
-    done = predict("0.png", "1.png", "--checkpoint=model")
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == 2
-    for i, line in enumerate(lines):
-        scores = mbv2_jax.inference_model(classifier, photo(i))["pred_scores"]
-        best = sorted(range(6), key=lambda label: -scores[label])[:5]
-        words = line.split()
-        assert words[0] == f"{i}.png"
-        assert words[1::2] == [tiny_model.CLASSES[label] for label in best]
-        # Printed with two decimals of a percent; the other process may round the last float32 bits.
-        printed = [float(word.rstrip("%")) for word in words[2::2]]
-        np.testing.assert_allclose(printed, 100 * scores[best], rtol=0, atol=0.006)
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_many_images_of_every_kind_are_predicted_in_order(classifier, folder, batch_size):
+    images = [
+        folder / "0.png",
+        str(folder / "1.png"),
+        (folder / "2.png").read_bytes(),
+        tiny_model.photo(3),
+        np.asarray(tiny_model.photo(4)),
+    ]
+    alone = [mbv2_jax.inference_model(classifier, tiny_model.photo(i)) for i in range(5)]
+    results_are_equal(classifier.predict(images, batch_size=batch_size), alone)
+    results_are_equal(mbv2_jax.inference_model(classifier, iter(images)), alone)
+    assert len({each["pred_score"] for each in alone}) == 5  # five different predictions
 
 
-def test_predict_reports_bad_files_and_predicts_the_others(predict, classifier):
-    images = ["0.png", "missing.png", "text.png", "2.png", "half.png"]
-    done = predict(*images, "--checkpoint=model", "--topk=2", "--json")
-    assert done.returncode == 2
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["image"] for line in found] == ["0.png", "2.png"]
-    for line, i in zip(found, (0, 2), strict=True):
-        scores = mbv2_jax.inference_model(classifier, photo(i))["pred_scores"]
-        best = sorted(range(6), key=lambda label: -scores[label])[:2]
-        assert [entry["label"] for entry in line["predictions"]] == best
-        assert [entry["class"] for entry in line["predictions"]] == [
-            tiny_model.CLASSES[label] for label in best
-        ]
-        # The same float32 network, compiled for one device instead of four.
-        found_scores = [entry["score"] for entry in line["predictions"]]
-        np.testing.assert_allclose(found_scores, scores[best], rtol=1e-4, atol=0)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert errors[0] == "error: missing.png: No such file or directory"
-    assert errors[1].startswith("error: text.png: cannot decode")
-    assert errors[2].startswith("error: half.png: cannot decode")
-    assert errors[3:] == ["error: 3 of 5 images could not be predicted"]
-    assert "Traceback" not in done.stderr
+def compiled() -> int:
+    return inference._apply._cache_size()  # type: ignore[attr-defined]
 
 
-def test_predict_names_all_classes_where_there_are_fewer_than_topk(predict):
-    done = predict("0.png", "--checkpoint=model", "--topk=100", "--json")
-    assert done.returncode == 0, done.stderr
-    predictions = json.loads(done.stdout)["predictions"]
-    assert sorted(entry["label"] for entry in predictions) == list(range(6))
+def test_many_images_are_compiled_once(classifier):
+    before = compiled()
+    assert len(classifier.predict([tiny_model.photo(i) for i in range(8)], batch_size=3)) == 8
+    assert compiled() == before + 1
+    # 5 and 6 images both run as 8.
+    classifier.predict([tiny_model.photo(i) for i in range(5)])
+    before = compiled()
+    classifier.predict([tiny_model.photo(i) for i in range(6)])
+    assert compiled() == before
+
+
+def test_folder_stands_for_the_images_in_it_and_below(classifier, tmp_path):
+    names = ["b.png", "a.JPG", "c/d/e.webp", "c/f.png", ".hidden.png", ".cache/g.png", "notes.txt"]
+    for i, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".txt"):
+            (tmp_path / name).write_text("no image")
+        else:
+            tiny_model.photo(i).save(tmp_path / name)
+    listed = [tmp_path / name for name in ("a.JPG", "b.png", "c/f.png", "c/d/e.webp")]
+    assert list_images(tmp_path) == list(map(str, listed))
+    assert list_images([str(tmp_path), "x.png"]) == [*map(str, listed), "x.png"]
+    results_are_equal(
+        mbv2_jax.inference_model(classifier, tmp_path), classifier.predict(listed, batch_size=1)
+    )
+
+
+def test_folder_of_one_image_gives_a_list(classifier, tmp_path):
+    tiny_model.photo(0).save(tmp_path / "0.png")
+    found = mbv2_jax.inference_model(classifier, tmp_path)
+    assert [each["pred_label"] for each in found] == [
+        mbv2_jax.inference_model(classifier, tiny_model.photo(0))["pred_label"]
+    ]
+
+
+def test_folder_without_images_is_refused(classifier, tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(UserError, match=f"no image files in {tmp_path} or below; looked for .jpg"):
+        classifier.predict(tmp_path)
+
+
+def test_no_images_give_no_predictions_and_no_features(classifier):
+    assert classifier.predict([]) == []
+    assert mbv2_jax.inference_model(classifier, []) == []
+    assert classifier.extract_feat([]).shape == (0, 1280)
+    assert classifier(pixels(0)).shape == (0, 6)
+
+
+def test_a_bad_image_among_many_is_named(classifier, folder):
+    good, missing = folder / "0.png", folder / "missing.png"
+    with pytest.raises(UserError, match=r"missing\.png: No such file"):
+        classifier.predict([good, missing, good])
+    with pytest.raises(UserError, match=r"missing\.png: No such file"):
+        classifier.extract_feat([good, missing, good])
+    with pytest.raises(UserError, match=r"images\[2\]: cannot decode"):
+        classifier.predict([good, good.read_bytes(), good.read_bytes()[:1000]], batch_size=2)
+    with pytest.raises(UserError, match=r"images\[1\]: an image is a int"):
+        classifier.predict([good, 7])
+
+
+def test_stream_goes_on_after_a_bad_image(classifier, folder):
+    images = [folder / name for name in ("text.png", "0.png", "half.png", "missing.png", "1.png")]
+    outcomes = list(classifier.stream(images, batch_size=2))
+    assert [isinstance(outcome, UserError) for outcome in outcomes] == [
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
+    expected = classifier.predict([folder / "0.png", folder / "1.png"])
+    results_are_equal([outcomes[1], outcomes[4]], expected)
+
+
+def test_batch_size_has_to_be_positive(classifier):
+    with pytest.raises(UserError, match="batch_size=0: give 1 or more"):
+        classifier.predict([tiny_model.photo(0)], batch_size=0)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float64])
+def test_floats_of_other_widths_are_taken_as_normalised(classifier, dtype):
+    # Eighths, which every one of them holds exactly.
+    images = np.random.default_rng(0).integers(-16, 17, (2, 32, 32, 3)) / 8
+    logits = classifier(images.astype(dtype))
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, classifier(images.astype(np.float32)), rtol=0, atol=1e-4)
+
+
+def test_features_of_prepared_images_are_those_of_their_pixels(classifier, folder):
+    images = [folder / f"{i}.png" for i in range(3)]
+    prepared = np.stack([classifier.prepare(image) for image in images])
+    expected = classifier.extract_feat(prepared)
+    assert expected.shape == (3, 1280)
+    assert expected.dtype == np.float32
+    # Another batch size; features are of order 1.
+    found = classifier.extract_feat(images, batch_size=2)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(classifier.extract_feat(images[0]), expected[:1], rtol=0, atol=1e-5)
+    maps = classifier.extract_feat(images, "backbone", out_indices=(7, 0), batch_size=2)
+    assert [each.shape for each in maps] == [(3, 16, 16, 8), (3, 1, 1, 1280)]
+    np.testing.assert_allclose(maps[1].mean((1, 2)), expected, rtol=0, atol=1e-5)
+
+
+def test_features_are_what_the_classifier_gets(classifier):
+    head = tiny_model.variables()["params"]["classifier"]
+    images = pixels(2)
+    logits = np.asarray(classifier.extract_feat(images)) @ head["kernel"] + head["bias"]
+    # Sums of 1,280 float32 terms in another order; logits reach 10.
+    np.testing.assert_allclose(classifier(images), logits, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["0.png", "--checkpoint=nothing"], "error: checkpoint nothing does not exist"),
-        (["0.png", "--checkpoint=model", "--topk=0"], "--topk=0: give 1 or more"),
-        (["0.png", "--checkpoint=model", "--topk=two"], "'two'"),
-        (["0.png"], "--checkpoint"),
-        (["--checkpoint=model"], "IMAGE"),
+        ({"stage": "nek"}, "no stage 'nek': did you mean 'neck'"),
+        ({"stage": "backbone", "out_indices": (8,)}, r"out_indices=\(8,\): give some of 0..7"),
+        ({"stage": "backbone", "out_indices": (-1,)}, "give some of 0..7"),
+        ({"stage": "backbone", "out_indices": ()}, "give some of 0..7"),
     ],
-    ids=["no model", "topk 0", "topk no number", "no checkpoint", "no image"],
 )
-def test_predict_refuses_what_it_cannot_do(predict, arguments, named):
-    done = predict(*arguments)
-    assert done.returncode == 2
-    assert named in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not done.stdout
+def test_unknown_features_are_refused(classifier, arguments, named):
+    with pytest.raises(UserError, match=named):
+        classifier.extract_feat(pixels(1), **arguments)
 
 
-def test_predict_teaches_without_jax():
-    program = (
-        "import runpy, sys\n"
-        "sys.argv = ['predict', '--help']\n"
-        "try:\n"
-        "    runpy.run_module('mbv2_jax.predict', run_name='__main__')\n"
-        "except SystemExit as end:\n"
-        "    assert not end.code, end.code\n"
-        "else:\n"
-        "    raise AssertionError('it went on')\n"
-        "assert 'jax' not in sys.modules\n"
+def test_features_of_channels_first_are_refused(classifier):
+    with pytest.raises(UserError, match=r"give \(N, H, W, 3\)"):
+        classifier.extract_feat(np.zeros((4, 3, 32, 32), np.uint8))
+
+
+def test_model_of_features_only_has_features_and_refuses_to_predict(classifier, tmp_path):
+    variables = tiny_model.variables()
+    del variables["params"]["classifier"]
+    info = copy.deepcopy(tiny_model.INFO) | {"class_names": []}
+    info["architecture"]["num_classes"] = None
+    model_dir.write(tmp_path / "model", variables["params"], variables["batch_stats"], info)
+    backbone = mbv2_jax.init_model(tmp_path / "model")
+    assert backbone.class_names == ()
+    np.testing.assert_array_equal(
+        backbone.extract_feat(pixels(2)), classifier.extract_feat(pixels(2))
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=commands.REPOSITORY, capture_output=True, text=True
+    for refused in (backbone, backbone.predict):
+        with pytest.raises(UserError, match="no classifier, only features: extract_feat gives"):
+            refused(pixels(2))
+
+
+def test_init_model_refuses_what_is_no_model(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        mbv2_jax.init_model(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"no variant 'mobilenet_v2_1\.0_244': did you mean"):
+        mbv2_jax.init_model("mobilenet_v2_1.0_244")
+    with pytest.raises(UserError, match=r"'torchvison' is no file.*did you mean 'torchvision'"):
+        mbv2_jax.init_model("torchvison")
+
+
+def test_variant_gives_a_random_network_with_imagenets_classes():
+    first = mbv2_jax.init_model("mobilenet_v2_0.35_96")
+    found = mbv2_jax.inference_model(first, tiny_model.photo(0))
+    assert found["pred_scores"].shape == (1000,)
+    assert found["pred_class"] == IMAGENET_NAMES[found["pred_label"]]
+    # resize_edge(109)|center_crop(96), of an image of 192 x 160
+    resized = tiny_model.photo(0).resize((192, 160)).resize((130, 109), Image.Resampling.BILINEAR)
+    expected = resized.crop((17, 6, 113, 102))
+    np.testing.assert_array_equal(
+        first.prepare(tiny_model.photo(0).resize((192, 160))), np.asarray(expected)
     )
-    assert done.returncode == 0, done.stderr
-    assert "python -m mbv2_jax.predict seven.png four.jpg --checkpoint=" in done.stdout
-    assert "--topk" in done.stdout
+    images = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
+    logits = np.asarray(first(images))
+    np.testing.assert_array_equal(mbv2_jax.init_model("mobilenet_v2_0.35_96")(images), logits)
+    other = mbv2_jax.init_model("mobilenet_v2_0.35_96", seed=1)
+    assert not np.array_equal(other(images), logits)
+
+
+def test_folder_comes_before_the_variant_of_its_name(classifier, tmp_path, monkeypatch):
+    tiny_model.write(tmp_path / "mobilenet_v2_0.35_96")
+    monkeypatch.chdir(tmp_path)
+    assert mbv2_jax.init_model("mobilenet_v2_0.35_96").class_names == tiny_model.CLASSES

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from mbv2_jax import model_dir
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
@@ -60,3 +61,10 @@ def write(path: pathlib.Path, seed: int = 0) -> pathlib.Path:
     arrays = variables(seed)
     model_dir.write(path, arrays["params"], arrays["batch_stats"], INFO)
     return path
+
+
+def photo(seed: int) -> Image.Image:
+    """An image that is neither square nor of the network's size."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((70, 50), Image.Resampling.BICUBIC)
