@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 import re
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeGuard
@@ -24,6 +25,10 @@ ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 LAST = len(STAGES)  # the index of the last convolution's feature map
 BATCH_SIZE = 32
+
+# An opened image reads its file on first use, which two threads may not do at once; and a list can
+# hold the same one twice.
+_OPENED = threading.Lock()
 
 
 class Classifier:
@@ -162,7 +167,12 @@ class Classifier:
         return self.transform(open_image(image), np.random.default_rng(0))
 
     def _forward(self, module: MobileNetV2, images: Any) -> Any:
-        shape = tuple(images.shape)
+        if not isinstance(images, np.ndarray | jax.Array):
+            raise UserError(
+                f"images are a {type(images).__name__}: give an array (N, H, W, 3); predict and"
+                " extract_feat take files and lists"
+            )
+        shape = images.shape
         if len(shape) == 4 and shape[-1] != 3 and shape[1] == 3:
             raise UserError(f"images are (N, 3, H, W) = {shape}: give (N, H, W, 3)")
         if len(shape) != 4 or shape[-1] != 3:
@@ -254,7 +264,8 @@ def open_image(image: ImageLike) -> Image.Image:
         return transforms.decode(image)
     if isinstance(image, Image.Image):
         try:
-            return transforms.upright_rgb(image)
+            with _OPENED:
+                return transforms.upright_rgb(image)
         except OSError as error:  # opened, its file is read only now
             raise UserError(f"cannot decode the image: {error}") from None
     if not isinstance(image, np.ndarray | jax.Array):

@@ -83,6 +83,12 @@ def test_other_dtypes_are_refused_by_name(classifier, dtype):
         classifier(np.zeros((1, 32, 32, 3), dtype))
 
 
+@pytest.mark.parametrize("value", ["0.png", [np.zeros((32, 32, 3), np.uint8)]])
+def test_what_is_no_array_is_refused_with_what_takes_it(classifier, value):
+    with pytest.raises(UserError, match=f"{type(value).__name__}: give an array.*predict"):
+        classifier(value)
+
+
 def test_path_bytes_pil_image_and_array_are_the_same_image(classifier, folder):
     path = folder / "0.png"
     image = tiny_model.photo(0)
@@ -267,6 +273,13 @@ def test_stream_goes_on_after_a_bad_image(classifier, folder):
     ]
     expected = classifier.predict([folder / "0.png", folder / "1.png"])
     results_are_equal([outcomes[1], outcomes[4]], expected)
+
+
+def test_the_same_opened_image_several_times_is_one_image(classifier, folder):
+    with Image.open(folder / "0.png") as opened:  # its file is read by the threads
+        found = classifier.predict([opened] * 20)
+    expected = mbv2_jax.inference_model(classifier, tiny_model.photo(0))
+    results_are_equal(found, [expected] * 20)
 
 
 def test_batch_size_has_to_be_positive(classifier):

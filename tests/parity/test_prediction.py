@@ -82,7 +82,7 @@ def images() -> np.ndarray:
 def assert_same(ours: Any, theirs: np.ndarray) -> None:
     assert ours.shape == theirs.shape
     # float32 through up to 52 layers, whose sums are ordered differently: of the largest value
-    # measured up to 6e-6 in layer1..layer7 and 2.6e-5 in the last map, whose values ReLU6 cuts at 6.
+    # measured up to 6e-6 in layer1..layer7 and 2.6e-5 in the last map, which ReLU6 cuts at 6.
     # There torch's float32 is 2.6e-5 from its float64.
     assert abs(np.asarray(ours) - theirs).max() <= 1e-4 * abs(theirs).max()
 
