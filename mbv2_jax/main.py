@@ -10,6 +10,9 @@ Examples:
   Fine-tune on folders of your own photos, train/CLASS/*.jpg and val/CLASS/*.jpg:
     python -m mbv2_jax.main --config=configs/finetune_folder.py --workdir=runs/mine \\
         --config.data.source=folder:PHOTOS --checkpoint=runs/digits
+  Check published weights on ImageNet's validation images, against what was published:
+    python -m convert mmpretrain --output=runs/mm
+    python -m mbv2_jax.main --config=mobilenet_v2_8xb32_in1k --mode=eval --checkpoint=runs/mm
   Parameters and multiply-adds, layer by layer:
     python -m mbv2_jax.main --config=configs/mobilenet_v2_8xb32_in1k.py --mode=info
 """
