@@ -92,9 +92,10 @@ def _zip_container(path: pathlib.Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile:
+    # By where the damage is: BadZipFile, UnicodeDecodeError, ... A file that was cut has no end.
+    except Exception as error:
         raise UserError(
-            f"{path} is cut off: it begins as a file of torch.save or Keras, and has no end"
+            f"{path} is damaged or cut off; it begins as a file of torch.save or Keras: {error}"
         ) from None
     members = {name.rpartition("/")[2] for name in names}
     if {"config.json", "model.weights.h5"} <= set(names):

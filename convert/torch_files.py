@@ -5,6 +5,7 @@ import pathlib
 import pickle
 import re
 import threading
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -74,7 +75,11 @@ def load(path: pathlib.Path) -> Any:
 
     _check_sums(path)
     try:
-        with open(path, "rb") as file, _only_harmless_names(torch.serialization):
+        with (
+            open(path, "rb") as file,
+            _only_harmless_names(torch.serialization),
+            warnings.catch_warnings(action="ignore"),  # on types of storage, pickle's protocol, ...
+        ):
             return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
         raise UserError(_refusal(path, str(error))) from None
@@ -150,9 +155,12 @@ def arrays(path: pathlib.Path, weights: Mapping[Any, Any]) -> dict[str, np.ndarr
             faults.append(f"{name!r} is no name")
         elif not isinstance(value, torch.Tensor):
             faults.append(f"{name} is no tensor but a {type(value).__name__}")
-        elif value.layout != torch.strided or value.is_quantized or value.is_meta:
-            kind = "quantized" if value.is_quantized else "empty (meta)" if value.is_meta else ""
-            faults.append(f"{name} is a {kind or str(value.layout).split('.')[-1]} tensor")
+        elif value.layout != torch.strided:
+            faults.append(f"{name} is a {str(value.layout).removeprefix('torch.')} tensor")
+        elif value.is_quantized:
+            faults.append(f"{name} is a quantized tensor")
+        elif value.is_meta:
+            faults.append(f"{name} is a tensor without data")
         elif value.is_complex():
             faults.append(f"{name} is a tensor of complex numbers")
         else:
@@ -211,6 +219,8 @@ def _check_sums(path: pathlib.Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
+                if member.external_attr & 0x10:  # torch would not read it, and not say so either
+                    raise zipfile.BadZipFile(f"{member.filename} is marked as a folder")
                 if member.CRC:
                     with archive.open(member) as file:
                         while file.read(1 << 20):

@@ -1,0 +1,516 @@
+"""What torch, timm, mmcls and safetensors write is read as it is, and nothing in it is executed."""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import pathlib
+import pickle
+import random
+import sys
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from mbv2_jax.convert import readers
+from mbv2_jax.errors import UserError
+from tests.parity import peers
+
+ZIP = pytest.param({}, id="zip")
+LEGACY = pytest.param({"_use_new_zipfile_serialization": False}, id="legacy")
+
+
+@pytest.fixture
+def net() -> torch.nn.Module:
+    """Two layers of the kinds that MobileNetV2 has, statistics and counter included."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, bias=False), torch.nn.BatchNorm2d(4))
+    peers.randomize(net, seed=0)
+    return net
+
+
+def other(net: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of the same names and other values."""
+    return {name: tensor + 1 for name, tensor in net.state_dict().items()}
+
+
+def assert_is(found: dict[str, np.ndarray], expected: dict[str, torch.Tensor]) -> None:
+    """The same names in the same order, the same types, the same bits."""
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        wanted = tensor.detach().numpy()
+        assert found[name].dtype == wanted.dtype, name
+        np.testing.assert_array_equal(found[name], wanted, err_msg=name, strict=True)
+
+
+def refusal(path: pathlib.Path, ema: bool | None = None) -> str:
+    """The line with which a file is refused; it names the file."""
+    with pytest.raises(UserError) as caught:
+        readers.read(path, ema=ema)
+    line = str(caught.value)
+    assert str(path) in line
+    assert "\n" not in line
+    return line
+
+
+# Plain weights
+
+
+@pytest.mark.parametrize("how", [ZIP, LEGACY])
+def test_what_torch_saved(how, net, tmp_path):
+    torch.save(net.state_dict(), tmp_path / "net.bin", **how)
+    file = readers.read(tmp_path / "net.bin")
+    assert_is(file.tensors, net.state_dict())
+    assert (file.container, file.weights, file.class_names) == ("torch", "", ())
+    assert file.sha256 == hashlib.sha256((tmp_path / "net.bin").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("how", [ZIP, LEGACY])
+def test_types_and_views(how, tmp_path):
+    values = torch.arange(24.0).reshape(2, 3, 4) / 7
+    weights = {
+        "double": values.double(),
+        "half": values.half(),
+        "bfloat16": values.bfloat16(),
+        "int": torch.tensor(3),
+        "transposed": values.transpose(0, 2),
+        "slice": values[1, ::2],
+        "expanded": torch.tensor([1.5]).expand(5),
+        "parameter": torch.nn.Parameter(values),
+    }
+    torch.save(weights, tmp_path / "net.pth", **how)
+    expected = weights | {"half": weights["half"].float(), "bfloat16": weights["bfloat16"].float()}
+    assert_is(readers.read(tmp_path / "net.pth").tensors, expected)
+
+
+def test_mmpretrains_file(check_data):
+    path = check_data / "weights" / "mm_mobilenet_v2.pth"
+    file = readers.read(path)
+    saved = torch.load(path, weights_only=True)
+    assert len(file.tensors) == 314
+    assert_is(file.tensors, saved["state_dict"])
+    assert file.class_names == tuple(saved["meta"]["CLASSES"])
+    assert len(file.class_names) == 1000
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        pytest.param({"CLASSES": ["cat", "dog"], "mmcls_version": "0.6.0"}, id="mmcls 0.x"),
+        pytest.param({"dataset_meta": {"classes": ("cat", "dog")}, "epoch": 3}, id="mmpretrain"),
+    ],
+)
+def test_class_names(meta, net, tmp_path):
+    torch.save({"meta": meta, "state_dict": net.state_dict()}, tmp_path / "net.pth")
+    assert readers.read(tmp_path / "net.pth").class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("meta", [{"CLASSES": None}, {"dataset_meta": {"classes": [1, 2]}}, None])
+def test_no_class_names(meta, net, tmp_path):
+    torch.save({"meta": meta, "state_dict": net.state_dict()}, tmp_path / "net.pth")
+    assert readers.read(tmp_path / "net.pth").class_names == ()
+
+
+# Wrappers
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "net"])
+def test_wrapped(key, net, tmp_path):
+    torch.save({"epoch": 3, key: net.state_dict(), "optimizer": {"state": {}}}, tmp_path / "a.pth")
+    file = readers.read(tmp_path / "a.pth")
+    assert_is(file.tensors, net.state_dict())
+    assert file.weights == key
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        torch.nn.DataParallel,
+        torch.compile,
+        lambda net: torch.nn.DataParallel(torch.compile(net)),
+        lambda net: torch.compile(torch.nn.DataParallel(torch.nn.DataParallel(net))),
+    ],
+    ids=["DataParallel", "compile", "DataParallel of compile", "compile of DataParallel, twice"],
+)
+def test_prefixes_of_wrapping_modules(wrap, net, tmp_path):
+    wrapped = wrap(net).state_dict()
+    assert list(wrapped) != list(net.state_dict())
+    torch.save(wrapped, tmp_path / "net.pth")
+    assert_is(readers.read(tmp_path / "net.pth").tensors, net.state_dict())
+
+
+def test_a_name_with_and_without_prefix(net, tmp_path):
+    weights = net.state_dict()
+    torch.save({**weights, "module.1.bias": weights["1.bias"]}, tmp_path / "net.pth")
+    assert "1.bias" in refusal(tmp_path / "net.pth")
+
+
+def test_torchvisions_training_checkpoint(net, tmp_path):
+    # As references/classification/train.py writes it; its ExponentialMovingAverage is this class.
+    averaged = torch.optim.swa_utils.AveragedModel(net)
+    averaged.module.load_state_dict(other(net))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    checkpoint = {
+        "model": net.state_dict(),
+        "model_ema": averaged.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 3]).state_dict(),
+        "epoch": 3,
+        "args": argparse.Namespace(lr=0.1, device=torch.device("cpu")),
+    }
+    torch.save(checkpoint, tmp_path / "checkpoint.pth")
+    for ema, weights, expected in (
+        (None, "model_ema (averaged: EMA)", other(net)),
+        (True, "model_ema (averaged: EMA)", other(net)),
+        (False, "model (not the averaged ones)", net.state_dict()),
+    ):
+        file = readers.read(tmp_path / "checkpoint.pth", ema=ema)
+        assert file.weights == weights
+        assert_is(file.tensors, expected)
+
+
+def test_timms_training_checkpoint(net, tmp_path):
+    peers.torchvision()  # timm imports it
+    from timm.models import load_state_dict
+    from timm.utils import CheckpointSaver, ModelEmaV3
+
+    averaged = ModelEmaV3(net)
+    averaged.module.load_state_dict(other(net))
+    saver = CheckpointSaver(
+        net,
+        torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),
+        args=argparse.Namespace(model="mobilenetv2_100", lr=0.1),
+        model_ema=averaged,
+        checkpoint_dir=str(tmp_path),
+    )
+    saver.save_checkpoint(0, metric=12.5)
+    path = tmp_path / "last.pth.tar"
+    assert_is(readers.read(path).tensors, load_state_dict(str(path)))
+    assert_is(readers.read(path).tensors, other(net))
+    assert_is(readers.read(path, ema=True).tensors, load_state_dict(str(path), use_ema=True))
+    assert_is(readers.read(path, ema=False).tensors, load_state_dict(str(path), use_ema=False))
+
+
+def test_weights_that_are_not_there(net, tmp_path):
+    weights = net.state_dict()
+    path = tmp_path / "a.pth"
+    torch.save(weights, path)
+    assert "one set of weights" in refusal(path, ema=True)
+    assert_is(readers.read(path, ema=False).tensors, weights)
+    torch.save({"model": weights}, path)
+    assert "only 'model'" in refusal(path, ema=True)
+    torch.save({"model_ema": weights}, path)
+    assert "only 'model_ema'" in refusal(path, ema=False)
+    torch.save({"model": weights, "net": weights}, path)
+    assert "several sets of weights: 'model', 'net'" in refusal(path)
+    torch.save({"epoch": 3, "generator": weights}, path)
+    assert "it holds 'epoch', 'generator'" in refusal(path)
+    torch.save(list(weights.values()), path)
+    assert "a list" in refusal(path)
+
+
+# Code
+
+
+class Call:
+    """Pickles as a call of a function; `load` runs it."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+    def __call__(self):
+        """Lets pickle take what the call returns for a function."""
+
+
+def side_effects(file: pathlib.Path) -> dict[str, object]:
+    """Objects which, unpickled, make `file`; and what a message should name."""
+    code = f"open({str(file)!r}, 'w')"
+    from mmengine.logging import HistoryBuffer
+
+    # In the shape of mmengine's files, which name HistoryBuffer and get its methods by `getattr`.
+    method = Call(getattr, HistoryBuffer, "mean")
+    names = Call(getattr, method, "__globals__")
+    get = Call(getattr, names, "__getitem__")
+    builtin = Call(get, "__builtins__")
+    run = Call(Call(getattr, builtin, "__getitem__"), "exec")
+    return {
+        "posix.system": Call(os.system, f"touch {file}"),
+        "builtins.eval": Call(eval, code),
+        "builtins.exec": Call(exec, code),
+        "builtins.getattr": Call(run, code),
+    }
+
+
+@pytest.mark.parametrize("how", [ZIP, LEGACY])
+@pytest.mark.parametrize(
+    "name", ["posix.system", "builtins.eval", "builtins.exec", "builtins.getattr"]
+)
+def test_code_is_not_run(name, how, net, tmp_path):
+    made = tmp_path / "made"
+    path = tmp_path / "net.pth"
+    torch.save({"state_dict": net.state_dict(), "hub": side_effects(made)[name]}, path, **how)
+    torch.load(path, weights_only=False)
+    assert made.exists()  # armed
+    made.unlink()
+    assert name in refusal(path)
+    assert not made.exists()
+
+
+def test_code_that_pickle_itself_would_run_is_not_run(tmp_path):
+    """The first bytes of a legacy file are a pickle of their own."""
+    made = tmp_path / "made"
+    for protocol in (2, 4):
+        path = tmp_path / f"{protocol}.pth"
+        path.write_bytes(pickle.dumps(Call(os.system, f"touch {made}"), protocol))
+        assert "not one of torch.save" in refusal(path)
+        assert not made.exists()
+
+
+@pytest.mark.parametrize("how", [ZIP, LEGACY])
+def test_what_others_allowed_is_neither_run_nor_forgotten(how, net, tmp_path):
+    """A program may have allowed the real getattr for loads of its own."""
+    calls = []
+
+    def record(*arguments):
+        calls.append(arguments)
+        return 3
+
+    path = tmp_path / "net.pth"
+    extra = Call(getattr, argparse.Namespace(a=3), "a")
+    torch.save({"state_dict": net.state_dict(), "extra": extra}, path, **how)
+    with torch.serialization.safe_globals([argparse.Namespace, (record, "builtins.getattr")]):
+        torch.load(path, weights_only=True)
+        assert len(calls) == 1  # armed
+        before = set(torch.serialization.get_safe_globals())
+        assert_is(readers.read(path).tensors, net.state_dict())
+        torch.save({"model": net}, path, **how)
+        refusal(path)
+        assert set(torch.serialization.get_safe_globals()) == before
+    assert len(calls) == 1
+
+
+def test_whole_models_say_what_to_do(tmp_path):
+    torchvision = peers.torchvision()
+    torch.save(torchvision.models.mobilenet_v2(width_mult=0.1), tmp_path / "net.pth")
+    line = refusal(tmp_path / "net.pth")
+    assert "torchvision.models.mobilenetv2.MobileNetV2" in line
+    assert "model.state_dict()" in line
+
+
+def test_what_torchscripts_refusal_advises_works(net, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.jit.trace(net.eval(), torch.zeros(1, 3, 8, 8)).save("net.pt")
+    line = refusal(pathlib.Path("net.pt"))
+    advice = line[line.index("torch.save(") : line.index(", and convert")]
+    exec(advice)
+    assert_is(readers.read("weights.pth").tensors, net.state_dict())
+
+
+# Contents that are no weights
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:UserWarning:")  # torch's, at quantizing
+def test_every_entry_that_is_no_weight_is_named(net, tmp_path):
+    weights = dict(net.state_dict())
+    weights |= {
+        "lr": 0.1,
+        "blocks": {"a": torch.ones(2)},
+        "sparse": torch.eye(3).to_sparse(),
+        "int8": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+        "phase": torch.ones(2, dtype=torch.complex64),
+    }
+    torch.save(weights, tmp_path / "net.pth")
+    line = refusal(tmp_path / "net.pth")
+    for fault in (
+        "lr is no tensor but a float",
+        "blocks is no tensor but a dict",
+        "sparse is a sparse_coo tensor",
+        "int8 is a quantized tensor",
+        "phase is a tensor of complex numbers",
+    ):
+        assert fault in line
+
+
+def test_tensors_without_data(tmp_path):
+    torch.save({"a": torch.ones(2, device="meta")}, tmp_path / "net.pth")
+    assert "a is a tensor without data" in refusal(tmp_path / "net.pth")
+
+
+def test_numbers_that_are_not_finite_are_named(net, tmp_path):
+    weights = net.state_dict()
+    weights["1.weight"][2] = torch.nan
+    weights["0.weight"][1, 2, :2, 1] = torch.inf
+    for path, save in (
+        (tmp_path / "net.pth", torch.save),
+        (tmp_path / "net.safetensors", safetensors.torch.save_file),
+    ):
+        save(weights, path)
+        line = refusal(path)
+        assert "0.weight has 2 of 108" in line
+        assert "1.weight has 1 of 4" in line
+        assert "running" not in line
+
+
+# Damage
+
+
+@pytest.mark.parametrize("how", [ZIP, LEGACY])
+def test_cut_off(how, net, tmp_path):
+    torch.save(net.state_dict(), tmp_path / "net.pth", **how)
+    whole = (tmp_path / "net.pth").read_bytes()
+    for length in [0, 1, 10, *range(40, len(whole), len(whole) // 40), len(whole) - 1]:
+        (tmp_path / "cut.pth").write_bytes(whole[:length])
+        refusal(tmp_path / "cut.pth")
+
+
+def flipped(whole: bytes, tries: int):
+    """Yields the bytes with one bit of them turned, at random places."""
+    chosen = random.Random(0)
+    for _ in range(tries):
+        content = bytearray(whole)
+        content[chosen.randrange(len(whole))] ^= 1 << chosen.randrange(8)
+        yield bytes(content)
+
+
+def test_a_turned_bit_in_a_zip_is_noticed(net, tmp_path):
+    """Also in the numbers, where torch.load itself does not notice."""
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    path = tmp_path / "turned.pth"
+    refused = 0
+    for content in flipped((tmp_path / "net.pth").read_bytes(), tries=300):
+        path.write_bytes(content)
+        try:
+            assert_is(readers.read(path).tensors, net.state_dict())  # in the padding, or a date
+        except UserError:
+            refused += 1
+    assert refused > 50
+
+
+def test_numbers_that_torch_would_leave_out_are_noticed(net, tmp_path):
+    """Its zip reader takes a member with this bit for a folder, and leaves memory as it is."""
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    content = bytearray((tmp_path / "net.pth").read_bytes())
+    entry = content.rindex(b"net/data/0") - 46  # in the central directory
+    assert content[entry : entry + 4] == b"PK\1\2"
+    content[entry + 38] |= 0x10  # external attributes: MS-DOS's bit of folders
+    (tmp_path / "net.pth").write_bytes(content)
+    assert "net/data/0" in refusal(tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_turned_bit_is_never_a_traceback(suffix, net, tmp_path):
+    """torch's legacy serialisation and safetensors have no check sums: numbers may differ."""
+    path = tmp_path / f"net{suffix}"
+    if suffix == ".pth":
+        torch.save(net.state_dict(), path, _use_new_zipfile_serialization=False)
+    else:
+        safetensors.torch.save_file(net.state_dict(), path)
+    read = 0
+    for content in flipped(path.read_bytes(), tries=300):
+        path.write_bytes(content)
+        with contextlib.suppress(UserError):
+            read += len(readers.read(path).tensors) > 0
+    assert 0 < read < 300
+
+
+def test_a_zip_without_check_sums_is_read(net, tmp_path):
+    """A user of torch can switch them off."""
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(net.state_dict(), tmp_path / "net.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert zipfile.ZipFile(tmp_path / "net.pth").infolist()[0].CRC == 0
+    assert_is(readers.read(tmp_path / "net.pth").tensors, net.state_dict())
+
+
+# Other files
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("net.pth", b"\n<!DOCTYPE html>\n<html><head><title>Log in</title>", "a web page"),
+        ("net.pth", b"<html>\n<head><title>404 Not Found</title></head>", "a web page"),
+        (
+            "net.pth",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:3b2d\n",
+            "git lfs pull",
+        ),
+        ("net.pth", b"not weights\n" * 10, "a text file"),
+        ("net.pth.gz", b"\x1f\x8b\x08\x00" + bytes(100), "gzip"),
+        ("net.onnx", b"\x08\x07\x12\x07pytorch" + bytes(100), "an ONNX model"),
+        ("frozen.pb", b"\x0a\x10\x0a\x05input" + bytes(100), "a TensorFlow graph"),
+        ("net.bin", b"\x1c\x00\x00\x00TFL3" + bytes(100), "a TFLite model"),
+        ("model.ckpt.data-00000-of-00001", bytes(100), "a TensorFlow checkpoint"),
+        ("net.pth", bytes(100), "not a file of weights"),
+        ("net.pth", b"", "empty"),
+    ],
+)
+def test_other_files_say_what_they_are(name, content, says, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    assert says in refusal(tmp_path / name)
+
+
+def test_other_files_of_other_programs(tmp_path):
+    path = tmp_path / "net.pth"
+    Image.new("RGB", (8, 8)).save(path, "JPEG")
+    assert "JPEG" in refusal(path)
+    with open(path, "wb") as file:
+        np.savez(file, a=np.ones(3))
+    assert "npz" in refusal(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("weights/net.pth", b"")
+    assert "unpack it first" in refusal(path)
+    assert "a folder" in refusal(tmp_path)
+    assert "there is no file" in refusal(tmp_path / "missing.pth")
+
+
+# safetensors
+
+
+def test_safetensors(net, tmp_path):
+    weights = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
+    weights |= {"half": torch.ones(2).half() / 3, "bfloat16": torch.arange(6).bfloat16() / 7}
+    safetensors.torch.save_file(weights, tmp_path / "net.pth", {"format": "pt", "by": "me"})
+    file = readers.read(tmp_path / "net.pth")  # the content decides, whatever the name
+    assert (file.container, file.metadata) == ("safetensors", {"format": "pt", "by": "me"})
+    expected = dict(net.state_dict())
+    expected |= {name: weights[name].float() for name in ("half", "bfloat16")}
+    assert_is(file.tensors, {name: expected[name] for name in file.tensors})
+    assert len(file.tensors) == len(expected)
+
+
+def test_safetensors_without_metadata(net, tmp_path):
+    safetensors.torch.save_file(net.state_dict(), tmp_path / "a.safetensors")
+    assert readers.read(tmp_path / "a.safetensors").metadata == {}
+
+
+def test_safetensors_that_are_no_plain_weights(net, tmp_path):
+    path = tmp_path / "a.safetensors"
+    safetensors.torch.save_file({"w": torch.ones(2).to(torch.float8_e4m3fn)}, path)
+    assert "w is F8_E4M3" in refusal(path)
+    safetensors.torch.save_file(net.state_dict(), path)
+    assert "one set of weights" in refusal(path, ema=True)
+    path.write_bytes(path.read_bytes()[:-4])
+    assert "damaged or cut off" in refusal(path)
+
+
+# Libraries that are not installed
+
+
+@pytest.mark.parametrize(
+    ("library", "save"), [("torch", torch.save), ("safetensors", safetensors.torch.save_file)]
+)
+def test_a_missing_library_is_named(library, save, net, tmp_path, monkeypatch):
+    save(OrderedDict(net.state_dict()), tmp_path / "net")
+    monkeypatch.setitem(sys.modules, library, None)
+    line = refusal(tmp_path / "net")
+    assert f"needs {library}: pip install 'mbv2_jax[convert]'" in line
