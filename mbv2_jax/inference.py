@@ -102,7 +102,7 @@ class Classifier:
             good = [image for image in prepared if not isinstance(image, UserError)]
             scores = iter(())
             if good:
-                logits = self._forward(self._module, _padded(good, rows))
+                logits = self._forward(self._module, self._padded(good, rows))
                 scores = iter(np.asarray(jax.nn.softmax(logits))[: len(good)])
             for image in prepared:
                 yield image if isinstance(image, UserError) else self._named(next(scores))
@@ -147,10 +147,11 @@ class Classifier:
         if isinstance(images, np.ndarray | jax.Array) and images.ndim == 4:
             features = forward(images)
         else:
-            parts = [forward(np.zeros((0, *[self.transform.output_size] * 2, 3), np.uint8))]
+            parts = []
             for prepared, rows in self._batches(list_images(images), batch_size):
                 good = [_or_raise(image) for image in prepared]
-                parts.append(tuple(part[: len(good)] for part in forward(_padded(good, rows))))
+                maps = forward(self._padded(good, rows))
+                parts.append([part[: len(good)] for part in maps])
             features = tuple(jnp.concatenate(part) for part in zip(*parts, strict=True))
         return features[0] if stage == "neck" else features
 
@@ -187,7 +188,8 @@ class Classifier:
         """Yields batches of prepared images, with errors among them, and the rows to pad them to.
 
         Every batch has as many rows, so that the network is compiled once: `batch_size`, or where
-        there are fewer images the next power of 2. Threads prepare the next batch meanwhile.
+        there are fewer images the next power of 2. Threads prepare the next batch meanwhile. Of no
+        images there is one batch without any.
         """
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: give 1 or more")
@@ -203,10 +205,18 @@ class Classifier:
         with ThreadPoolExecutor() as pool:
             indices = range(len(images))
             following = [pool.submit(attempt, i) for i in indices[:rows]]
-            for start in indices[::rows]:
+            for start in indices[::rows] or [0]:
                 current = following
                 following = [pool.submit(attempt, i) for i in indices[start + rows :][:rows]]
                 yield [future.result() for future in current], rows
+
+    def _padded(self, images: Sequence[np.ndarray], rows: int) -> np.ndarray:
+        """Stacks prepared images to (rows, H, W, 3); what is missing is black."""
+        side = self.transform.output_size
+        batch = np.zeros((rows, side, side, 3), np.uint8)
+        for i, image in enumerate(images):
+            batch[i] = image
+        return batch
 
     def _named(self, scores: np.ndarray) -> dict[str, Any]:
         label = int(scores.argmax())
@@ -229,13 +239,6 @@ def _apply(module: MobileNetV2, params: Any, images: Any, mean: Any, std: Any) -
     if images.dtype == jnp.uint8:
         images = (images.astype(jnp.float32) - mean) / std
     return module.apply({"params": params}, images)
-
-
-def _padded(images: Sequence[np.ndarray], rows: int) -> np.ndarray:
-    """Stacks images to (rows, H, W, 3); what is missing is black."""
-    batch = np.zeros((rows, *images[0].shape), np.uint8)
-    batch[: len(images)] = images
-    return batch
 
 
 def _or_raise(outcome: Any) -> Any:

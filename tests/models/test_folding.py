@@ -48,11 +48,10 @@ def test_folded_logits_are_torchvisions_and_the_unfolded_networks(peer):
     assert np.ptp(theirs) > 1
 
 
-@pytest.mark.parametrize("padding", ["torch", "same"])
-def test_folding_is_exact_but_for_rounding(peer, padding):
-    # In float64 nothing hides behind the rounding. 50 has odd sides further down (25, 13), where
-    # the two paddings differ.
-    fields = {**SMALL, "num_classes": None, "out_indices": (0, 3, 7), "padding": padding}
+def test_folding_is_exact_but_for_rounding(peer):
+    # In float64 nothing hides behind the rounding. TensorFlow's padding, since the test above has
+    # torch's; 50 has odd sides further down (25, 13), where the two differ.
+    fields = {**SMALL, "num_classes": None, "out_indices": (0, 3, 7), "padding": "same"}
     with jax.enable_x64(True):
         params = jax.tree.map(np.float64, peers.parameters(peer))
         stats = jax.tree.map(np.float64, peers.statistics(peer))
@@ -63,7 +62,7 @@ def test_folding_is_exact_but_for_rounding(peer, padding):
         folded = jax.jit(plain.clone(folded=True).apply)(variables, x)
         for ours, expected in zip(folded, map(np.asarray, unfolded), strict=True):
             assert ours.dtype == np.float64
-            # Measured up to 1.5e-13 of the largest value.
+            # Measured up to 9.5e-14 of the largest value.
             atol = 1e-11 * abs(expected).max()
             np.testing.assert_allclose(np.asarray(ours), expected, rtol=0, atol=atol)
 
