@@ -133,16 +133,19 @@ def _check_free(output: pathlib.Path, force: bool, *, may_replace: bool) -> None
 def _import(arguments: argparse.Namespace, output: pathlib.Path) -> None:
     fields = _fields(arguments.set)
     names = _class_names(arguments.class_names)
-
-    from mbv2_jax import model_dir
-
-    from . import importer
-
     if pathlib.Path(arguments.source).is_dir():
         raise UserError(
             f"{arguments.source} is a directory: give a file of weights to read, or --to=... to "
             "write one from it"
         )
+    for image in arguments.check:
+        if not pathlib.Path(image).exists():
+            raise UserError(f"--check: there is no {image}")
+
+    from mbv2_jax import model_dir
+
+    from . import importer
+
     imported = importer.load(
         arguments.source,
         layout=arguments.layout,
@@ -155,14 +158,16 @@ def _import(arguments: argparse.Namespace, output: pathlib.Path) -> None:
     _print(imported.summary)
     for line in imported.warnings:
         print(f"warning: {line}", file=sys.stderr)
-    if arguments.check:
-        _check(saved, arguments.check)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         model_dir.write(output, saved.params, saved.batch_stats, saved.info)
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror or error}") from None
     print(f"written: {output}")
+    if arguments.check:
+        from mbv2_jax import inference, predict
+
+        predict.report(inference.Classifier(saved), arguments.check)
 
 
 def _export(source: str, to: str, output: pathlib.Path) -> None:
@@ -198,10 +203,6 @@ def _class_names(file: str | None) -> tuple[str, ...]:
     if not names or not all(name.strip() for name in names):
         raise UserError(f"--class-names={file}: write one name a line, and no empty lines")
     return names
-
-
-def _check(saved: Any, images: Sequence[str]) -> None:
-    """Prints the best classes of some images."""
 
 
 def _print(lines: Mapping[str, str]) -> None:

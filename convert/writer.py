@@ -140,5 +140,5 @@ def _summary(
         f"size={saved.field('data.image_size')}, then (pixel - {mean}) / {std}",
     }
     if classes and output.suffix != ".safetensors" and to != "mmpretrain":
-        lines["class names"] = f"not in this file: model.json of {saved.path} has them"
+        lines["class names"] = f"not in this file; {saved.path} has them"
     return lines

@@ -14,7 +14,7 @@ import pathlib
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tqdm
 
@@ -22,6 +22,9 @@ from mbv2_jax import command_line
 from mbv2_jax.convert.published import PUBLISHED
 from mbv2_jax.errors import UserError
 from mbv2_jax.models.variants import VARIANTS
+
+if TYPE_CHECKING:
+    from mbv2_jax import inference
 
 _NAMES = textwrap.fill(", ".join(PUBLISHED), 92, initial_indent="    ", subsequent_indent="    ")
 
@@ -88,40 +91,71 @@ def main() -> None:
     if arguments.checkpoint in VARIANTS and not os.path.exists(arguments.checkpoint):
         _say(f"{arguments.checkpoint} is the name of a variant: its weights are random")
 
-    from mbv2_jax import (
-        annotate,
-        inference,
-    )  # here, because jax takes seconds and --help needs none
+    from mbv2_jax import inference  # here, because jax takes seconds and --help needs none
+
+    classifier = inference.init_model(arguments.checkpoint)
+    report(
+        classifier,
+        arguments.images,
+        topk=arguments.topk,
+        as_json=arguments.json,
+        show_dir=arguments.show_dir,
+        batch_size=arguments.batch_size,
+    )
+
+
+def report(
+    classifier: "inference.Classifier",
+    arguments: Sequence[str],
+    *,
+    topk: int = 5,
+    as_json: bool = False,
+    show_dir: pathlib.Path | None = None,
+    batch_size: int = 32,
+) -> None:
+    """Prints the best classes of images.
+
+    Args:
+      classifier: from inference.init_model.
+      arguments: image files, and folders of them.
+      topk: how many classes of each.
+      as_json: a JSON object a line instead of the table.
+      show_dir: a folder for annotated pictures.
+      batch_size: images that go through the network at once.
+
+    Raises:
+      UserError: some of the images could not be predicted; the others were.
+    """
+    from mbv2_jax import annotate, inference
 
     images: list[Any] = []
     bad = 0
-    for argument in arguments.images:
+    for argument in arguments:
         try:
             images += inference.list_images(argument)
         except UserError as error:
             bad += 1
             _say(f"error: {error}")
     total = len(images) + bad
-
-    classifier = inference.init_model(arguments.checkpoint)
     table = Table(images, len(classifier.class_names))
-    outcomes = classifier.stream(images, arguments.batch_size)
-    if len(images) > arguments.batch_size:
+    outcomes = classifier.stream(images, batch_size)
+    if len(images) > batch_size:
         outcomes = _with_bar(outcomes, len(images))
     for image, outcome in zip(images, outcomes, strict=True):
         if isinstance(outcome, UserError):
             bad += 1
             _say(f"error: {outcome}")
             continue
-        best = _best(outcome["pred_scores"], classifier.class_names, arguments.topk)
-        if arguments.json:
-            print(json.dumps({"image": image, "predictions": best}))
-        else:
-            print(table.rows(image, best))
-        if arguments.show_dir:
+        best = _best(outcome["pred_scores"], classifier.class_names, topk)
+        print(
+            json.dumps({"image": image, "predictions": best})
+            if as_json
+            else table.rows(image, best)
+        )
+        if show_dir:
             named = [(entry["class"], entry["score"]) for entry in best]
             picture = annotate.annotate(inference.open_image(image), named)
-            annotate.save(picture, arguments.show_dir, os.path.basename(image))
+            annotate.save(picture, show_dir, os.path.basename(image))
     if bad:
         raise UserError(f"{bad} of {total} images could not be predicted")
 

@@ -63,8 +63,8 @@ def name_of(width: float, image_size: int) -> str:
 
 
 def _variant(width: float, image_size: int) -> Variant:
-    # 224 is cropped from a short side of 256: seven eighths. The ports keep that share at other
-    # resolutions, and truncate.
+    # 224 is cropped from a short side of 256: seven eighths. d-li14's (imagenet.py), tonylins's and
+    # timm's ports keep that share at other resolutions, and truncate; only transformers adds 32.
     edge = int(image_size / 0.875)
     return Variant(
         width=width,

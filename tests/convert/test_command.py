@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mbv2_jax import command_line, model_dir
 from mbv2_jax.convert import __main__ as convert
@@ -160,6 +161,26 @@ def test_impossible_settings_are_refused_and_nothing_is_written(
 ):
     assert named in refused(run(folder / "6.pth", f"--output={tmp_path / 'm'}", *settings))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_check_prints_what_the_converted_network_sees(run, folder, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    output = f"--output={tmp_path / 'm'}"
+    missing = run(folder / "6.pth", output, "--check", tmp_path / "photo.jpg")
+    assert "there is no" in refused(missing)
+    code, out, _ = run(folder / "6.pth", output, "--check", tmp_path / "photo.png")
+    assert code == 0
+    transforms = peers.torchvision().transforms
+    normalize = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    steps = [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), normalize]
+    with torch.no_grad():
+        logits = network(6)(transforms.Compose(steps)(Image.fromarray(pixels))[None])[0]
+    best = logits.argsort(descending=True)[:5].tolist()
+    rows = [line.split() for line in out.splitlines()[-5:]]
+    assert [int(row[-2]) for row in rows] == best
+    shares = [f"{share:.2%}" for share in torch.softmax(logits, 0)[best].tolist()]
+    assert [row[-3] for row in rows] == shares
 
 
 def test_a_background_class_is_kept_or_dropped(run, folder, tmp_path):
