@@ -170,18 +170,15 @@ def _download(address: str, part: pathlib.Path) -> None:
         except _Broken as error:
             failures = 1 if _size(part) > before else failures + 1
             if failures == TRIES:
-                raise UserError(
-                    f"{address}: {error}; {_size(part):,} bytes are kept, the same command goes on"
-                    " from there"
-                ) from None
+                kept = "; the same command goes on from there" if _state(part).is_file() else ""
+                raise UserError(f"{address}: {error}{kept}") from None
+            print(f"{error}; trying again", file=sys.stderr)
             time.sleep(WAIT * 2 ** (failures - 1))
 
 
 def _fetch(address: str, part: pathlib.Path) -> None:
     """Asks once for what is missing in `part`, and appends it."""
-    # What the server called this state of the file: with it, it knows whether ours is a part of
-    # the file that it has now. Without, a download begins anew.
-    state = part.with_name(f"{part.name}.state")
+    state = _state(part)
     have = _size(part) if state.is_file() else 0
     headers = {"User-Agent": "mbv2_jax", "Accept-Encoding": "identity"}
     if have:
@@ -237,14 +234,18 @@ def _open(
         raise UserError(f"{address}: the server says {error.code} {error.reason}") from None
     except urllib.error.URLError as error:
         reason = error.reason
-        if isinstance(reason, TimeoutError | ConnectionResetError):
-            raise _Broken(f"no answer: {reason}") from None
+        if isinstance(reason, TimeoutError):
+            raise _Broken(f"no answer for {TIMEOUT:g} seconds") from None
+        if isinstance(reason, ConnectionResetError):
+            raise _Broken(f"the connection broke: {reason}") from None
         if isinstance(reason, socket.gaierror):
             host = urllib.parse.urlsplit(address).hostname
             raise UserError(f"{address}: no such host as {host}, or no network") from None
         raise UserError(f"{address}: {getattr(reason, 'strerror', None) or reason}") from None
+    except TimeoutError:
+        raise _Broken(f"no answer for {TIMEOUT:g} seconds") from None
     except (OSError, http.client.HTTPException) as error:
-        raise _Broken(f"{type(error).__name__}: {error}") from None
+        raise _Broken(f"the connection broke: {error}") from None
     with response:
         yield response
 
@@ -254,12 +255,21 @@ def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
         try:
             chunk = response.read(1 << 16)
         except TimeoutError:
-            raise _Broken(f"nothing came for {TIMEOUT:.0f} seconds") from None
+            raise _Broken(f"nothing came for {TIMEOUT:g} seconds") from None
         except (OSError, http.client.HTTPException) as error:
             raise _Broken(f"the connection broke: {error}") from None
         if not chunk:
             return
         yield chunk
+
+
+def _state(part: pathlib.Path) -> pathlib.Path:
+    """Where we keep what the server called this state of the file.
+
+    By it the server knows whether ours is a part of the file that it has now; without it, a
+    download begins anew.
+    """
+    return part.with_name(f"{part.name}.state")
 
 
 def _state_of(response: http.client.HTTPResponse) -> str:
@@ -282,7 +292,7 @@ def _only_one(target: pathlib.Path) -> Iterator[None]:
 
 def _remove(part: pathlib.Path) -> None:
     part.unlink(missing_ok=True)
-    part.with_name(f"{part.name}.state").unlink(missing_ok=True)
+    _state(part).unlink(missing_ok=True)
 
 
 def _size(path: pathlib.Path) -> int:
