@@ -180,8 +180,7 @@ def score(
     Raises:
       RunFailed: an infinite or NaN loss, or a count of examples that is not the split's.
     """
-    mean, std = tuple(config.data.mean), tuple(config.data.std)
-    step = _jitted_eval_step(model, mean, std, mesh, flip, record is not None)
+    step = _jitted_eval_step(model, tuple(config.data.mean), tuple(config.data.std), mesh, flip)
     batches = loader.eval_batches(
         source,
         transform,
@@ -212,12 +211,7 @@ def score(
 
 @functools.lru_cache(maxsize=4)
 def _jitted_eval_step(
-    model: MobileNetV2,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    mesh: Mesh,
-    flip: bool,
-    with_rows: bool,
+    model: MobileNetV2, mean: tuple[float, ...], std: tuple[float, ...], mesh: Mesh, flip: bool
 ) -> Callable[..., tuple[classification.Sums, dict[str, jax.Array]]]:
     """Compiled once for all the evaluations of a run."""
 
@@ -227,9 +221,8 @@ def _jitted_eval_step(
         sums, predicted = step_lib.eval_step(
             variables, batch, model=model, mean=mean, std=std, flip=flip
         )
-        rows = predicted | {name: batch[name] for name in ("index", "label", "mask")}
-        # What is not returned is not computed. Rows go to every process: the first writes them.
-        return sums, rows if with_rows else {}
+        # With which image each row is of: a mesh may order processes in its own way.
+        return sums, predicted | {name: batch[name] for name in ("index", "label", "mask")}
 
     everywhere = mesh_lib.replicated(mesh)
     return jax.jit(step, in_shardings=(everywhere, mesh_lib.split(mesh)), out_shardings=everywhere)

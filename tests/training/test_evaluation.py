@@ -53,7 +53,7 @@ def arguments(model: pathlib.Path, images: pathlib.Path, *others: str) -> list[s
         "--mode=eval",
         f"--checkpoint={model}",
         f"--config.data.source=folder:{images}",
-        "--config.batch_size=16",
+        "--config.batch_size=200",
         *others,
     ]
 
@@ -138,9 +138,9 @@ def test_model_without_classifier_or_without_the_class_is_refused(tmp_path):
 def test_predictions_do_not_depend_on_devices_or_batches(tmp_path, monkeypatch):
     model = tiny_model.write(tmp_path / "model")
     images = write_images(tmp_path / "images", dict.fromkeys(tiny_model.CLASSES, 4) | {"hen": 3})
-    four = evaluate(model, images, tmp_path / "four", flip=True)
+    four = evaluate(model, images, tmp_path / "four")
     monkeypatch.setattr(mesh, "_all_devices", lambda: jax.devices()[:1])
-    one = evaluate(model, images, tmp_path / "one", flip=True, batch_size=7)
+    one = evaluate(model, images, tmp_path / "one", batch_size=7)
     assert {name: one[name] for name in ("top1", "top5", "examples")} == {
         name: four[name] for name in ("top1", "top5", "examples")
     }
