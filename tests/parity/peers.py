@@ -1,9 +1,10 @@
-"""The real peers, imported as they are: PyTorch, torchvision, mmpretrain.
+"""The real peers, imported as they are: torchvision, timm, mmpretrain, Keras, transformers.
 
 They are test requirements (requirements/peers.txt): a test that needs one fails where it is
 missing.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from types import ModuleType
@@ -12,6 +13,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import torch
+
+# Tests share the cores with other processes, and torch's threads spin while they wait for one
+# another: two such processes on two cores take many times as long.
+torch.set_num_threads(1)
 
 # The blocks of layer1..layer7 in Table 2 of the paper (column n).
 BLOCKS = (1, 2, 3, 4, 3, 3, 1)
@@ -48,6 +53,35 @@ def mmpretrain() -> ModuleType:
     import mmpretrain.models
 
     return mmpretrain
+
+
+def timm() -> ModuleType:
+    """Returns the module timm."""
+    torchvision()
+    import timm
+
+    return timm
+
+
+def transformers() -> ModuleType:
+    """Returns the module transformers, which asks no server for anything."""
+    torchvision()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import transformers
+
+    return transformers
+
+
+def keras() -> ModuleType:
+    """Returns the module keras, computing with torch: independent of XLA.
+
+    Whatever a person's ~/.keras says, images are channels last.
+    """
+    os.environ["KERAS_BACKEND"] = "torch"
+    import keras
+
+    keras.config.set_image_data_format("channels_last")
+    return keras
 
 
 def layer_names() -> list[str]:

@@ -1,0 +1,361 @@
+"""Files that the real peers wrote, converted: their logits, and their feature map of each stage.
+
+A network of the peer gets random weights and statistics, the peer saves it, the converter reads the
+file, and both see the same images, in float64. What the converter takes for granted (padding,
+epsilon) is so compared, too.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import linen as nn
+
+from mbv2_jax.convert import importer
+from mbv2_jax.model_dir import SavedModel
+from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from tests.parity import peers
+
+# Small images keep this quick; 64 halves evenly five times, the odd sizes are Keras' business.
+SIZE = 64
+CLASSES = 7
+# Of a map's largest value. Float64 rounds at 1e-16, and 53 layers enlarge that: measured, 2e-13.
+# Any wrong array, padding or epsilon gives 1e-4 and more.
+TOLERANCE = 1e-11
+# Keras normalises in float32 whatever one asks for, and rounds at 6e-8: measured, 8e-7.
+KERAS_TOLERANCE = 1e-5
+
+# Keras' own, on the torch backend.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:keras")
+# Our modules whose outputs are the feature maps 0..7: the last block of layer1..7, the last conv.
+ENDS = (*(f"layer{i}_{blocks - 1}" for i, blocks in enumerate(peers.BLOCKS, start=1)), "last")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """What a network makes of images, as float64 numpy arrays.
+
+    Attributes:
+      maps: of layer1..7 and the last convolution, (N, H, W, C).
+      logits: (N, classes); None where there is no classifier.
+    """
+
+    maps: Sequence[np.ndarray]
+    logits: np.ndarray | None
+
+
+def images(size: int = SIZE) -> np.ndarray:
+    return np.random.default_rng(size).standard_normal((2, size, size, 3))
+
+
+def of_torch(model: torch.nn.Module, ends: Sequence[torch.nn.Module], x: np.ndarray) -> Outputs:
+    """Runs a torch network in float64; `ends` are its modules whose outputs are the maps."""
+    model.double().eval()
+    maps: list[np.ndarray] = []
+    hooks = [
+        end.register_forward_hook(lambda _, __, y: maps.append(peers.nhwc(y.clone())))
+        for end in ends
+    ]
+    with torch.no_grad():
+        y = model(peers.nchw(x))
+    for hook in hooks:
+        hook.remove()
+    y = getattr(y, "logits", y)
+    return Outputs(maps, y.numpy() if isinstance(y, torch.Tensor) and y.ndim == 2 else None)
+
+
+def of_converted(saved: SavedModel, x: np.ndarray) -> Outputs:
+    """Runs what the converter made of a file, in float64."""
+    with jax.enable_x64(True):
+        # What plays no part in inference is the same for all, so that they share what is compiled.
+        model = saved.module(dtype=jnp.float64, dropout=0.0, bn_momentum=0.9)
+        variables = {"params": saved.params, "batch_stats": saved.batch_stats}
+        y, maps = _forward(model, jax.tree.map(np.float64, variables), x)
+    return Outputs([np.asarray(m) for m in maps], None if saved.features_only else np.asarray(y))
+
+
+@partial(jax.jit, static_argnums=0)
+def _forward(
+    model: MobileNetV2, variables: Mapping[str, Any], x: jax.Array
+) -> tuple[Any, list[jax.Array]]:
+    def is_end(module: nn.Module, _: str) -> bool:
+        return module.name in ENDS
+
+    y, state = model.apply(variables, x, capture_intermediates=is_end, mutable=["intermediates"])
+    return y, [state["intermediates"][end]["__call__"][0] for end in ENDS]
+
+
+def assert_same(got: Outputs, expected: Outputs, tolerance: float = TOLERANCE) -> None:
+    assert len(expected.maps) == len(ENDS)
+    assert (got.logits is None) == (expected.logits is None)
+    names = [*ENDS, "logits"]
+    pairs = zip((*got.maps, got.logits), (*expected.maps, expected.logits), strict=True)
+    for name, (ours, theirs) in zip(names, pairs, strict=True):
+        if ours is None or theirs is None:
+            continue
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype), name
+        assert theirs.std() > 0.01, f"{name}: the peer's are all alike, and would hide anything"
+        error = abs(ours - theirs).max() / abs(theirs).max()
+        assert error <= tolerance, name
+
+
+def convert(file: pathlib.Path, layout: str, width: float, **options: Any) -> SavedModel:
+    """Converts a file, and asserts what was found out of it."""
+    saved = importer.load(file, **options).saved
+    assert saved.info["origin"]["layout"] == layout
+    assert saved.field("model.width") == width
+    return saved
+
+
+def torchvision(width: float) -> tuple[torch.nn.Module, list[torch.nn.Module]]:
+    model = peers.torchvision().models.mobilenet_v2(width_mult=width, num_classes=CLASSES)
+    peers.randomize(model, seed=0)
+    return model, [model.features[i] for i in (1, 3, 6, 10, 13, 16, 17, 18)]
+
+
+@pytest.mark.parametrize("width", [0.35, 0.5, 1.0, 1.4])
+def test_torchvision(width, tmp_path):
+    model, ends = torchvision(width)
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    saved = convert(tmp_path / "model.pth", "torchvision", width)
+    assert_same(of_converted(saved, images()), of_torch(model, ends, images()))
+
+
+@pytest.mark.parametrize(
+    ("name", "width"), [("035", 0.35), ("050", 0.5), ("075", 0.75), ("100", 1.0), ("140", 1.4)]
+)
+def test_timm(name, width, tmp_path):
+    model = peers.timm().create_model(f"mobilenetv2_{name}", num_classes=CLASSES)
+    peers.randomize(model, seed=1)
+    peers.timm().models.save_for_hf(model, tmp_path, safe_serialization=True)
+    saved = convert(tmp_path / "model.safetensors", "timm", width)
+    ends = [*model.blocks, model.bn2]  # the activation is in the norm
+    assert_same(of_converted(saved, images()), of_torch(model, ends, images()))
+
+
+def test_every_mobilenetv2_of_timm_is_tried():
+    """Those whose names end in d have more blocks than the paper's: see test_refusals.py."""
+    names = peers.timm().list_models("mobilenetv2_*")
+    assert {name.removeprefix("mobilenetv2_") for name in names} == {
+        *("035", "050", "075", "100", "140"),
+        *("110d", "120d"),
+    }
+
+
+def mmpretrain() -> tuple[torch.nn.Module, list[torch.nn.Module]]:
+    model = peers.mmpretrain().models.ImageClassifier(
+        backbone={"type": "MobileNetV2"},
+        neck={"type": "GlobalAveragePooling"},
+        head={"type": "LinearClsHead", "num_classes": CLASSES, "in_channels": 1280},
+    )
+    peers.randomize(model, seed=2)
+    return model, [getattr(model.backbone, name) for name in model.backbone.layers]
+
+
+def test_mmpretrain(tmp_path):
+    """As mmengine's runner saves it."""
+    from mmengine.runner import checkpoint
+
+    model, ends = mmpretrain()
+    names = [f"class {i}" for i in range(CLASSES)]
+    content = {
+        "meta": {"dataset_meta": {"classes": names}},
+        "state_dict": checkpoint.weights_to_cpu(checkpoint.get_state_dict(model)),
+    }
+    checkpoint.save_checkpoint(content, str(tmp_path / "epoch_300.pth"))
+    saved = convert(tmp_path / "epoch_300.pth", "mmpretrain", 1.0)
+    assert saved.class_names == tuple(names)
+    model.forward = partial(model.forward, mode="tensor")
+    assert_same(of_converted(saved, images()), of_torch(model, ends, images()))
+
+
+def test_mmcls(tmp_path):
+    """As mmcls 0.x saved it, trained on many devices, with torch before its 1.6."""
+    model, ends = mmpretrain()
+    names = [f"class {i}" for i in range(CLASSES)]
+    torch.save(
+        {
+            "meta": {"CLASSES": names},
+            "state_dict": {f"module.{name}": value for name, value in model.state_dict().items()},
+        },
+        tmp_path / "latest.pth",
+        _use_new_zipfile_serialization=False,
+    )
+    saved = convert(tmp_path / "latest.pth", "mmpretrain", 1.0)
+    assert saved.class_names == tuple(names)
+    model.forward = partial(model.forward, mode="tensor")
+    assert_same(of_converted(saved, images()), of_torch(model, ends, images()))
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_backbone_alone(prefix, tmp_path):
+    """A file without classifier gives a model of features only."""
+    model = peers.mmpretrain().models.MobileNetV2(widen_factor=0.5, out_indices=range(8))
+    peers.randomize(model, seed=3)
+    weights = {prefix + name: value for name, value in model.state_dict().items()}
+    torch.save(weights, tmp_path / "backbone.pth")
+    saved = convert(tmp_path / "backbone.pth", "mmpretrain", 0.5)
+    assert saved.features_only
+    ends = [getattr(model, name) for name in model.layers]
+    assert_same(of_converted(saved, images()), of_torch(model, ends, images()))
+
+
+@pytest.mark.parametrize(
+    ("layout", "last"), [("tonylins", "features.18"), ("d-li14", "conv")], ids=lambda v: v
+)
+def test_flat_blocks(layout, last, tmp_path):
+    """A network of torchvision's, under the names of ports that don't install as packages.
+
+    A block of theirs is one flat list (convolution, norm, activation, convolution, ...).
+    """
+    model, ends = torchvision(1.0)
+    places = ["features.0.0", "features.0.1"]
+    for block in range(1, 18):
+        convs = 2 if block == 1 else 3
+        places += [f"features.{block}.conv.{3 * i + j}" for i in range(convs) for j in (0, 1)]
+    places += [f"{last}.0", f"{last}.1"]
+    values = list(model.state_dict().values())
+    weights: dict[str, torch.Tensor] = {}
+    for conv, norm in zip(places[::2], places[1::2], strict=True):
+        weights[f"{conv}.weight"] = values.pop(0)
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            weights[f"{norm}.{name}"] = values.pop(0)
+    weights["classifier.weight"], weights["classifier.bias"] = values
+    torch.save(
+        {"epoch": 150, "state_dict": {f"module.{name}": value for name, value in weights.items()}},
+        tmp_path / "checkpoint.pth.tar",
+    )
+    saved = convert(tmp_path / "checkpoint.pth.tar", layout, 1.0)
+    assert_same(of_converted(saved, images()), of_torch(model, ends, images()))
+
+
+# TensorFlow's padding depends on whether a map's side is even. Of 96 pixels the sides are 48, 24,
+# 12, 6, 3; of 97: 49, 25, 13, 7, 4; of 75: 38, 19, 10, 5, 3.
+TENSORFLOW = [(0.35, 97), (1.0, 96), (1.4, 75)]
+
+
+def keras_model(width: float, size: int, seed: int, **options: Any) -> Any:
+    """Returns Keras' network, random, in float32, as it will be saved."""
+    model = peers.keras().applications.MobileNetV2(
+        input_shape=(size, size, 3), alpha=width, weights=None, **options
+    )
+    generator = np.random.default_rng(seed)
+    values = []
+    for variable in model.weights:
+        shape = tuple(variable.shape)
+        if len(shape) == 4:  # variance-preserving
+            fan_in = shape[0] * shape[1] * (1 if "depthwise" in variable.name else shape[2])
+            value = generator.standard_normal(shape) * np.sqrt(2 / fan_in)
+        elif variable.name in ("gamma", "moving_variance"):
+            value = generator.uniform(0.5, 1.5, shape)
+        else:
+            value = generator.uniform(-0.5, 0.5, shape)
+        values.append(value.astype(np.float32))
+    model.set_weights(values)
+    return model
+
+
+def of_keras(model: Any, x: np.ndarray) -> Outputs:
+    """Runs a network of `keras_model` in float64."""
+    keras = peers.keras()
+    double = keras.models.clone_model(model, clone_function=_in_float64)
+    double.set_weights(model.get_weights())
+    ends = ["expanded_conv_project_BN", *(f"block_{i}_add" for i in (2, 5, 9, 12, 15))]
+    ends += ["block_16_project_BN", "out_relu"]
+    outputs = [double.get_layer(end).output for end in ends]
+    has_classifier = len(double.outputs[0].shape) == 2
+    outputs += double.outputs if has_classifier else []
+    values = [y.detach().numpy() for y in keras.Model(double.input, outputs)(x, training=False)]
+    return Outputs(values[: len(ends)], values[-1] if has_classifier else None)
+
+
+def _in_float64(layer: Any) -> Any:
+    return type(layer).from_config(layer.get_config() | {"dtype": "float64"})
+
+
+@pytest.mark.parametrize(
+    ("width", "size", "file"),
+    [
+        (*case, file)
+        for case, file in zip(TENSORFLOW, ("m.weights.h5", "m.keras", "m.h5"), strict=True)
+    ],
+)
+def test_keras(width, size, file, tmp_path):
+    model = keras_model(width, size, 4, classes=CLASSES, classifier_activation=None)
+    if file == "m.weights.h5":
+        model.save_weights(tmp_path / file)
+    else:
+        model.save(tmp_path / file)
+    saved = convert(tmp_path / file, "keras", width)
+    assert_same(of_converted(saved, images(size)), of_keras(model, images(size)), KERAS_TOLERANCE)
+
+
+def test_keras_without_top(tmp_path):
+    model = keras_model(0.35, SIZE, 5, include_top=False)
+    model.save_weights(tmp_path / "m.weights.h5")
+    saved = convert(tmp_path / "m.weights.h5", "keras", 0.35)
+    assert saved.features_only
+    assert_same(of_converted(saved, images()), of_keras(model, images()), KERAS_TOLERANCE)
+
+
+def transformers(
+    width: float, kind: str = "MobileNetV2ForImageClassification", **fields: Any
+) -> tuple[torch.nn.Module, list[torch.nn.Module]]:
+    module = peers.transformers()
+    config = module.MobileNetV2Config(depth_multiplier=width, **fields)
+    model = getattr(module, kind)(config)
+    peers.randomize(model, seed=6)
+    base = getattr(model, "mobilenet_v2", model)
+    return model, [base.conv_stem, *(base.layer[i] for i in (1, 4, 8, 11, 14, 15)), base.conv_1x1]
+
+
+@pytest.mark.parametrize(("width", "size"), TENSORFLOW)
+def test_transformers(width, size, tmp_path):
+    model, ends = transformers(width, num_labels=CLASSES)
+    model.save_pretrained(tmp_path)
+    saved = convert(tmp_path / "model.safetensors", "transformers", width)
+    assert_same(of_converted(saved, images(size)), of_torch(model, ends, images(size)))
+
+
+def test_transformers_config(tmp_path):
+    """config.json beside the weights says how this one pads and normalises, and its class names."""
+    labels = {i: f"class {i}" for i in range(CLASSES)}
+    model, ends = transformers(
+        0.35, id2label=labels, tf_padding=False, layer_norm_eps=1e-5, image_size=SIZE
+    )
+    model.save_pretrained(tmp_path)
+    saved = convert(tmp_path / "model.safetensors", "transformers", 0.35)
+    assert saved.class_names == tuple(labels.values())
+    assert saved.field("data.image_size") == SIZE
+    assert_same(of_converted(saved, images()), of_torch(model, ends, images()))
+
+
+def test_transformers_background_class(tmp_path):
+    """Google's weights have 1001 classes, the first of which is no class of ImageNet's."""
+    model, ends = transformers(0.35, num_labels=1001)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    kept = convert(tmp_path / "pytorch_model.bin", "transformers", 0.35)
+    dropped = convert(tmp_path / "pytorch_model.bin", "transformers", 0.35, drop_background=True)
+    expected = of_torch(model, ends, images())
+    assert expected.logits is not None and expected.logits.shape == (2, 1001)
+    assert_same(of_converted(kept, images()), expected)
+    without = dataclasses.replace(expected, logits=expected.logits[:, 1:])
+    assert_same(of_converted(dropped, images()), without)
+    assert kept.class_names[0] == "background"
+    assert kept.class_names[1:] == dropped.class_names
+    assert dropped.class_names[0].startswith("tench")
+
+
+def test_transformers_backbone_alone(tmp_path):
+    model, ends = transformers(0.35, "MobileNetV2Model")
+    model.save_pretrained(tmp_path)
+    saved = convert(tmp_path / "model.safetensors", "transformers", 0.35)
+    assert saved.features_only
+    assert_same(of_converted(saved, images()), of_torch(model, ends, images()))
