@@ -216,7 +216,8 @@ def _assumptions(values: Mapping[str, Any]) -> list[str]:
     if not values:
         return []
     listed = ", ".join(f"{name}={value}" for name, value in values.items())
-    return [f"the file does not say, and so it is assumed: {listed}; --set=FIELD=VALUE changes it"]
+    how = "python -m convert --set=FIELD=VALUE changes it"
+    return [f"the file does not say, and so it is assumed: {listed} ({how})"]
 
 
 def _about_classes(names_from: str, num_classes: int | None) -> list[str]:
@@ -224,16 +225,19 @@ def _about_classes(names_from: str, num_classes: int | None) -> list[str]:
         return ["there is no classifier in the file: the model gives features only"]
     lines = []
     if num_classes == 1001:
-        lines.append("of 1001 classes the first is the background; --drop-background leaves it out")
+        lines.append(
+            "of 1001 classes the first is the background (python -m convert --drop-background "
+            "leaves it out)"
+        )
     if names_from == "ImageNet's":
         lines.append(
-            f"the file does not name its {num_classes} classes: ImageNet's names are taken; "
-            "--class-names=FILE gives others"
+            f"the file does not name its {num_classes} classes: ImageNet's names are taken "
+            "(python -m convert --class-names=FILE gives others)"
         )
     if names_from == "numbers":
         lines.append(
-            f"the file does not name its {num_classes} classes: they are numbered; "
-            "--class-names=FILE names them"
+            f"the file does not name its {num_classes} classes: they are numbered "
+            "(python -m convert --class-names=FILE names them)"
         )
     return lines
 
