@@ -13,7 +13,7 @@ Examples:
   A Keras model trained at 160 pixels:
     python -m convert mine.keras --output=runs/keras --set data.image_size=160
   Give a model trained here to PyTorch:
-    python -m convert runs/digits --to=torchvision --output=digits.pth
+    python -m convert runs/mine --to=torchvision --output=mine.pth
 """
 
 import argparse

@@ -119,8 +119,9 @@ def describe(
 def write(path: pathlib.Path, params: Any, batch_stats: Any, info: Mapping[str, Any]) -> None:
     """Writes a model directory at `path`, replacing one that is there.
 
-    model.json gets the arrays' SHA-256 too, by which `read` notices a damaged file. The new one is complete before the old one is moved away, and that is deleted last: a process
-    that dies meanwhile leaves one of them whole, if only as `.NAME.new` beside `.NAME.old`.
+    model.json gets the arrays' SHA-256 too, by which `read` notices a damaged file. The new one is
+    complete before the old one is moved away, and that is deleted last: a process that dies
+    meanwhile leaves one of them whole, if only as `.NAME.new` beside `.NAME.old`.
     """
     path = path.absolute()
     fresh, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
