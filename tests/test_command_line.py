@@ -98,9 +98,10 @@ def cases(photos: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> dic
             ["same images"],
         ),
         "frozen at random": ([digits, "--config.model.frozen_stages=1"], ["--checkpoint=PATH"]),
+        "checkpoint's name": ([digits, "--checkpoint=torchvison"], ["did you mean 'torchvision'"]),
         "no checkpoint": (
             [digits, "--checkpoint=/no/where"],
-            ["/no/where", "no file", "known are", "torchvision"],
+            ["/no/where", "does not exist", "`python -m convert`"],
         ),
         "workdir is a file": ([digits, f"--workdir={files / 'type.py'}"], ["type.py is a file"]),
         "workdir below a file": (
