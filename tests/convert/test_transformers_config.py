@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 import pytest
 
@@ -10,15 +11,18 @@ from mbv2_jax.errors import UserError
 from tests.parity import peers
 
 
-def beside(folder: pathlib.Path, config: dict | None = None, processor: dict | None = None):
-    for name, content in (("config.json", config), ("preprocessor_config.json", processor)):
-        if content is not None:
-            (folder / name).write_text(json.dumps(content))
-    return transformers_config.read(folder / "model.safetensors")
+Known = tuple[dict[str, Any], tuple[str, ...]]
+
+
+def read(folder: pathlib.Path) -> Known:
+    known = transformers_config.read(folder / "model.safetensors")
+    assert known is not None
+    return known
 
 
 def test_without_config_nothing_is_known(tmp_path):
-    assert beside(tmp_path, None, {"size": {"shortest_edge": 99}}) is None
+    (tmp_path / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 99}}')
+    assert transformers_config.read(tmp_path / "model.safetensors") is None
 
 
 def test_what_transformers_itself_writes_is_read(tmp_path):
@@ -31,7 +35,7 @@ def test_what_transformers_itself_writes_is_read(tmp_path):
         id2label={i: f"class {i}" for i in range(12)},
     )
     config.save_pretrained(tmp_path)
-    fields, names = transformers_config.read(tmp_path / "model.safetensors") or ({}, ())
+    fields, names = read(tmp_path)
     assert names == tuple(f"class {i}" for i in range(12))  # 10 comes after 9, not after 1
     assert fields == {
         "model.padding": "torch",
@@ -48,7 +52,7 @@ def test_what_transformers_itself_writes_is_read(tmp_path):
         image_std=[0.5, 0.5, 0.25],
     )
     processor.save_pretrained(tmp_path)
-    fields, _ = transformers_config.read(tmp_path / "model.safetensors") or ({}, ())
+    fields, _ = read(tmp_path)
     assert fields["data.image_size"] == 176
     assert (
         fields["data.eval_transforms"]
@@ -61,7 +65,8 @@ def test_what_transformers_itself_writes_is_read(tmp_path):
 def test_the_defaults_are_those_of_its_classes(tmp_path):
     transformers = peers.transformers()
     default, processor = transformers.MobileNetV2Config(), transformers.MobileNetV2ImageProcessor()
-    fields, names = beside(tmp_path, {}) or ({}, ())
+    (tmp_path / "config.json").write_text("{}")
+    fields, names = read(tmp_path)
     assert names == ()
     assert fields["model.padding"] == ("same" if default.tf_padding else "torch")
     assert fields["model.bn_epsilon"] == default.layer_norm_eps
@@ -80,12 +85,13 @@ def test_the_defaults_are_those_of_its_classes(tmp_path):
     ],
 )
 def test_another_network_is_refused(tmp_path, config, named):
+    (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=named):
-        beside(tmp_path, config)
+        read(tmp_path)
 
 
 def test_what_is_no_json_object_is_refused(tmp_path):
     for content in ("{", "[]"):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(UserError, match=r"config\.json"):
-            transformers_config.read(tmp_path / "model.safetensors")
+            read(tmp_path)
