@@ -10,7 +10,6 @@ from mbv2_jax.convert import transformers_config
 from mbv2_jax.errors import UserError
 from tests.parity import peers
 
-
 Known = tuple[dict[str, Any], tuple[str, ...]]
 
 
