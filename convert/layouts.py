@@ -96,8 +96,8 @@ class Layout:
       prefix: of all names but the classifier's; files that hold only a backbone may go without.
       ignored: what carries nothing for us: regular expression -> what it is.
       aliases: layers that some files call otherwise: name there -> name in the table.
-      loading: how an exported file is loaded there, with {file}, {width}, {percent} (of width 1)
-        and {classes}.
+      network: Python that makes the network there, with {width}, {percent} (of width 1), {classes}
+        and {last} (channels of the last convolution) to fill in.
       has_width: whether its network of a width has the channels that ours has.
     """
 
@@ -109,7 +109,7 @@ class Layout:
     prefix: str = ""
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    loading: str = ""
+    network: str = ""
     has_width: Callable[[float], bool] = lambda width: True
 
     def arrays(self) -> dict[str, Array]:
@@ -150,6 +150,15 @@ class Layout:
             for layer, names in self.table.items()
         }
         return dataclasses.replace(self, table=table)
+
+    def is_further_block(self, name: str) -> bool:
+        """Whether an array is called like those of a block, whatever its number."""
+        rows = [names for layer, names in self.table.items() if layer.startswith("layer*")]
+        layers = "|".join(
+            re.sub(r"\\\{[^}]*\}", r"\\d+", re.escape(row)) for names in rows for row in names
+        )
+        separator = re.escape(self.framework.separator)
+        return re.fullmatch(rf"({layers}){separator}\w+", name) is not None
 
     def _layers(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Yields each layer of ours with its names there, in the network's order."""
@@ -222,7 +231,6 @@ LAYOUTS: dict[str, Layout] = {
             "classifier": ("classifier",),
         },
         conventions=_PYTORCH,
-        loading="mbv2_jax.init_model('{file}')",
     ),
     "mmpretrain": Layout(
         owner="mmpretrain 1.x and mmcls 0.x, MobileNetV2",
@@ -251,8 +259,9 @@ LAYOUTS: dict[str, Layout] = {
         ignored=_COUNTERS,
         # Above width 1 its last convolution has int(1280 width) channels, divisible or not.
         has_width=lambda width: width <= 1 or int(1280 * width) % 8 == 0,
-        loading="mmpretrain.get_model('mobilenet-v2_8xb32_in1k', pretrained='{file}', "
-        "backbone=dict(widen_factor={width}), head=dict(num_classes={classes}))",
+        network="mmpretrain.get_model('mobilenet-v2_8xb32_in1k', "
+        "backbone=dict(widen_factor={width}), "
+        "head=dict(num_classes={classes}, in_channels={last}))",
     ),
     "torchvision": Layout(
         owner="torchvision.models.mobilenet_v2",
@@ -269,8 +278,7 @@ LAYOUTS: dict[str, Layout] = {
         },
         conventions=_PYTORCH | {"model.dropout": 0.2},
         ignored=_COUNTERS,
-        loading="torchvision.models.mobilenet_v2(width_mult={width}, num_classes={classes})"
-        ".load_state_dict(torch.load('{file}'))",
+        network="torchvision.models.mobilenet_v2(width_mult={width}, num_classes={classes})",
     ),
     "timm": Layout(
         owner="timm, mobilenetv2_035 to mobilenetv2_140",
@@ -292,8 +300,7 @@ LAYOUTS: dict[str, Layout] = {
         | {"data.eval_transforms": "resize_edge(256, interpolation='bicubic')|center_crop(size)"},
         ignored=_COUNTERS,
         has_width=lambda width: width in (0.35, 0.5, 0.75, 1.0, 1.4),  # those it has a name for
-        loading="timm.create_model('mobilenetv2_{percent:03d}', num_classes={classes}, "
-        "checkpoint_path='{file}')",
+        network="timm.create_model('mobilenetv2_{percent:03d}', num_classes={classes})",
     ),
     "tonylins": Layout(
         owner="tonylins/pytorch-mobilenet-v2",
@@ -311,7 +318,7 @@ LAYOUTS: dict[str, Layout] = {
         conventions=_PYTORCH,
         ignored=_COUNTERS,
         has_width=lambda width: width == 1.0,  # its others keep the first 32 and 16 channels
-        loading="mobilenet_v2().load_state_dict(torch.load('{file}'))",
+        network="MobileNetV2.MobileNetV2(n_class={classes}, width_mult={width})",
     ),
     "d-li14": Layout(
         owner="d-li14/mobilenetv2.pytorch",
@@ -329,7 +336,7 @@ LAYOUTS: dict[str, Layout] = {
         conventions=_PYTORCH,
         ignored=_COUNTERS,
         has_width=lambda width: width != 0.1,  # there its channels are divisible by 4 only
-        loading="mobilenetv2(width_mult={width}).load_state_dict(torch.load('{file}'))",
+        network="models.imagenet.mobilenetv2(num_classes={classes}, width_mult={width})",
     ),
     "keras": Layout(
         owner="keras.applications.MobileNetV2",
@@ -389,8 +396,8 @@ LAYOUTS: dict[str, Layout] = {
         prefix="mobilenet_v2.",
         ignored=_COUNTERS,
         has_width=lambda width: width in _CUSTOMARY,
-        loading="transformers.MobileNetV2ForImageClassification(transformers.MobileNetV2Config("
-        "depth_multiplier={width}, num_labels={classes})).load_state_dict(torch.load('{file}'))",
+        network="transformers.MobileNetV2ForImageClassification(transformers.MobileNetV2Config("
+        "depth_multiplier={width}, num_labels={classes}))",
     ),
 }
 

@@ -160,9 +160,11 @@ def _variables(
         else:
             value = np.ascontiguousarray(tensor.transpose(array.axes), np.float32)
             _put(variables, array.path, value)
+    deeper = any(layout.is_further_block(name) for name in extra)
     faults = [
+        *(["it has more blocks than the paper's network"] if deeper else []),
         *_listed("missing", missing),
-        *_listed("not of this network", extra),
+        *_listed("not of this network", sorted(extra)),
         *_listed("misshapen", sorted(misshapen)),
     ]
     if faults:

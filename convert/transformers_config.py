@@ -31,7 +31,7 @@ def read(weights: pathlib.Path) -> tuple[dict[str, Any], tuple[str, ...]] | None
                 f"{weights.with_name('config.json')}: {key} is {config[key]!r}, and only {ours!r} "
                 "is this network"
             )
-    size = config.get("image_size", 224)
+    size = _side(weights, config.get("image_size", 224))
     fields = {
         "model.padding": "same" if config.get("tf_padding", True) else "torch",
         "model.bn_epsilon": config.get("layer_norm_eps", 1e-3),
@@ -41,26 +41,39 @@ def read(weights: pathlib.Path) -> tuple[dict[str, Any], tuple[str, ...]] | None
     }
     processor = _json(weights.with_name("preprocessor_config.json"))
     if processor is not None:
-        fields |= _processor(processor, size + 32)
-    labels = config.get("id2label", {})
+        fields |= _processor(weights, processor, size)
+    labels = config.get("id2label") or {}
     return fields, tuple(labels[key] for key in sorted(labels, key=int))
 
 
-def _processor(processor: dict[str, Any], edge: int) -> dict[str, Any]:
+def _processor(weights: pathlib.Path, processor: dict[str, Any], size: int) -> dict[str, Any]:
     """Returns the fields of a MobileNetV2ImageProcessor: resize, crop, scale to 0-1, normalise."""
-    edge = processor.get("size", {}).get("shortest_edge", edge)
+    steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+    left_out = [step for step in steps if processor.get(step) is False]
+    if left_out:
+        raise UserError(
+            f"{weights.with_name('preprocessor_config.json')} has {', '.join(left_out)} false, "
+            "which evaluation here has not: move it away, and say with --set what is right"
+        )
+    edge = _side(weights, processor.get("size", size + 32))
     name = _INTERPOLATIONS.get(processor.get("resample", 2), "bilinear")
     interpolation = "" if name == "bilinear" else f", interpolation={name!r}"
     fields: dict[str, Any] = {
-        "data.eval_transforms": f"resize_edge({edge}{interpolation})|center_crop(size)"
+        "data.image_size": _side(weights, processor.get("crop_size", size)),
+        "data.eval_transforms": f"resize_edge({edge}{interpolation})|center_crop(size)",
     }
-    crop = processor.get("crop_size", {}).get("height")
-    if crop:
-        fields["data.image_size"] = crop
     for key, field in (("image_mean", "data.mean"), ("image_std", "data.std")):
         if key in processor:
             fields[field] = tuple(255.0 * value for value in processor[key])
     return fields
+
+
+def _side(weights: pathlib.Path, size: Any) -> int:
+    """Reads a square's side, written as 224, [224, 224], {"height": 224, "width": 224} or the like."""
+    sides = size.values() if isinstance(size, dict) else size if isinstance(size, list) else [size]
+    if len(set(sides)) != 1 or not all(isinstance(side, int) for side in sides):
+        raise UserError(f"beside {weights}: the size {size} is not that of a square")
+    return next(iter(sides))
 
 
 def _json(path: pathlib.Path) -> dict[str, Any] | None:

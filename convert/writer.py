@@ -127,9 +127,19 @@ def _summary(
     saved: SavedModel, to: str, layout: Layout, output: pathlib.Path, count: int
 ) -> dict[str, str]:
     width, classes = saved.field("model.width"), len(saved.class_names)
-    loading = layout.loading.format(
-        file=output, width=width, percent=round(100 * width), classes=classes
-    )
+    last = saved.params["last"]["norm"]["scale"].size
+    if to == "safetensors":
+        loading = f"mbv2_jax.init_model({str(output)!r})"
+    else:
+        network = layout.network.format(
+            width=width, percent=round(100 * width), classes=classes, last=last
+        )
+        read = "safetensors.torch.load_file" if output.suffix == ".safetensors" else "torch.load"
+        state = f"{read}({str(output)!r})"
+        if to == "mmpretrain" and output.suffix != ".safetensors":
+            state += "['state_dict']"
+        loosely = "" if classes else ", strict=False"
+        loading = f"model = {network}; model.load_state_dict({state}{loosely})"
     mean, std = saved.field("data.mean"), saved.field("data.std")
     head = f"{classes} classes" if classes else "no classifier"
     lines = {

@@ -76,11 +76,30 @@ def test_the_defaults_are_those_of_its_classes(tmp_path):
     assert processor.resample == 2  # bilinear
 
 
+@pytest.mark.parametrize("size", [160, [160, 160]])
+def test_sizes_are_read_as_they_were_written_over_the_years(tmp_path, size):
+    (tmp_path / "config.json").write_text(json.dumps({"image_size": size}))
+    assert read(tmp_path)[0]["data.image_size"] == 160
+    old = {"size": 180, "crop_size": 144}  # as the feature extractors of 2022 wrote them
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(old))
+    fields, _ = read(tmp_path)
+    assert fields["data.image_size"] == 144
+    assert fields["data.eval_transforms"] == "resize_edge(180)|center_crop(size)"
+
+
+def test_what_evaluation_here_cannot_leave_out_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "preprocessor_config.json").write_text('{"do_center_crop": false}')
+    with pytest.raises(UserError, match="do_center_crop"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("config", "named"),
     [
         ({"output_stride": 16}, "output_stride is 16"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ({"image_size": [160, 96]}, "square"),
     ],
 )
 def test_another_network_is_refused(tmp_path, config, named):
