@@ -1,0 +1,117 @@
+"""Checkpoints as mmpretrain's own training writes them: with logs, optimizer and averages."""
+
+import pathlib
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+import mbv2_jax
+from mbv2_jax.convert import readers
+from mbv2_jax.errors import UserError
+from tests.convert import mmengine_training
+from tests.parity import peers
+from tests.test_packaging import REPOSITORY
+
+CHECKPOINTS = ["plain/epoch_1.pth", "plain/epoch_2.pth", "ema/epoch_1.pth", "ema/epoch_2.pth"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("trained")
+    command = [sys.executable, "-m", "tests.convert.mmengine_training", str(folder)]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def assert_is(found: dict[str, np.ndarray], expected: dict[str, torch.Tensor]) -> None:
+    """The same names and the same bits."""
+    assert sorted(found) == sorted(expected)
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(found[name], tensor.numpy(), err_msg=name, strict=True)
+
+
+def loaded(path: pathlib.Path, monkeypatch) -> torch.nn.Module:
+    """mmpretrain's classifier, after mmengine has loaded the checkpoint for use."""
+    from mmengine.runner import load_checkpoint
+
+    mmpretrain = peers.mmpretrain()
+    model = mmpretrain.registry.MODELS.build(mmengine_training.MODEL)
+    # mmengine does not ask torch for code; without this torch refuses to run any.
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    load_checkpoint(model, str(path), map_location="cpu", strict=True)
+    return model.eval()
+
+
+def test_the_files_are_of_the_kind_that_torch_refuses(trained):
+    """Else these tests would show nothing."""
+    for name in CHECKPOINTS:
+        with zipfile.ZipFile(trained / name) as archive:
+            (pickled,) = (member for member in archive.namelist() if member.endswith("data.pkl"))
+            content = archive.read(pickled)
+        assert b"mmengine.logging.history_buffer\nHistoryBuffer\n" in content
+        assert b"__builtin__\ngetattr\n" in content  # Python 2's name of builtins
+        with pytest.raises(Exception, match="Weights only load failed"):
+            torch.load(trained / name, weights_only=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD:UserWarning:")
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_what_is_read_is_what_mmengine_loads(name, trained, monkeypatch):
+    file = readers.read(trained / name)
+    assert_is(file.tensors, loaded(trained / name, monkeypatch).state_dict())
+    assert file.class_names == mmengine_training.CLASSES
+    assert file.weights == "state_dict" + " (averaged: EMA)" * name.startswith("ema")
+
+
+def test_averaged_and_raw_weights(trained):
+    raw = torch.load(trained / "ema" / "raw.pth")
+    averaged = torch.load(trained / "ema" / "averaged.pth")
+    assert (raw["head.fc.weight"] != averaged["head.fc.weight"]).any()
+    path = trained / "ema" / "epoch_2.pth"
+    assert_is(readers.read(path, ema=True).tensors, averaged)
+    assert_is(readers.read(path, ema=False).tensors, raw)
+    assert readers.read(path, ema=False).weights == "ema_state_dict (not the averaged ones)"
+
+
+def test_without_averages(trained):
+    path = trained / "plain" / "epoch_2.pth"
+    assert_is(readers.read(path, ema=False).tensors, torch.load(trained / "plain" / "raw.pth"))
+    with pytest.raises(UserError, match="no weights averaged"):
+        readers.read(path, ema=True)
+
+
+def test_without_mmengine(trained, tmp_path):
+    code = """
+import sys
+sys.modules["mmengine"] = None  # as if it were not installed
+import numpy as np
+from mbv2_jax.convert import readers
+np.savez(sys.argv[2], **readers.read(sys.argv[1]).tensors)
+assert not [name for name in sys.modules if name.startswith("mmengine.")]
+"""
+    files = [str(trained / "ema" / "epoch_2.pth"), str(tmp_path / "read.npz")]
+    command = [sys.executable, "-c", code, *files]
+    subprocess.run(command, cwd=REPOSITORY, check=True, timeout=300)
+    with np.load(tmp_path / "read.npz") as read:
+        assert_is(dict(read), torch.load(trained / "ema" / "averaged.pth"))
+
+
+@pytest.mark.filterwarnings("ignore:.*TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD:UserWarning:")
+@pytest.mark.parametrize("name", ["plain/epoch_2.pth", "ema/epoch_2.pth"])
+def test_pixels_give_the_same_logits(name, trained, monkeypatch):
+    """From raw pixels, so that mean and std are compared, too."""
+    theirs = loaded(trained / name, monkeypatch)
+    ours = mbv2_jax.init_model(trained / name)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    with torch.no_grad():
+        # Its pipelines decode to BGR, and its preprocessor turns that around.
+        batch = theirs.data_preprocessor({"inputs": peers.nchw(pixels[..., ::-1].copy())})
+        expected = theirs(batch["inputs"], mode="tensor").numpy()
+    assert ours.class_names == mmengine_training.CLASSES
+    # Rounding to float32: measured, 2e-7 of the largest logit. A std wrong by 1 % makes 1e-4.
+    np.testing.assert_allclose(ours(pixels), expected, rtol=0, atol=1e-5 * abs(expected).max())
