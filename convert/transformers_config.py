@@ -69,7 +69,7 @@ def _processor(weights: pathlib.Path, processor: dict[str, Any], size: int) -> d
 
 
 def _side(weights: pathlib.Path, size: Any) -> int:
-    """Reads a square's side, written as 224, [224, 224], {"height": 224, "width": 224} or the like."""
+    """Reads the side of a square: 224, [224, 224], {"height": 224, "width": 224}, or the like."""
     sides = size.values() if isinstance(size, dict) else size if isinstance(size, list) else [size]
     if len(set(sides)) != 1 or not all(isinstance(side, int) for side in sides):
         raise UserError(f"beside {weights}: the size {size} is not that of a square")
