@@ -92,6 +92,8 @@ def read(path: str | os.PathLike[str], *, ema: bool | None = None) -> ForeignFil
             tensors, guesses = keras_files.read(path)
             file = dataclasses.replace(file, tensors=tensors, guesses=guesses)
     tensors = {name: _widened(array) for name, array in file.tensors.items()}
+    if not tensors:
+        raise UserError(f"{path} holds no weights")
     _check_finite(path, tensors)
     return dataclasses.replace(file, tensors=tensors)
 

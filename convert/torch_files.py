@@ -14,6 +14,9 @@ import numpy as np
 
 from mbv2_jax.errors import UserError
 
+# In older versions a file could run code in spite of weights_only (CVE-2025-32434).
+_SAFE_TORCH = (2, 6)
+
 # What training programs write beside the weights, and nobody here needs: logs, counters, options.
 # Files name these; what they get is _Inert, also where mmengine and its like are not installed.
 _HARMLESS = (
@@ -73,6 +76,11 @@ def load(path: pathlib.Path) -> Any:
     except ImportError:
         raise UserError(f"reading {path} needs torch: pip install 'mbv2_jax[convert]'") from None
 
+    if tuple(map(int, torch.__version__.split(".")[:2])) < _SAFE_TORCH:
+        raise UserError(
+            f"reading {path} needs torch {'.'.join(map(str, _SAFE_TORCH))} or newer, here is"
+            f" {torch.__version__}: pip install 'mbv2_jax[convert]'"
+        )
     _check_sums(path)
     try:
         with (
@@ -187,7 +195,8 @@ def class_names(checkpoint: Any) -> tuple[str, ...]:
 
 def listed(faults: Iterable[str], limit: int = 5) -> str:
     """Joins faults for a message; says how many more there are beyond `limit`."""
-    faults = list(faults)
+    # Names are the file's, and might steer a terminal.
+    faults = [fault if fault.isprintable() else ascii(fault) for fault in faults]
     more = [f"and {len(faults) - limit} more"] if len(faults) > limit else []
     return "; ".join([*faults[:limit], *more])
 
@@ -250,8 +259,9 @@ def _refusal(path: pathlib.Path, error: str) -> str:
     return text
 
 
-def _quoted(names: Iterable[object]) -> str:
-    return ", ".join(repr(name) for name in names)
+def _quoted(names: Iterable[object], limit: int = 8) -> str:
+    quoted = [repr(name) for name in names]
+    return ", ".join(quoted[:limit]) + (", ..." if len(quoted) > limit else "")
 
 
 def _is_tensor(value: object) -> bool:

@@ -209,6 +209,8 @@ def test_weights_that_are_not_there(net, tmp_path):
     assert "several sets of weights: 'model', 'net'" in refusal(path)
     torch.save({"epoch": 3, "generator": weights}, path)
     assert "it holds 'epoch', 'generator'" in refusal(path)
+    torch.save({"state_dict": {}}, path)
+    assert "holds no weights" in refusal(path)
     torch.save(list(weights.values()), path)
     assert "a list" in refusal(path)
 
@@ -503,6 +505,11 @@ def test_safetensors_that_are_no_plain_weights(net, tmp_path):
     assert "damaged or cut off" in refusal(path)
 
 
+def test_names_do_not_reach_the_terminal_as_they_are(tmp_path):
+    torch.save({"\x1b[2J\n": torch.tensor(torch.nan)}, tmp_path / "a.pth")
+    assert r"\x1b[2J\n" in refusal(tmp_path / "a.pth")
+
+
 # Libraries that are not installed
 
 
@@ -514,3 +521,9 @@ def test_a_missing_library_is_named(library, save, net, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
     line = refusal(tmp_path / "net")
     assert f"needs {library}: pip install 'mbv2_jax[convert]'" in line
+
+
+def test_a_torch_that_is_not_safe_is_refused(net, tmp_path, monkeypatch):
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cu124")
+    assert "needs torch 2.6 or newer, here is 2.5.1+cu124" in refusal(tmp_path / "net.pth")
