@@ -27,11 +27,12 @@ def schedule(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> opta
 
     def learning_rate(step: jax.Array) -> jax.Array:
         epoch = step // steps_per_epoch
+        wide = jnp.result_type(float)  # float32, or float64 where jax computes in it
         if c.name == "step":
             passed = sum(jnp.where(epoch >= milestone, 1, 0) for milestone in c.milestones)
-            rate = base * jnp.power(c.factor, jnp.asarray(passed, jnp.float32))
+            rate = base * jnp.power(c.factor, jnp.asarray(passed, wide))
         elif c.name == "exponential":
-            rate = base * jnp.power(c.factor, epoch.astype(jnp.float32))
+            rate = base * jnp.power(c.factor, epoch.astype(wide))
         elif c.name == "cosine":
             done = jnp.clip((step - warmup) / max(1, total_steps - warmup), 0.0, 1.0)
             rate = c.min_lr + (base - c.min_lr) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
@@ -39,7 +40,7 @@ def schedule(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> opta
             rate = jnp.asarray(base)
         risen = jnp.clip(step / max(1, warmup), 0.0, 1.0)
         rise = c.warmup_start + (1.0 - c.warmup_start) * risen
-        return jnp.asarray(rate * (rise if warmup else 1.0), jnp.float32)
+        return jnp.asarray(rate * (rise if warmup else 1.0), wide)
 
     return lambda step: learning_rate(jnp.asarray(step))
 

@@ -5,6 +5,7 @@ missing.
 """
 
 import os
+import pathlib
 from collections.abc import Callable, Iterator
 from functools import cache
 from types import ModuleType
@@ -82,6 +83,14 @@ def keras() -> ModuleType:
 
     keras.config.set_image_data_format("channels_last")
     return keras
+
+
+def recipe() -> Any:
+    """Returns mmpretrain's own file of the page's recipe, read anew, as an mmengine Config."""
+    from mmengine.config import Config
+
+    root = pathlib.Path(mmpretrain().__path__[0])
+    return Config.fromfile(root / ".mim/configs/mobilenet_v2/mobilenet-v2_8xb32_in1k.py")
 
 
 def layer_names() -> list[str]:

@@ -1,6 +1,5 @@
 """The learning-rate schedules against torch.optim.lr_scheduler, step by step."""
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -12,7 +11,9 @@ from ml_collections import ConfigDict
 from torch.optim import lr_scheduler
 
 from mbv2_jax.configs import default, mobilenet_v2_8xb32_in1k
+from mbv2_jax.data import loader
 from mbv2_jax.training import optimizer
+from tests.parity import peers
 
 STEPS_PER_EPOCH = 7
 EPOCHS = 12
@@ -143,12 +144,31 @@ def test_rate_follows_the_batch_if_a_reference_is_given(config, batch_size, expe
     assert ours(config, 1)[0] == np.float32(expected)
 
 
-def test_pages_recipe_is_0_045_times_0_98_to_the_epoch():
-    steps_per_epoch = math.ceil(1_281_167 / 256)
-    assert steps_per_epoch == 5_005
+@pytest.mark.parametrize(("wide", "tolerance"), [(False, 1e-5), (True, 1e-12)])
+def test_pages_recipe_is_mmengines_in_all_300_epochs(wide, tolerance):
+    """Scheduler and rate are of mmpretrain's own file; at both ends of each epoch and inside."""
+    from mmengine.registry import PARAM_SCHEDULERS
+
+    recipe = peers.recipe()
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], recipe.optim_wrapper.optimizer.lr)
+    scheduler = PARAM_SCHEDULERS.build(recipe.param_scheduler | {"optimizer": sgd})
+    assert scheduler.by_epoch
+    theirs = []
+    for _ in range(recipe.train_cfg.max_epochs):
+        theirs.append(sgd.param_groups[0]["lr"])
+        sgd.step()
+        scheduler.step()
+    assert theirs[:2] == [0.045, 0.045 * 0.98]
+
     config = mobilenet_v2_8xb32_in1k.get_config()
-    rate = jax.jit(optimizer.schedule(config, steps_per_epoch, 300 * steps_per_epoch))
-    for epoch in (0, 1, 2, 100, 299):
-        for step in (epoch * 5_005, epoch * 5_005 + 5_004):
-            # 0.98 as a float32 is off by at most 3e-8 of it, which the power takes 299 times.
-            np.testing.assert_allclose(rate(jnp.int32(step)), 0.045 * 0.98**epoch, rtol=1e-5)
+    steps_per_epoch = loader.steps_per_epoch(1_281_167, config.batch_size, config.data.last_batch)
+    assert steps_per_epoch == 5_005 and config.num_epochs == len(theirs) == 300
+    inside = np.array([0, 1, 2_500, 5_004])
+    steps = np.arange(300)[:, None] * 5_005 + inside
+    with jax.enable_x64(wide):
+        rate = optimizer.schedule(config, steps_per_epoch, 300 * steps_per_epoch)
+        ours = jax.jit(jax.vmap(rate))(jnp.asarray(steps.ravel(), jnp.int32))
+    # 0.98 as a float32 is off by at most 3e-8 of it, which the power takes 299 times. In float64
+    # mmengine's product of 300 factors rounds 300 times by 1e-16.
+    expected = np.repeat(theirs, len(inside))
+    np.testing.assert_allclose(ours, expected, rtol=tolerance)
