@@ -1,8 +1,8 @@
 """Files that the real peers wrote, converted: their logits, and their feature map of each stage.
 
 A network of the peer gets random weights and statistics, the peer saves it, the converter reads the
-file, and both see the same images, in float64 (Keras: float32). What the converter takes for granted
-(padding, epsilon) is so compared, too.
+file, and both see the same images, in float64 (Keras: float32). What the converter takes for
+granted (padding, epsilon) is so compared, too.
 """
 
 import dataclasses
