@@ -18,6 +18,7 @@ Examples:
 
 import argparse
 import ast
+import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,11 +35,10 @@ def main() -> None:
     # Everything that can be refused is, before jax is imported (seconds) or anything downloaded.
     if arguments.to:
         _refuse_import_flags(arguments)
-        _check_free(output, arguments.force, may_replace=output.is_file())
+        _check_free(output, arguments.force, may_replace=os.path.isfile(output))
         _export(arguments.source, arguments.to, output)
     else:
-        model = (output / "model.json").is_file() and not (output / "checkpoints").exists()
-        _check_free(output, arguments.force, may_replace=model)
+        _check_free(output, arguments.force, may_replace=_is_model(output))
         _import(arguments, output)
 
 
@@ -118,13 +118,18 @@ def _refuse_import_flags(arguments: argparse.Namespace) -> None:
         )
 
 
+def _is_model(output: pathlib.Path) -> bool:
+    """Whether a folder is what this command writes, and nothing beside it would be lost."""
+    return os.path.isdir(output) and {"arrays", "model.json"} == set(os.listdir(output))
+
+
 def _check_free(output: pathlib.Path, force: bool, *, may_replace: bool) -> None:
-    """Refuses an output that is there already, unless it is ours and --force is given."""
-    if not output.exists():
+    """Refuses an output that is there already, unless it may be replaced and --force is given."""
+    if not os.path.lexists(output):
         return
     if not may_replace:
         raise UserError(
-            f"--output={output} is there, and not what this command writes: give another"
+            f"--output={output} is there, and not (only) what this command writes: give another"
         )
     if not force:
         raise UserError(f"--output={output} is there already: give another, or --force")
@@ -133,13 +138,13 @@ def _check_free(output: pathlib.Path, force: bool, *, may_replace: bool) -> None
 def _import(arguments: argparse.Namespace, output: pathlib.Path) -> None:
     fields = _fields(arguments.set)
     names = _class_names(arguments.class_names)
-    if pathlib.Path(arguments.source).is_dir():
+    if os.path.isdir(arguments.source):
         raise UserError(
             f"{arguments.source} is a directory: give a file of weights to read, or --to=... to "
             "write one from it"
         )
     for image in arguments.check:
-        if not pathlib.Path(image).exists():
+        if not os.path.exists(image):
             raise UserError(f"--check: there is no {image}")
 
     from mbv2_jax import model_dir
@@ -155,14 +160,17 @@ def _import(arguments: argparse.Namespace, output: pathlib.Path) -> None:
         class_names=names,
     )
     saved = imported.saved
+    if saved.features_only and arguments.check:
+        raise UserError(f"{arguments.source} has no classifier: leave out --check")
     _print(imported.summary)
     for line in imported.warnings:
         print(f"warning: {line}", file=sys.stderr)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         model_dir.write(output, saved.params, saved.batch_stats, saved.info)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # Orbax raises ValueError for a full disk
+        what = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise UserError(f"{output} cannot be written: {what}") from None
     print(f"written: {output}")
     if arguments.check:
         from mbv2_jax import inference, predict

@@ -59,7 +59,7 @@ def locate(source: str) -> pathlib.Path:
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder; give the file of weights")
     if "/" in source or re.search(r"\.[a-z]\w*$", source):
-        raise UserError(f"there is no file {source}")
+        raise UserError(f"{source} does not exist")
     raise UserError(
         f"{source!r} is no file, no https address, and no published weights: "
         + nearest(source, PUBLISHED)

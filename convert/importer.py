@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,8 @@ SETTABLE = tuple(
     name for name in model_dir.FIELDS if name not in ("model.width", "model.num_classes")
 )
 
+PREPROCESSING = ("data.image_size", "data.eval_transforms", "data.mean", "data.std")
+COMMAND = "python -m mbv2_jax.convert"  # for messages: that name works everywhere
 BACKGROUND = "background"  # the name of class 0 where a head has 1001
 
 
@@ -69,7 +72,7 @@ def load(
     match = matching.match(file, layout)
     if drop_background:
         match = _without_background(file, match)
-    stated = _stated(file, match.name)
+    stated = _stated(file, match)
     conventions = {
         "model.strides": tuple(MobileNetV2.strides),
         **match.layout.conventions,
@@ -77,6 +80,8 @@ def load(
         **fields,
     }
     _check(conventions)
+    if "data.image_size" in fields and "data.eval_transforms" not in fields:
+        conventions["data.eval_transforms"] = _scaled(conventions)
     own = stated.class_names[1:] if drop_background else stated.class_names
     names, names_from = _class_names(class_names, own, match.num_classes)
     shape = {"model.width": match.width, "model.num_classes": match.num_classes}
@@ -91,11 +96,12 @@ def load(
     card = None if fields or drop_background else stated.published
     info = model_dir.describe(conventions | shape, names, origin, card)
     saved = model_dir.SavedModel(**match.variables, info=info, path=file.path)
-    assumed = () if stated.fields else (*match.layout.guesses, "data.image_size")
+    said = stated.fields.keys() | fields.keys()
+    assumed = [name for name in (*match.layout.guesses, *PREPROCESSING) if name not in said]
     warnings = [
         *file.guesses,
-        *_assumptions({name: conventions[name] for name in assumed if name not in fields}),
-        *_about_classes(names_from, match.num_classes),
+        *_assumptions({name: conventions[name] for name in assumed}),
+        *_about_classes(names_from, match.num_classes, len(own)),
     ]
     return Imported(saved, _summary(saved, file, match, names_from), warnings)
 
@@ -109,26 +115,21 @@ class _Stated:
     published: Mapping[str, Any] | None = None
 
 
-def _stated(file: ForeignFile, layout: str) -> _Stated:
+def _stated(file: ForeignFile, match: Match) -> _Stated:
     """Returns what a file says of itself, or files beside it, or whoever published it."""
     if "model.json" in file.metadata:
         return _own_description(file)
-    if layout == "transformers":
+    if match.name == "transformers":
         return _Stated(*(transformers_config.read(file.path) or ()))
     known = published.identify(file.sha256)
     if known is None:
         return _Stated(class_names=file.class_names)
-    name, weights = known
-    fields = {
+    _, weights = known
+    fields = dict(match.layout.conventions) | {
         "data.image_size": weights.image_size,
         "data.eval_transforms": weights.eval_transforms,
     }
-    card = {
-        "top1": weights.top1,
-        "top5": weights.top5,
-        "examples": 50000,
-        "source": f"{name}: {weights.source}",
-    }
+    card = {"top1": weights.top1, "top5": weights.top5, "examples": 50000, "source": weights.source}
     return _Stated(fields, file.class_names or classes.IMAGENET_NAMES, card)  # all of 1000 classes
 
 
@@ -136,11 +137,14 @@ def _own_description(file: ForeignFile) -> _Stated:
     """Reads the model.json which our own .safetensors files carry."""
     try:
         info = json.loads(file.metadata["model.json"])
-        fields = {name: info[section][key] for name, (section, key) in model_dir.FIELDS.items()}
-        names = tuple(info["class_names"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file.path}: model.json in its metadata is damaged: {error!r}") from None
-    return _Stated({name: fields[name] for name in SETTABLE}, names, info.get("published"))
+    except ValueError as error:
+        raise UserError(f"{file.path}: model.json in its metadata is damaged: {error}") from None
+    faults = model_dir.info_faults(info) if isinstance(info, dict) else ["it is no object"]
+    if faults:
+        raise UserError(f"{file.path}: model.json in its metadata: {'; '.join(faults)}")
+    fields = {name: info[section][key] for name, (section, key) in model_dir.FIELDS.items()}
+    settable = {name: fields[name] for name in SETTABLE}
+    return _Stated(settable, tuple(info["class_names"]), info.get("published"))
 
 
 def _without_background(file: ForeignFile, match: Match) -> Match:
@@ -158,46 +162,37 @@ def _without_background(file: ForeignFile, match: Match) -> Match:
     return dataclasses.replace(match, num_classes=1000, variables=variables)
 
 
+def _scaled(conventions: Mapping[str, Any]) -> str:
+    """Returns the evaluation transform with its edge in the proportion that it has at 224."""
+    size = conventions["data.image_size"]
+    return re.sub(
+        r"resize_edge\((\d+)",
+        lambda match: f"resize_edge({int(match[1]) * size // 224}",
+        conventions["data.eval_transforms"],
+    )
+
+
 def _check(conventions: Mapping[str, Any]) -> None:
-    """Refuses what a person, or a damaged file, set to something impossible."""
-    for name, value in conventions.items():
-        if name not in SETTABLE:
-            raise UserError(f"{name} cannot be set; {nearest(name, SETTABLE)}")
-        if name in ("data.mean", "data.std"):
-            good = _numbers(value, 3) and (name == "data.mean" or min(value) > 0)
-            wanted = "three numbers, of R, G and B, 0-255" + (", above 0" * (name == "data.std"))
-        elif name == "model.padding":
-            good, wanted = value in ("torch", "same"), "'torch' or 'same'"
-        elif name == "data.image_size":
-            good, wanted = type(value) is int and value > 0, "a number of pixels"
-        elif name == "model.bn_epsilon":
-            good, wanted = _numbers([value], 1) and value > 0, "a number above 0"
-        elif name in ("model.bn_momentum", "model.dropout"):
-            good, wanted = _numbers([value], 1) and 0 <= value <= 1, "a number from 0 to 1"
-        elif name == "model.strides":
-            good = isinstance(value, (tuple, list)) and len(value) == 8 and set(value) <= {1, 2}
-            wanted = "8 numbers, each 1 or 2"
-        else:
-            good, wanted = isinstance(value, str), "a string such as resize_edge(256)|..."
-        if not good:
-            raise UserError(f"{name} is {value!r}: it must be {wanted}")
+    """Refuses what a person, or files beside the weights, set to something impossible."""
+    for name in conventions.keys() - set(SETTABLE):
+        raise UserError(f"{name} cannot be set; {nearest(name, SETTABLE)}")
+    faults = model_dir.field_faults(conventions)
+    if faults:
+        raise UserError("; ".join(faults))
     spec = conventions["data.eval_transforms"]
     if transforms.make_transform(spec, conventions["data.image_size"]).random:
         raise UserError(f"data.eval_transforms {spec!r} is random: evaluation must not be")
-
-
-def _numbers(values: Any, count: int) -> bool:
-    return (
-        isinstance(values, (tuple, list))
-        and len(values) == count
-        and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
-    )
 
 
 def _class_names(
     given: tuple[str, ...], own: tuple[str, ...], num_classes: int | None
 ) -> tuple[tuple[str, ...], str]:
     """Returns the names in the order of the logits, and where they are from."""
+    odd = [name for name in given or own if not name.isprintable()]
+    if odd:
+        raise UserError(
+            f"a class name is not printable: {odd[0]!a}; --class-names=FILE gives others"
+        )
     if num_classes is None:
         return (), "none"
     if given and len(given) != num_classes:
@@ -206,7 +201,7 @@ def _class_names(
         return given, "as given"
     if len(own) == num_classes:
         return own, "the file's"
-    if num_classes in (1000, 1001):
+    if not own and num_classes in (1000, 1001):
         background = (BACKGROUND,) * (num_classes - 1000)
         return (*background, *classes.IMAGENET_NAMES), "ImageNet's"
     return tuple(map(str, range(num_classes))), "numbers"
@@ -216,29 +211,22 @@ def _assumptions(values: Mapping[str, Any]) -> list[str]:
     if not values:
         return []
     listed = ", ".join(f"{name}={value}" for name, value in values.items())
-    how = "python -m convert --set=FIELD=VALUE changes it"
-    return [f"the file does not say, and so it is assumed: {listed} ({how})"]
+    return [f"the file does not say, and so it is assumed: {listed} ({COMMAND} --set=FIELD=VALUE)"]
 
 
-def _about_classes(names_from: str, num_classes: int | None) -> list[str]:
+def _about_classes(names_from: str, num_classes: int | None, own: int) -> list[str]:
     if num_classes is None:
         return ["there is no classifier in the file: the model gives features only"]
     lines = []
     if num_classes == 1001:
         lines.append(
-            "of 1001 classes the first is the background (python -m convert --drop-background "
-            "leaves it out)"
+            f"of 1001 classes the first is the background ({COMMAND} --drop-background leaves it "
+            "out)"
         )
-    if names_from == "ImageNet's":
-        lines.append(
-            f"the file does not name its {num_classes} classes: ImageNet's names are taken "
-            "(python -m convert --class-names=FILE gives others)"
-        )
-    if names_from == "numbers":
-        lines.append(
-            f"the file does not name its {num_classes} classes: they are numbered "
-            "(python -m convert --class-names=FILE names them)"
-        )
+    if names_from in ("ImageNet's", "numbers"):
+        what = f"names {own} classes and has {num_classes}" if own else "names no classes"
+        instead = "they are numbered" if names_from == "numbers" else "ImageNet's names are taken"
+        lines.append(f"the file {what}: {instead} ({COMMAND} --class-names=FILE gives others)")
     return lines
 
 

@@ -209,6 +209,18 @@ _TENSORFLOW = _PYTORCH | {
 _CUSTOMARY = (0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 _COUNTERS = {r".*\.num_batches_tracked": "BatchNorm's counters of training steps"}
 
+# tonylins's port and those that began as copies of it.
+_TONYLINS = {
+    "stem": ("features.0.0", "features.0.1"),
+    "layer1_0/depthwise": ("features.1.conv.0", "features.1.conv.1"),
+    "layer1_0/project": ("features.1.conv.3", "features.1.conv.4"),
+    "layer*/expand": ("features.{index+1}.conv.0", "features.{index+1}.conv.1"),
+    "layer*/depthwise": ("features.{index+1}.conv.3", "features.{index+1}.conv.4"),
+    "layer*/project": ("features.{index+1}.conv.6", "features.{index+1}.conv.7"),
+    "last": ("features.18.0", "features.18.1"),
+    "classifier": ("classifier",),
+}
+
 LAYOUTS: dict[str, Layout] = {
     "mbv2_jax": Layout(
         owner="this package, in a .safetensors file",
@@ -231,6 +243,7 @@ LAYOUTS: dict[str, Layout] = {
             "classifier": ("classifier",),
         },
         conventions=_PYTORCH,
+        guesses=("model.padding", "model.bn_epsilon"),  # a file of ours that lost its description
     ),
     "mmpretrain": Layout(
         owner="mmpretrain 1.x and mmcls 0.x, MobileNetV2",
@@ -305,16 +318,7 @@ LAYOUTS: dict[str, Layout] = {
     "tonylins": Layout(
         owner="tonylins/pytorch-mobilenet-v2",
         framework=TORCH,
-        table={
-            "stem": ("features.0.0", "features.0.1"),
-            "layer1_0/depthwise": ("features.1.conv.0", "features.1.conv.1"),
-            "layer1_0/project": ("features.1.conv.3", "features.1.conv.4"),
-            "layer*/expand": ("features.{index+1}.conv.0", "features.{index+1}.conv.1"),
-            "layer*/depthwise": ("features.{index+1}.conv.3", "features.{index+1}.conv.4"),
-            "layer*/project": ("features.{index+1}.conv.6", "features.{index+1}.conv.7"),
-            "last": ("features.18.0", "features.18.1"),
-            "classifier": ("classifier",),
-        },
+        table=_TONYLINS,
         conventions=_PYTORCH,
         ignored=_COUNTERS,
         has_width=lambda width: width == 1.0,  # its others keep the first 32 and 16 channels
@@ -323,16 +327,7 @@ LAYOUTS: dict[str, Layout] = {
     "d-li14": Layout(
         owner="d-li14/mobilenetv2.pytorch",
         framework=TORCH,
-        table={
-            "stem": ("features.0.0", "features.0.1"),
-            "layer1_0/depthwise": ("features.1.conv.0", "features.1.conv.1"),
-            "layer1_0/project": ("features.1.conv.3", "features.1.conv.4"),
-            "layer*/expand": ("features.{index+1}.conv.0", "features.{index+1}.conv.1"),
-            "layer*/depthwise": ("features.{index+1}.conv.3", "features.{index+1}.conv.4"),
-            "layer*/project": ("features.{index+1}.conv.6", "features.{index+1}.conv.7"),
-            "last": ("conv.0", "conv.1"),
-            "classifier": ("classifier",),
-        },
+        table=_TONYLINS | {"last": ("conv.0", "conv.1")},
         conventions=_PYTORCH,
         ignored=_COUNTERS,
         has_width=lambda width: width != 0.1,  # there its channels are divisible by 4 only
@@ -389,9 +384,9 @@ LAYOUTS: dict[str, Layout] = {
             ),
             "classifier": ("classifier",),
         },
-        # TF-slim's decay. transformers hands 0.997 to torch, which takes it for the share of the
-        # *new* statistics.
-        conventions=_TENSORFLOW | {"model.bn_momentum": 0.997, "model.dropout": 0.8},
+        # TF-slim keeps 0.997 of the statistics and 0.8 of the features. transformers hands both to
+        # torch, which takes them for the share of the *new* statistics, and of what is dropped.
+        conventions=_TENSORFLOW | {"model.bn_momentum": 0.997, "model.dropout": 0.2},
         guesses=("model.padding",),  # tf_padding in the config.json beside the file
         prefix="mobilenet_v2.",
         ignored=_COUNTERS,

@@ -90,7 +90,7 @@ def _recognise(file: ForeignFile, wanted: str) -> tuple[str, Layout]:
     chosen = best if wanted == "auto" else wanted
     if shares[chosen][0] >= _RECOGNISED:
         return chosen, shares[chosen][1]
-    some = ", ".join(sorted(file.tensors)[:3]) or "nothing"
+    some = ", ".join(map(_shown, sorted(file.tensors)[:3])) or "nothing"
     what = f"{file.path} holds {len(file.tensors)} arrays ({some}, ...)"
     if shares[best][0] >= _RECOGNISED:
         raise UserError(f"{what}: not layout {wanted!r}, but {best!r}; leave out --layout")
@@ -149,23 +149,25 @@ def _variables(
         for name in file.tensors
         if name not in arrays and not any(pattern.fullmatch(name) for pattern in ignored)
     ]
-    misshapen = []
+    unfit = []
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for name in arrays.keys() & file.tensors.keys():
         tensor, array = file.tensors[name], arrays[name]
         ours = shapes[array.path]
         theirs = tuple(ours[array.axes.index(axis)] for axis in range(len(ours)))
         if tensor.shape != theirs or not np.issubdtype(tensor.dtype, np.floating):
-            misshapen.append(f"{name} is {tensor.dtype} {tensor.shape}, not {theirs}")
+            unfit.append(f"{name} is {tensor.dtype} {tensor.shape}, not {theirs}")
         else:
             value = np.ascontiguousarray(tensor.transpose(array.axes), np.float32)
             _put(variables, array.path, value)
+            if array.path[-1] == "var" and (value < 0).any():
+                unfit.append(f"{name}, a variance, is negative in places")
     deeper = any(layout.is_further_block(name) for name in extra)
     faults = [
         *(["it has more blocks than the paper's network"] if deeper else []),
         *_listed("missing", missing),
         *_listed("not of this network", sorted(extra)),
-        *_listed("misshapen", sorted(misshapen)),
+        *_listed("unfit", sorted(unfit)),
     ]
     if faults:
         raise UserError(
@@ -195,4 +197,9 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: np.ndarray) -> None
 def _listed(what: str, names: list[str]) -> Iterable[str]:
     if names:
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-        yield f"{what}: {', '.join(names[:_LISTED])}{more}"
+        yield f"{what}: {', '.join(map(_shown, names[:_LISTED]))}{more}"
+
+
+def _shown(name: str) -> str:
+    """Returns a name that is the file's, and might steer a terminal."""
+    return name if name.isprintable() else ascii(name)

@@ -6,7 +6,7 @@ from typing import Any
 
 from mbv2_jax.errors import UserError
 
-_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+_INTERPOLATIONS = {2: "", 3: ", interpolation='bicubic'"}  # Pillow's numbers
 
 
 def read(weights: pathlib.Path) -> tuple[dict[str, Any], tuple[str, ...]] | None:
@@ -35,36 +35,54 @@ def read(weights: pathlib.Path) -> tuple[dict[str, Any], tuple[str, ...]] | None
     fields = {
         "model.padding": "same" if config.get("tf_padding", True) else "torch",
         "model.bn_epsilon": config.get("layer_norm_eps", 1e-3),
-        "model.dropout": config.get("classifier_dropout_prob", 0.8),
         "data.image_size": size,
         "data.eval_transforms": f"resize_edge({size + 32})|center_crop(size)",
     }
+    dropout = config.get("classifier_dropout_prob", 0.8)
+    if dropout != 0.8:  # the default: see layouts.py
+        fields["model.dropout"] = dropout
     processor = _json(weights.with_name("preprocessor_config.json"))
     if processor is not None:
         fields |= _processor(weights, processor, size)
-    labels = config.get("id2label") or {}
-    return fields, tuple(labels[key] for key in sorted(labels, key=int))
+    return fields, _names(weights, config.get("id2label") or {})
+
+
+def _names(weights: pathlib.Path, labels: Any) -> tuple[str, ...]:
+    try:
+        return tuple(str(labels[key]) for key in sorted(labels, key=int))
+    except (AttributeError, TypeError, ValueError, LookupError):
+        raise UserError(
+            f"{weights.with_name('config.json')}: id2label is not {{number: name}}"
+        ) from None
 
 
 def _processor(weights: pathlib.Path, processor: dict[str, Any], size: int) -> dict[str, Any]:
-    """Returns the fields of a MobileNetV2ImageProcessor: resize, crop, scale to 0-1, normalise."""
+    """Returns the fields of a MobileNetV2ImageProcessor: resize, crop, scale, normalise."""
+    path = weights.with_name("preprocessor_config.json")
     steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
-    left_out = [step for step in steps if processor.get(step) is False]
-    if left_out:
+    odd = [step for step in steps if processor.get(step) is False]
+    if processor.get("resample", 2) not in _INTERPOLATIONS:
+        odd.append(f"resample {processor['resample']}")
+    if odd:
         raise UserError(
-            f"{weights.with_name('preprocessor_config.json')} has {', '.join(left_out)} false, "
-            "which evaluation here has not: move it away, and say with --set what is right"
+            f"{path} has {', '.join(f'{step} false' if step in steps else step for step in odd)}, "
+            "which evaluation here has not: move the file away, and say with --set what is right"
         )
-    edge = _side(weights, processor.get("size", size + 32))
-    name = _INTERPOLATIONS.get(processor.get("resample", 2), "bilinear")
-    interpolation = "" if name == "bilinear" else f", interpolation={name!r}"
+    wanted = processor.get("size", size + 32)
+    exact = isinstance(wanted, dict) and "height" in wanted
+    resize = "resize" if exact else "resize_edge"
+    edge, interpolation = _side(weights, wanted), _INTERPOLATIONS[processor.get("resample", 2)]
     fields: dict[str, Any] = {
         "data.image_size": _side(weights, processor.get("crop_size", size)),
-        "data.eval_transforms": f"resize_edge({edge}{interpolation})|center_crop(size)",
+        "data.eval_transforms": f"{resize}({edge}{interpolation})|center_crop(size)",
     }
+    factor = processor.get("rescale_factor", 1 / 255)
     for key, field in (("image_mean", "data.mean"), ("image_std", "data.std")):
         if key in processor:
-            fields[field] = tuple(255.0 * value for value in processor[key])
+            try:
+                fields[field] = tuple(value / factor for value in processor[key])
+            except (TypeError, ZeroDivisionError):
+                raise UserError(f"{path}: {key} or rescale_factor are no numbers") from None
     return fields
 
 

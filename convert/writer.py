@@ -9,6 +9,7 @@ import numpy as np
 
 from mbv2_jax.errors import UserError
 from mbv2_jax.model_dir import SavedModel
+from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 
 from .layouts import LAYOUTS, TARGETS, TORCH, Layout
 
@@ -58,7 +59,7 @@ def write(saved: SavedModel, to: str, output: pathlib.Path) -> dict[str, str]:
 
 
 def _check_conventions(saved: SavedModel, to: str, layout: Layout) -> None:
-    usual = {"model.strides": (2, 1, 2, 2, 2, 1, 2, 1), **layout.conventions}
+    usual = {"model.strides": tuple(MobileNetV2.strides), **layout.conventions}
     faults = [
         f"{name} is {saved.field(name)}, there it is {usual[name]}"
         for name in _FIXED
@@ -130,6 +131,8 @@ def _summary(
     last = saved.params["last"]["norm"]["scale"].size
     if to == "safetensors":
         loading = f"mbv2_jax.init_model({str(output)!r})"
+    elif saved.features_only:
+        loading = "load_state_dict(..., strict=False): there is no classifier in it"
     else:
         network = layout.network.format(
             width=width, percent=round(100 * width), classes=classes, last=last
@@ -138,8 +141,7 @@ def _summary(
         state = f"{read}({str(output)!r})"
         if to == "mmpretrain" and output.suffix != ".safetensors":
             state += "['state_dict']"
-        loosely = "" if classes else ", strict=False"
-        loading = f"model = {network}; model.load_state_dict({state}{loosely})"
+        loading = f"model = {network}; model.load_state_dict({state})"
     mean, std = saved.field("data.mean"), saved.field("data.std")
     head = f"{classes} classes" if classes else "no classifier"
     lines = {

@@ -9,13 +9,16 @@ another framework, which convert/ reads.
 """
 
 import dataclasses
+import gc
 import hashlib
 import json
+import logging
+import math
 import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -123,14 +126,18 @@ def write(path: pathlib.Path, params: Any, batch_stats: Any, info: Mapping[str, 
     complete before the old one is moved away, and that is deleted last: a process that dies
     meanwhile leaves one of them whole, if only as `.NAME.new` beside `.NAME.old`.
     """
-    path = path.absolute()
+    path = path.resolve()  # of a link, what it points to
     fresh, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
     shutil.rmtree(fresh, ignore_errors=True)
     arrays = {"params": params, "batch_stats": batch_stats}
     info = dict(info) | {"arrays_sha256": _sha256(arrays)}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(fresh / "arrays", args=ocp.args.PyTreeSave(arrays))
-    (fresh / "model.json").write_text(json.dumps(info, indent=2) + "\n")
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            checkpointer.save(fresh / "arrays", args=ocp.args.PyTreeSave(arrays))
+        (fresh / "model.json").write_text(json.dumps(info, indent=2) + "\n")
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
     if path.exists():
         shutil.rmtree(old, ignore_errors=True)
         path.rename(old)
@@ -148,19 +155,15 @@ def read(path: str | os.PathLike[str]) -> SavedModel:
     Raises:
       UserError: there is nothing of the kind at `path`, or arrays and model.json disagree.
     """
-    source, path = os.fspath(path), pathlib.Path(path)
-    if os.sep in source and "://" not in source and not path.exists():
-        raise UserError(
-            f"checkpoint {path} does not exist: give a model directory, a workdir, or weights that "
-            "`python -m convert` reads"
-        )
-    if not path.is_dir():
+    source = os.path.expanduser(path)
+    if not os.path.isdir(source):
         from mbv2_jax.convert import importer  # here: convert/ imports this module
 
         imported = importer.load(source)
         for line in imported.warnings:
             print(f"{source}: {line}", file=sys.stderr)
         return imported.saved
+    path = pathlib.Path(source)
     steps = training_steps(path)
     if (path / "model.json").is_file():
         saved = _read_model(path)
@@ -195,6 +198,8 @@ def training_steps(workdir: pathlib.Path) -> list[int]:
 def _read_model(path: pathlib.Path) -> SavedModel:
     try:
         info = json.loads((path / "model.json").read_text())
+    except OSError as error:
+        raise UserError(f"{path / 'model.json'} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{path / 'model.json'} is not JSON: {error}") from None
     found = info.get("format") if isinstance(info, dict) else None
@@ -245,53 +250,106 @@ def _read_arrays(path: pathlib.Path) -> dict[str, Any]:
             return checkpointer.restore(
                 path.absolute(), args=ocp.args.PyTreeRestore(restore_args=restore)
             )
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"the arrays in {path} cannot be read: {str(error)[:200]}") from None
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        what = str(error)[:200]
+    # The reads that failed beside the first one complain to asyncio's log when they are collected.
+    log = logging.getLogger("asyncio")
+    log.disabled = True
+    gc.collect()
+    log.disabled = False
+    raise UserError(f"the arrays in {path} cannot be read: {what}")
 
 
 def _check(saved: SavedModel) -> None:
     """Refuses a model.json that lacks something, and arrays that are not of the network in it."""
     if isinstance(conventions := saved.info.get("conventions"), dict):
         conventions.setdefault("dropout", 0.0)  # models written before it was kept had none
-    faults = _info_faults(saved.info)
+    faults = info_faults(saved.info)
     if faults:
         raise UserError(f"{saved.path}: model.json is damaged: {'; '.join(faults)}")
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     key = jax.eval_shape(jax.random.key, 0)
-    try:
-        wanted = jax.eval_shape(saved.module().init, key, image)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{saved.path}: model.json describes no network: {error}") from None
+    wanted = jax.eval_shape(saved.module().init, key, image)
     found = {"params": saved.params, "batch_stats": saved.batch_stats}
     faults = shape_faults(wanted, found)
     if faults:
         raise UserError(f"{saved.path}: model.json and the arrays disagree: {'; '.join(faults)}")
 
 
-def _info_faults(info: Mapping[str, Any]) -> list[str]:
+def info_faults(info: Mapping[str, Any]) -> list[str]:
     """Returns one line for each thing in a model.json without which nothing can be predicted."""
-
-    missing = object()
-
-    def value(section: str, key: str) -> Any:
-        part = info.get(section)
-        return part.get(key, missing) if isinstance(part, dict) else missing
-
-    may_be_null = ("architecture", "num_classes")  # null: features only
-    faults = [
-        f"{section}.{key} is missing"
-        for section, key in FIELDS.values()
-        if value(section, key) is missing
-        or (value(section, key) is None and (section, key) != may_be_null)
-    ]
-    if value("architecture", "name") != "mobilenet_v2":
+    sections = {name: info.get(section) for name, (section, _) in FIELDS.items()}
+    keys = {name: key for name, (_, key) in FIELDS.items()}
+    fields = {
+        name: section[keys[name]]
+        for name, section in sections.items()
+        if isinstance(section, dict) and keys[name] in section
+    }
+    faults = [f"{'.'.join(FIELDS[name])} is missing" for name in FIELDS if name not in fields]
+    faults += field_faults(fields)
+    architecture = sections["model.width"]
+    if not isinstance(architecture, dict) or architecture.get("name") != "mobilenet_v2":
         faults.append("architecture.name is not 'mobilenet_v2'")
-    names, classes = info.get("class_names"), value(*may_be_null)
+    names, classes = info.get("class_names"), fields.get("model.num_classes")
     if not isinstance(names, list):
         faults.append("class_names is missing")
+    elif not all(isinstance(name, str) and name.isprintable() for name in names):
+        faults.append("class_names are not all printable text")
     elif len(names) != (classes or 0):
         faults.append(f"class_names are {len(names)}, architecture.num_classes is {classes}")
+    if "published" in info:
+        card = info["published"]
+        numbers = isinstance(card, dict) and [card.get(k) for k in ("top1", "top5", "examples")]
+        if not numbers or not all(map(_is_number, numbers)) or not isinstance(card.get("source"), str):
+            faults.append("published is not {top1, top5, examples, source}")
     return faults
+
+
+def field_faults(fields: Mapping[str, Any]) -> list[str]:
+    """Returns one line for each value that is impossible.
+
+    Args:
+      fields: some of FIELDS, by config field.
+    """
+    return [
+        f"{name} is {value!r}: it must be {_WANTED[name][1]}"
+        for name, value in fields.items()
+        if not _WANTED[name][0](value)
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _are_numbers(value: Any, count: int) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == count and all(map(_is_number, value))
+
+
+# Config field -> whether a value is possible, and what possible ones are.
+_WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model.width": (lambda v: _is_number(v) and v > 0, "a number above 0"),
+    "model.strides": (
+        lambda v: _are_numbers(v, 8) and all(stride in (1, 2) for stride in v),
+        "8 numbers, each 1 or 2",
+    ),
+    "model.num_classes": (lambda v: v is None or _is_count(v), "a number of classes, or null"),
+    "model.dropout": (lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "model.padding": (lambda v: v in ("torch", "same"), "'torch' or 'same'"),
+    "model.bn_epsilon": (lambda v: _is_number(v) and v > 0, "a number above 0"),
+    "model.bn_momentum": (lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "data.image_size": (_is_count, "a number of pixels"),
+    "data.eval_transforms": (lambda v: isinstance(v, str), "a string: resize_edge(256)|..."),
+    "data.mean": (lambda v: _are_numbers(v, 3), "three numbers, of R, G and B, 0-255"),
+    "data.std": (
+        lambda v: _are_numbers(v, 3) and min(v) > 0,
+        "three numbers above 0, of R, G and B, 0-255",
+    ),
+}
 
 
 def shape_faults(wanted: Any, found: Any) -> list[str]:

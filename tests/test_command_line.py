@@ -101,7 +101,7 @@ def cases(photos: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> dic
         "checkpoint's name": ([digits, "--checkpoint=torchvison"], ["did you mean 'torchvision'"]),
         "no checkpoint": (
             [digits, "--checkpoint=/no/where"],
-            ["/no/where", "does not exist", "`python -m convert`"],
+            ["/no/where", "does not exist"],
         ),
         "workdir is a file": ([digits, f"--workdir={files / 'type.py'}"], ["type.py is a file"]),
         "workdir below a file": (

@@ -204,9 +204,18 @@ def test_model_json_that_lacks_something_is_refused_by_name(broken, section, key
 @pytest.mark.parametrize(
     ("section", "key", "value", "named"),
     [
-        ("conventions", "padding", "valid", "padding must be 'torch' or 'same', not 'valid'"),
-        ("architecture", "strides", [1, 2], "strides must be 8"),
-        ("architecture", "width", "one", "describes no network"),
+        (
+            "conventions",
+            "padding",
+            "valid",
+            "model.padding is 'valid': it must be 'torch' or 'same'",
+        ),
+        ("architecture", "strides", [1, 2], "model.strides is [1, 2]: it must be 8 numbers"),
+        ("architecture", "width", "one", "model.width is 'one': it must be a number above 0"),
+        ("architecture", "width", float("nan"), "model.width is nan"),
+        ("preprocessing", "std", [1, 0, 1], "data.std is [1, 0, 1]"),
+        ("preprocessing", "mean", "abc", "data.mean is 'abc'"),
+        ("preprocessing", "eval_transforms", 3, "data.eval_transforms is 3"),
         ("architecture", "num_classes", 5, "class_names are 6, architecture.num_classes is 5"),
         (
             "architecture",
@@ -288,6 +297,26 @@ def test_models_of_the_time_before_hash_and_dropout_are_read(broken):
     saved = model_dir.read(broken)
     assert_holds(saved, tiny_model.variables())
     assert saved.field("model.dropout") == 0.0
+
+
+@pytest.mark.parametrize("card", [{}, {"top1": 1}, "71.86", {"top1": 1, "top5": 2, "examples": 3}])
+def test_published_figures_of_another_form_are_refused(broken, card):
+    edit(broken, lambda info: info.update(published=card))
+    assert "published is not" in refusal(broken)
+
+
+def test_class_names_that_would_steer_a_terminal_are_refused(broken):
+    edit(broken, lambda info: info["class_names"].__setitem__(0, "\x1b[31mcat"))
+    assert "class_names are not all printable" in refusal(broken)
+
+
+def test_a_link_to_a_model_stays_a_link(tmp_path):
+    tiny_model.write(tmp_path / "model", seed=0)
+    (tmp_path / "link").symlink_to("model")
+    tiny_model.write(tmp_path / "link", seed=1)
+    assert (tmp_path / "link").is_symlink()
+    assert_holds(model_dir.read(tmp_path / "model"), tiny_model.variables(seed=1))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "model"]
 
 
 def test_a_backbone_without_classifier_is_a_model_too(tmp_path):

@@ -195,6 +195,9 @@ def as_saved(config: ConfigDict, saved: SavedModel, overrides: Mapping[str, Any]
             print(f"{name}: {overrides[name]} instead of the checkpoint's {value}", file=sys.stderr)
         else:
             _set(config, name, value)
+    if config.data.image_size != saved.field("data.image_size"):
+        # Its edge, unlike its crop, is a number that does not follow the size.
+        print(f"data.eval_transforms is {config.data.eval_transforms}", file=sys.stderr)
     check(config)
     return config
 

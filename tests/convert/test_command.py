@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from PIL import Image
 
@@ -103,7 +104,7 @@ def test_the_summary_says_what_was_found_and_what_was_assumed(run, folder, tmp_p
         assert piece in out
     assert hashlib.sha256((folder / "6.pth").read_bytes()).hexdigest() in out
     assert "data.image_size=224" in err
-    assert "does not name its 6 classes: they are numbered" in err
+    assert "the file names no classes: they are numbered" in err
     info = json.loads((tmp_path / "m" / "model.json").read_text())
     assert info["class_names"] == list("012345")
     assert info["conventions"] == {
@@ -124,6 +125,7 @@ def test_fields_and_names_can_be_set(run, folder, tmp_path):
         "--set=data.image_size=64",
         "--set=data.eval_transforms=resize_edge(72)|center_crop(size)",
         "--set=data.mean=(1, 2, 3)",
+        "--set=data.std=(4, 5, 6)",
         "--set=model.strides=(1, 1, 1, 2, 2, 1, 2, 1)",
     )
     assert (code, err) == (0, "")  # nothing is left to assume
@@ -147,6 +149,8 @@ def test_fields_and_names_can_be_set(run, folder, tmp_path):
         (["--set=model.dropout=2"], "from 0 to 1"),
         (["--set=model.strides=(2, 2)"], "8 numbers"),
         (["--set=data.std=(1, 0, 1)"], "three numbers"),
+        (["--set=data.mean=(1e999, 0, 1)"], "three numbers"),
+        (["--set=model.padding={1: 2}"], "'torch' or 'same'"),
         (["--set=data.eval_transforms=center_corp(size)"], "did you mean 'center_crop'?"),
         (["--set=data.eval_transforms=random_crop(size)"], "random"),
         (["--class-names=missing.txt"], "missing.txt cannot be read"),
@@ -183,6 +187,52 @@ def test_check_prints_what_the_converted_network_sees(run, folder, tmp_path):
     assert [row[-3] for row in rows] == shares
 
 
+def test_a_size_set_alone_takes_its_share_of_the_photo_along(run, folder, tmp_path):
+    # d-li14's and timm's edges: int(size / 0.875).
+    for size, edge in ((96, 109), (160, 182), (192, 219)):
+        output = f"--output={tmp_path / str(size)}"
+        assert run(folder / "6.pth", output, f"--set=data.image_size={size}")[0] == 0
+        saved = model_dir.read(tmp_path / str(size))
+        assert saved.field("data.eval_transforms") == f"resize_edge({edge})|center_crop(size)"
+
+
+def test_names_that_are_too_few_are_not_taken(run, tmp_path):
+    checkpoint = {"meta": {"CLASSES": ("cat", "dog")}, "state_dict": network(1000).state_dict()}
+    torch.save(checkpoint, tmp_path / "file.pth")
+    code, _, err = run(tmp_path / "file.pth", f"--output={tmp_path / 'm'}")
+    assert code == 0
+    assert "names 2 classes and has 1000: they are numbered" in err
+    assert model_dir.read(tmp_path / "m").class_names[:3] == ("0", "1", "2")
+
+
+def test_names_in_a_file_do_not_steer_the_terminal(run, tmp_path):
+    state = network(6).state_dict() | {"\x1b[31mred\n": torch.zeros(1)}
+    torch.save(state, tmp_path / "file.pth")
+    assert "\\x1b[31mred" in refused(run(tmp_path / "file.pth", f"--output={tmp_path / 'm'}"))
+    checkpoint = {"meta": {"CLASSES": ("cat\n", *"abcde")}, "state_dict": network(6).state_dict()}
+    torch.save(checkpoint, tmp_path / "file.pth")
+    assert "not printable: 'cat\\n'" in refused(run(tmp_path / "file.pth", "--output=m"))
+
+
+def test_negative_variances_are_refused(run, tmp_path):
+    state = network(6).state_dict()
+    state["features.0.1.running_var"][3] = -1
+    torch.save(state, tmp_path / "file.pth")
+    message = refused(run(tmp_path / "file.pth", f"--output={tmp_path / 'm'}"))
+    assert "features.0.1.running_var, a variance, is negative" in message
+
+
+def test_our_own_file_without_its_description_says_what_is_assumed(run, tmp_path):
+    tiny_model.write(tmp_path / "m")
+    file = tmp_path / "m.safetensors"
+    assert run(tmp_path / "m", "--to=safetensors", f"--output={file}")[0] == 0
+    safetensors.numpy.save_file(safetensors.numpy.load_file(file), file)  # the metadata is gone
+    code, _, err = run(file, f"--output={tmp_path / 'again'}")
+    assert code == 0
+    for field in ("model.padding", "model.bn_epsilon", "data.mean", "data.eval_transforms"):
+        assert f"{field}=" in err
+
+
 def test_a_background_class_is_kept_or_dropped(run, folder, tmp_path):
     assert run(folder / "1001.pth", f"--output={tmp_path / 'kept'}")[0] == 0
     code, _, err = run(folder / "1001.pth", f"--output={tmp_path / 'm'}", "--drop-background")
@@ -196,6 +246,12 @@ def test_a_background_class_is_kept_or_dropped(run, folder, tmp_path):
     np.testing.assert_array_equal(kept.params["classifier"]["kernel"], weight.T)
     np.testing.assert_array_equal(dropped.params["classifier"]["kernel"], weight[1:].T)
     np.testing.assert_array_equal(dropped.params["classifier"]["bias"], bias[1:])
+
+
+def test_a_backbone_cannot_be_checked(run, folder, tmp_path):
+    outcome = run(folder / "backbone.pth", f"--output={tmp_path / 'm'}", f"--check={folder}")
+    assert "leave out --check" in refused(outcome)
+    assert not (tmp_path / "m").exists()
 
 
 def test_a_backbone_alone_gives_features_only_and_says_so(run, folder, tmp_path):
@@ -236,10 +292,13 @@ def test_what_is_not_ours_is_not_even_replaced_by_force(run, folder, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"precious")
     tiny_model.write(tmp_path / "run" / "model")
-    (tmp_path / "run" / "checkpoints").mkdir()
-    for output in ("photos", "photos/cat.jpg", "run"):
+    tiny_model.write(tmp_path / "annotated")
+    (tmp_path / "annotated" / "notes.txt").write_text("precious")
+    (tmp_path / "dangling").symlink_to("nothing")
+    for output in ("photos", "photos/cat.jpg", "run", "annotated", "dangling"):
         outcome = run(folder / "6.pth", f"--output={tmp_path / output}", "--force")
-        assert "not what this command writes" in refused(outcome)
+        assert "not (only) what this command writes" in refused(outcome)
+    assert (tmp_path / "annotated" / "notes.txt").read_text() == "precious"
     outcome = run(
         tmp_path / "run", "--to=timm", f"--output={tmp_path / 'photos'}.pth", "--layout=timm"
     )

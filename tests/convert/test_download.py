@@ -339,8 +339,8 @@ def test_another_file_under_a_published_name(tmp_path):
 def test_what_is_nothing(tmp_path):
     assert "did you mean 'torchvision'?" in refusal("torchvison")
     assert "known are 'mmpretrain', 'torchvision'" in refusal("resnet50")
-    assert refusal("weights/resnet50") == "there is no file weights/resnet50"
-    assert refusal("resnet50.pth") == "there is no file resnet50.pth"
+    assert refusal("weights/resnet50") == "weights/resnet50 does not exist"
+    assert refusal("resnet50.pth") == "resnet50.pth does not exist"
     assert "is a folder" in refusal(str(tmp_path))
     assert "is no address" in refusal("https:///model.pth")
 

@@ -69,7 +69,8 @@ def test_the_defaults_are_those_of_its_classes(tmp_path):
     assert names == ()
     assert fields["model.padding"] == ("same" if default.tf_padding else "torch")
     assert fields["model.bn_epsilon"] == default.layer_norm_eps
-    assert fields["model.dropout"] == default.classifier_dropout_prob
+    assert default.classifier_dropout_prob == 0.8  # TF-slim's share of what is kept:
+    assert "model.dropout" not in fields  # the layout's convention stands
     assert fields["data.image_size"] == default.image_size == processor.crop_size["height"]
     edge = processor.size["shortest_edge"]
     assert fields["data.eval_transforms"] == f"resize_edge({edge})|center_crop(size)"
@@ -90,7 +91,30 @@ def test_sizes_are_read_as_they_were_written_over_the_years(tmp_path, size):
 def test_what_evaluation_here_cannot_leave_out_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "preprocessor_config.json").write_text('{"do_center_crop": false}')
-    with pytest.raises(UserError, match="do_center_crop"):
+    with pytest.raises(UserError, match="do_center_crop false"):
+        read(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"resample": 1}')
+    with pytest.raises(UserError, match="resample 1"):
+        read(tmp_path)
+
+
+def test_another_scale_and_an_exact_size_are_heeded(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    processor = {
+        "size": {"height": 224, "width": 224},
+        "rescale_factor": 1 / 127.5,
+        "image_mean": [1.0, 1.0, 1.0],
+        "image_std": [1.0, 1.0, 1.0],
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    fields, _ = read(tmp_path)
+    assert fields["data.eval_transforms"] == "resize(224)|center_crop(size)"
+    assert fields["data.mean"] == fields["data.std"] == pytest.approx((127.5, 127.5, 127.5))
+
+
+def test_names_of_another_form_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"id2label": {"a": "cat"}}')
+    with pytest.raises(UserError, match="id2label"):
         read(tmp_path)
 
 
