@@ -297,12 +297,17 @@ def info_faults(info: Mapping[str, Any]) -> list[str]:
         faults.append("class_names are not all printable text")
     elif len(names) != (classes or 0):
         faults.append(f"class_names are {len(names)}, architecture.num_classes is {classes}")
-    if "published" in info:
-        card = info["published"]
-        numbers = isinstance(card, dict) and [card.get(k) for k in ("top1", "top5", "examples")]
-        if not numbers or not all(map(_is_number, numbers)) or not isinstance(card.get("source"), str):
-            faults.append("published is not {top1, top5, examples, source}")
+    if "published" in info and not _is_card(info["published"]):
+        faults.append("published is not {top1, top5, examples, source}")
     return faults
+
+
+def _is_card(card: Any) -> bool:
+    return (
+        isinstance(card, dict)
+        and all(_is_number(card.get(key)) for key in ("top1", "top5", "examples"))
+        and isinstance(card.get("source"), str)
+    )
 
 
 def field_faults(fields: Mapping[str, Any]) -> list[str]:
