@@ -9,10 +9,8 @@ another framework, which convert/ reads.
 """
 
 import dataclasses
-import gc
 import hashlib
 import json
-import logging
 import math
 import os
 import pathlib
@@ -122,7 +120,7 @@ def describe(
 def write(path: pathlib.Path, params: Any, batch_stats: Any, info: Mapping[str, Any]) -> None:
     """Writes a model directory at `path`, replacing one that is there.
 
-    model.json gets the arrays' SHA-256 too, by which `read` notices a damaged file. The new one is
+    model.json gets the SHA-256 of the files too, by which `read` notices damage. The new one is
     complete before the old one is moved away, and that is deleted last: a process that dies
     meanwhile leaves one of them whole, if only as `.NAME.new` beside `.NAME.old`.
     """
@@ -130,10 +128,10 @@ def write(path: pathlib.Path, params: Any, batch_stats: Any, info: Mapping[str, 
     fresh, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
     shutil.rmtree(fresh, ignore_errors=True)
     arrays = {"params": params, "batch_stats": batch_stats}
-    info = dict(info) | {"arrays_sha256": _sha256(arrays)}
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             checkpointer.save(fresh / "arrays", args=ocp.args.PyTreeSave(arrays))
+        info = dict(info) | {"arrays_sha256": _sha256(fresh / "arrays")}
         (fresh / "model.json").write_text(json.dumps(info, indent=2) + "\n")
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -198,31 +196,32 @@ def training_steps(workdir: pathlib.Path) -> list[int]:
 def _read_model(path: pathlib.Path) -> SavedModel:
     try:
         info = json.loads((path / "model.json").read_text())
+        sha256 = _sha256(path / "arrays")
     except OSError as error:
-        raise UserError(f"{path / 'model.json'} cannot be read: {error.strerror}") from None
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{path / 'model.json'} is not JSON: {error}") from None
     found = info.get("format") if isinstance(info, dict) else None
     if found != FORMAT:
         raise UserError(f"{path / 'model.json'} has format {found!r}; this version reads {FORMAT}")
-    arrays = _read_arrays(path / "arrays")
-    wanted, found = info.get("arrays_sha256"), _sha256(arrays)
-    if wanted not in (None, found):  # None: written before model.json had it
+    # Before Orbax sees them: it reads some damaged files without complaint. (Models that were
+    # written before model.json had the line are read as they are.)
+    if info.get("arrays_sha256", sha256) != sha256:
         raise UserError(
-            f"the arrays in {path / 'arrays'} are not those that were written (SHA-256 {found}, in "
-            f"model.json {wanted}): the files are damaged, or were exchanged"
+            f"the arrays in {path / 'arrays'} cannot be read: by their SHA-256, which is in "
+            "model.json, they are not the files that were written"
         )
+    arrays = _read_arrays(path / "arrays")
     return SavedModel(arrays.get("params", {}), arrays.get("batch_stats", {}), info, path)
 
 
-def _sha256(arrays: Any) -> str:
-    """Returns the SHA-256 over every array's name, dtype, shape and bytes, in the names' order."""
+def _sha256(folder: pathlib.Path) -> str:
+    """Returns the SHA-256 over the names, sizes and contents of a folder's files."""
     digest = hashlib.sha256()
-    flat = jax.tree_util.tree_leaves_with_path(arrays)
-    for path, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in flat):
-        leaf = np.ascontiguousarray(leaf)
-        digest.update(f"{path} {leaf.dtype} {leaf.shape}\n".encode())
-        digest.update(leaf.data)
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(folder).as_posix()} {len(content)}\n".encode())
+        digest.update(content)
     return digest.hexdigest()
 
 
@@ -251,13 +250,7 @@ def _read_arrays(path: pathlib.Path) -> dict[str, Any]:
                 path.absolute(), args=ocp.args.PyTreeRestore(restore_args=restore)
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        what = str(error)[:200]
-    # The reads that failed beside the first one complain to asyncio's log when they are collected.
-    log = logging.getLogger("asyncio")
-    log.disabled = True
-    gc.collect()
-    log.disabled = False
-    raise UserError(f"the arrays in {path} cannot be read: {what}")
+        raise UserError(f"the arrays in {path} cannot be read: {str(error)[:200]}") from None
 
 
 def _check(saved: SavedModel) -> None:

@@ -282,13 +282,12 @@ def test_arrays_of_another_model_are_noticed(broken, tmp_path):
 
 @pytest.mark.parametrize("where", [0.2, 0.4, 0.6, 0.8])
 def test_flipped_bits_in_the_arrays_are_noticed(broken, where):
-    # They are compressed, without a checksum: some flips give an error, others other numbers.
+    # They are compressed, without a check sum: some flips give an error, others other numbers.
     file = max((broken / "arrays" / "d").iterdir(), key=lambda path: path.stat().st_size)
     content = bytearray(file.read_bytes())
     content[int(where * len(content))] ^= 0x10
     file.write_bytes(content)
-    message = refusal(broken)
-    assert "SHA-256" in message or "cannot be read" in message
+    assert "SHA-256" in refusal(broken)
 
 
 def test_models_of_the_time_before_hash_and_dropout_are_read(broken):
