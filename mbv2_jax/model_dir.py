@@ -9,6 +9,7 @@ another framework, which convert/ reads.
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -123,11 +124,18 @@ def write(path: pathlib.Path, params: Any, batch_stats: Any, info: Mapping[str, 
     model.json gets the SHA-256 of the files too, by which `read` notices damage. The new one is
     complete before the old one is moved away, and that is deleted last: a process that dies
     meanwhile leaves one of them whole, if only as `.NAME.new` beside `.NAME.old`.
+
+    Raises:
+      OSError, ValueError (Orbax's): it cannot be written, for want of space perhaps.
     """
     path = path.resolve()  # of a link, what it points to
     fresh, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
     shutil.rmtree(fresh, ignore_errors=True)
     arrays = {"params": params, "batch_stats": batch_stats}
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+    if shutil.disk_usage(path.parent).free < size:
+        # Before Orbax starts: a disk that is full in the middle makes its threads print tracebacks.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             checkpointer.save(fresh / "arrays", args=ocp.args.PyTreeSave(arrays))

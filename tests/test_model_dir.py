@@ -139,6 +139,15 @@ def test_the_old_model_stays_if_the_new_arrays_cannot_be_written(tmp_path, monke
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(tiny_model.variables()))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size - 1))
+    with pytest.raises(OSError, match="No space left on device"):
+        tiny_model.write(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_old_model_stays_if_the_new_model_json_cannot_be_written(tmp_path):
     path = tiny_model.write(tmp_path / "model", seed=0)
     arrays = tiny_model.variables(seed=1)
