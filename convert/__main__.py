@@ -166,7 +166,6 @@ def _import(arguments: argparse.Namespace, output: pathlib.Path) -> None:
     for line in imported.warnings:
         print(f"warning: {line}", file=sys.stderr)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
         model_dir.write(output, saved.params, saved.batch_stats, saved.info)
     except (OSError, ValueError) as error:  # Orbax raises ValueError for a full disk
         what = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]

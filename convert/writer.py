@@ -1,5 +1,6 @@
 """A model of ours -> a weight file of another framework."""
 
+import io
 import json
 import os
 import pathlib
@@ -43,13 +44,13 @@ def write(saved: SavedModel, to: str, output: pathlib.Path) -> dict[str, str]:
     if to != "safetensors":
         _check_conventions(saved, to, layout)
     tensors = _tensors(saved, layout)
+    encode = _safetensors if output.suffix == ".safetensors" else _torch_file
+    content = encode(tensors, saved, to)
+    output = pathlib.Path(os.path.realpath(output))  # of a link, what it points to
     fresh = output.with_name(f".{output.name}.new")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        if output.suffix == ".safetensors":
-            _write_safetensors(fresh, tensors, saved, to)
-        else:
-            _write_torch(fresh, tensors, saved, to)
+        fresh.write_bytes(content)
         os.replace(fresh, output)
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror or error}") from None
@@ -93,21 +94,17 @@ def _tensors(saved: SavedModel, layout: Layout) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _write_safetensors(
-    path: pathlib.Path, tensors: dict[str, np.ndarray], saved: SavedModel, to: str
-) -> None:
+def _safetensors(tensors: dict[str, np.ndarray], saved: SavedModel, to: str) -> bytes:
     try:
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
     except ImportError:
         raise _missing("safetensors") from None
     # "format" is what Hugging Face's loaders look for.
     metadata = {"format": "flax" if to == "safetensors" else "pt"}
-    save_file(tensors, path, metadata | {"model.json": json.dumps(saved.info)})
+    return save(tensors, metadata | {"model.json": json.dumps(saved.info)})
 
 
-def _write_torch(
-    path: pathlib.Path, tensors: dict[str, np.ndarray], saved: SavedModel, to: str
-) -> None:
+def _torch_file(tensors: dict[str, np.ndarray], saved: SavedModel, to: str) -> bytes:
     try:
         import torch
     except ImportError:
@@ -116,8 +113,9 @@ def _write_torch(
     if to == "mmpretrain":
         meta = {"dataset_meta": {"classes": list(saved.class_names)}} if saved.class_names else {}
         checkpoint = {"meta": meta, "state_dict": checkpoint}
-    with path.open("wb") as file:  # by name, torch would raise RuntimeError for a full disk
-        torch.save(checkpoint, file)
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    return buffer.getvalue()
 
 
 def _missing(package: str) -> UserError:

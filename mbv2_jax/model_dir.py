@@ -129,6 +129,7 @@ def write(path: pathlib.Path, params: Any, batch_stats: Any, info: Mapping[str, 
       OSError, ValueError (Orbax's): it cannot be written, for want of space perhaps.
     """
     path = path.resolve()  # of a link, what it points to
+    path.parent.mkdir(parents=True, exist_ok=True)
     fresh, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
     shutil.rmtree(fresh, ignore_errors=True)
     arrays = {"params": params, "batch_stats": batch_stats}

@@ -312,11 +312,14 @@ def test_a_fault_in_mid_write_leaves_what_was_there(run, folder, tmp_path, monke
     assert run(folder / "6.pth", "--to=torchvision", f"--output={file}")[0] == 0
     before = file.read_bytes()
 
-    def full(*args: object) -> None:
+    def full(self: pathlib.Path, content: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(content[:1000])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
-    outcome = run(folder / "6.pth", "--to=torchvision", f"--output={file}", "--force")
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "write_bytes", full)
+        outcome = run(folder / "6.pth", "--to=torchvision", f"--output={file}", "--force")
     assert (outcome[0], outcome[1]) == (2, "")
     assert outcome[2].splitlines()[-1].endswith("cannot be written: No space left on device")
     assert file.read_bytes() == before
