@@ -35,7 +35,7 @@ def main() -> None:
     # Everything that can be refused is, before jax is imported (seconds) or anything downloaded.
     if arguments.to:
         _refuse_import_flags(arguments)
-        _check_free(output, arguments.force, may_replace=os.path.isfile(output))
+        _check_free(output, arguments.force, may_replace=_is_weights(output))
         _export(arguments.source, arguments.to, output)
     else:
         _check_free(output, arguments.force, may_replace=_is_model(output))
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         for name, weights in published.PUBLISHED.items()
     )
     parser = argparse.ArgumentParser(
-        prog="python -m convert",
+        prog=f"python -m {__package__}",
         description=__doc__,
         epilog=f"published weights:{names}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -123,9 +123,20 @@ def _is_model(output: pathlib.Path) -> bool:
     return os.path.isdir(output) and {"arrays", "model.json"} == set(os.listdir(output))
 
 
+def _is_weights(output: pathlib.Path) -> bool:
+    """Whether a file is one of weights, by its content."""
+    from . import containers
+
+    try:
+        return bool(containers.identify(output))
+    except UserError:
+        return False
+
+
 def _check_free(output: pathlib.Path, force: bool, *, may_replace: bool) -> None:
     """Refuses an output that is there already, unless it may be replaced and --force is given."""
-    if not os.path.lexists(output):
+    empty = os.path.isdir(output) and not os.listdir(output)
+    if empty or not os.path.lexists(output):
         return
     if not may_replace:
         raise UserError(

@@ -25,7 +25,7 @@ SETTABLE = tuple(
 )
 
 PREPROCESSING = ("data.image_size", "data.eval_transforms", "data.mean", "data.std")
-COMMAND = "python -m mbv2_jax.convert"  # for messages: that name works everywhere
+COMMAND = f"python -m {__package__}"  # for messages: convert in the clone, or mbv2_jax.convert
 BACKGROUND = "background"  # the name of class 0 where a head has 1001
 
 

@@ -19,7 +19,6 @@ class PublishedWeights:
 
     Attributes:
       address: where it is.
-      layout: how its arrays are named: a key of `layouts.LAYOUTS`.
       top1, top5: published figures, percent.
       source: who published it, for messages.
       image_size: side of the network's input in that evaluation, pixels.
@@ -27,7 +26,6 @@ class PublishedWeights:
     """
 
     address: str
-    layout: str
     top1: float
     top5: float
     source: str
@@ -48,7 +46,6 @@ class PublishedWeights:
 def _torchvision(file: str, top1: float, top5: float, edge: int, weights: str) -> PublishedWeights:
     return PublishedWeights(
         _TORCHVISION + file,
-        "torchvision",
         top1,
         top5,
         f"torchvision, MobileNet_V2_Weights.{weights}",
@@ -59,7 +56,6 @@ def _torchvision(file: str, top1: float, top5: float, edge: int, weights: str) -
 def _d_li14(file: str, top1: float, top5: float, size: int = 224) -> PublishedWeights:
     return PublishedWeights(
         _D_LI14 + file,
-        "d-li14",
         top1,
         top5,
         "d-li14/mobilenetv2.pytorch",
@@ -71,7 +67,6 @@ def _d_li14(file: str, top1: float, top5: float, size: int = 224) -> PublishedWe
 def _timm(file: str, top1: float, top5: float, model: str) -> PublishedWeights:
     return PublishedWeights(
         _TIMM + file,
-        "timm",
         top1,
         top5,
         f"timm, {model}",
@@ -84,7 +79,6 @@ def _timm(file: str, top1: float, top5: float, model: str) -> PublishedWeights:
 PUBLISHED: dict[str, PublishedWeights] = {
     "mmpretrain": PublishedWeights(
         _ZOO + "mobilenet_v2_batch256_imagenet_20200708-3b2dc3af.pth",
-        "mmpretrain",
         71.86,
         90.42,
         "mmpretrain, mobilenet-v2_8xb32_in1k",

@@ -9,10 +9,9 @@ import pathlib
 import ml_dtypes
 import numpy as np
 
-from mbv2_jax.errors import UserError
+from mbv2_jax.errors import UserError, listed
 
 from . import containers, keras_files, torch_files
-from .torch_files import listed
 
 _SAFETENSORS_TYPES = {
     "F64": np.float64,

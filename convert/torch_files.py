@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mbv2_jax.errors import UserError
+from mbv2_jax.errors import UserError, listed
 
 # In older versions a file could run code in spite of weights_only (CVE-2025-32434).
 _SAFE_TORCH = (2, 6)
@@ -191,14 +191,6 @@ def class_names(checkpoint: Any) -> tuple[str, ...]:
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         return ()
     return tuple(names)
-
-
-def listed(faults: Iterable[str], limit: int = 5) -> str:
-    """Joins faults for a message; says how many more there are beyond `limit`."""
-    # Names are the file's, and might steer a terminal.
-    faults = [fault if fault.isprintable() else ascii(fault) for fault in faults]
-    more = [f"and {len(faults) - limit} more"] if len(faults) > limit else []
-    return "; ".join([*faults[:limit], *more])
 
 
 @contextlib.contextmanager

@@ -139,7 +139,7 @@ def _summary(
         state = f"{read}({str(output)!r})"
         if to == "mmpretrain" and output.suffix != ".safetensors":
             state += "['state_dict']"
-        loading = f"model = {network}; model.load_state_dict({state})"
+        loading = f"model = {network}; model.load_state_dict({state}); model.eval()"
     mean, std = saved.field("data.mean"), saved.field("data.std")
     head = f"{classes} classes" if classes else "no classifier"
     lines = {

@@ -30,6 +30,9 @@ _LAST_BATCH = ("fill", "drop")
 # Batches that each worker process keeps ready beside the one it is making.
 _READY_PER_WORKER = 2
 
+# Batches that pay for the start of a worker process in an evaluation.
+_WORTH_A_WORKER = 4
+
 # Threads that make batches where there are no worker processes, a batch each; Pillow gives up the
 # interpreter's lock while it decodes and resizes.
 _MAX_THREADS = 8
@@ -139,7 +142,8 @@ def eval_batches(
       source: the split to evaluate.
       transform: makes (S, S, 3) uint8 of a decoded image; not a random one.
       batch_size: global, a multiple of `process_count`.
-      workers: number of worker processes; 0 = decode in threads of this process.
+      workers: number of worker processes, at most one a core; 0 = decode in threads of this
+        process, as is done too where they would have little to do.
       process_index: which JAX process this is.
       process_count: of how many. Each gets the same number of batches, whose unmasked examples
         are the split together.
@@ -165,7 +169,9 @@ def eval_batches(
         0,
         steps_per_epoch(len(source), batch_size),
     )
-    return Batches(reader, workers)
+    workers = min(workers, os.cpu_count() or 1)
+    # Each takes seconds to start, and that for every evaluation.
+    return Batches(reader, workers if len(reader) >= _WORTH_A_WORKER * workers else 0)
 
 
 def _rows(batch_size: int, process_index: int, process_count: int) -> slice:

@@ -296,6 +296,11 @@ def test_what_is_not_ours_is_not_even_replaced_by_force(run, folder, tmp_path):
     tiny_model.write(tmp_path / "annotated")
     (tmp_path / "annotated" / "notes.txt").write_text("precious")
     (tmp_path / "dangling").symlink_to("nothing")
+    photo = run(tmp_path / "annotated", "--to=torchvision", f"--output={tmp_path / 'photo.pth'}")
+    assert photo[0] == 0
+    (tmp_path / "photo.pth").write_bytes(b"\xff\xd8\xff a photo")
+    photo = (tmp_path / "annotated", "--to=torchvision", f"--output={tmp_path / 'photo.pth'}")
+    assert "not (only) what this command writes" in refused(run(*photo, "--force"))
     for output in ("photos", "photos/cat.jpg", "run", "annotated", "dangling"):
         outcome = run(folder / "6.pth", f"--output={tmp_path / output}", "--force")
         assert "not (only) what this command writes" in refused(outcome)
@@ -305,6 +310,12 @@ def test_what_is_not_ours_is_not_even_replaced_by_force(run, folder, tmp_path):
     )
     assert "--layout is for reading" in refused(outcome)
     assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"precious"
+
+
+def test_an_empty_folder_is_filled(run, folder, tmp_path):
+    (tmp_path / "m").mkdir()
+    assert run(folder / "6.pth", f"--output={tmp_path / 'm'}")[0] == 0
+    assert model_dir.read(tmp_path / "m").field("model.num_classes") == 6
 
 
 def test_a_fault_in_mid_write_leaves_what_was_there(run, folder, tmp_path, monkeypatch):
