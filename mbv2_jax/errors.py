@@ -18,6 +18,14 @@ class RunFailed(Exception):
     """
 
 
+def listed(faults: Iterable[str], limit: int = 5) -> str:
+    """Joins faults for a message; says how many more there are beyond `limit`."""
+    # Names are a file's, and might steer a terminal.
+    faults = [fault if fault.isprintable() else ascii(fault) for fault in faults]
+    more = [f"and {len(faults) - limit} more"] if len(faults) > limit else []
+    return "; ".join([*faults[:limit], *more])
+
+
 def nearest(name: object, options: Iterable[object]) -> str:
     """Returns the sentence that helps after an unknown `name`.
 
