@@ -16,20 +16,11 @@ IMAGENET_NAMES: tuple[str, ...]  # 'tench, Tinca tinca', ...; 'crane' is both bi
 _ENOUGH = 0.9
 
 
-def is_imagenet(names: Sequence[str]) -> bool:
-    """Whether these are ImageNet's classes in order, perhaps with a background class before them.
-
-    Args:
-      names: class names in the order of the logits: WordNet ids, or names in anyone's wording.
-    """
-    return imagenet_offset(names) is not None
-
-
 def imagenet_offset(names: Sequence[str]) -> int | None:
     """Returns the label at which ImageNet's classes begin: 0, or 1 after a background class.
 
     Args:
-      names: as `is_imagenet` takes them.
+      names: class names in the order of the logits: WordNet ids, or names in anyone's wording.
 
     Returns:
       0 or 1; None where the classes are not ImageNet's 1000 in order.
