@@ -36,6 +36,9 @@ _CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
 # The state of random layers: no weights, and of no use elsewhere.
 _RANDOM_STATES = ("StateVar", "seed_generator_state")
 
+# Bytes that a member of a .keras file may unpack to; the widest network here is far below it.
+_LARGEST = 2 << 30
+
 _NO_NAMES = "the file has no layer names: they are taken from the layers' order, class by class"
 
 
@@ -67,13 +70,13 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                config = _config_layers(json.loads(archive.read("config.json")))
-                content = io.BytesIO(archive.read("model.weights.h5"))
+                config = _config_layers(json.loads(_member(path, archive, "config.json")))
+                content = io.BytesIO(_member(path, archive, "model.weights.h5"))
         with h5py.File(content, "r") as file:
             root = file.get("model_weights", file)
             if "layer_names" in root.attrs or "layer_names0" in root.attrs:
-                return _by_attributes(path, root), ()
-            layers = list(_walk(path, root, config))
+                return _by_attributes(path, file, root), ()
+            layers = list(_walk(path, file, root, config))
     except UserError:
         raise
     # By where the damage is: OSError, KeyError, RuntimeError, BadZipFile, JSONDecodeError, ...
@@ -86,6 +89,16 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     return _flat(path, _named_by_order(layers)), (_NO_NAMES,)
 
 
+def _member(path: pathlib.Path, archive: zipfile.ZipFile, name: str) -> bytes:
+    size = archive.getinfo(name).file_size
+    if size > _LARGEST:
+        raise UserError(
+            f"{path} was refused: its {name} unpacks to {size / 2**30:.1f} GiB, and no MobileNetV2 "
+            f"has more than {_LARGEST / 2**30:.0f}"
+        )
+    return archive.read(name)
+
+
 def _config_layers(config: Any) -> list[Any]:
     """Returns the layers in a .keras file's config, [] where a model of another kind has none."""
     inner = config.get("config") if isinstance(config, dict) else None
@@ -93,7 +106,7 @@ def _config_layers(config: Any) -> list[Any]:
     return layers if isinstance(layers, list) else []
 
 
-def _walk(path: pathlib.Path, group: Any, config: list[Any]) -> Iterator[_Layer]:
+def _walk(path: pathlib.Path, file: Any, group: Any, config: list[Any]) -> Iterator[_Layer]:
     """Yields the layers of a model's group and of the models nested in it, in the model's order.
 
     A group's key is its class's name and its number among those, e.g. conv2d_3; the config lists
@@ -109,10 +122,10 @@ def _walk(path: pathlib.Path, group: Any, config: list[Any]) -> Iterator[_Layer]
         for key in sorted(container, key=_order):
             layer, entry = container[key], named.get(key, {})
             if any(name in layer for name in _CONTAINERS):
-                yield from _walk(path, layer, _config_layers(entry))
+                yield from _walk(path, file, layer, _config_layers(entry))
             elif "vars" in layer and len(layer["vars"]):
                 own = layer["vars"].attrs.get("name") or entry.get("config", {}).get("name")
-                variables = {n: _array(path, container, layer["vars"][n]) for n in layer["vars"]}
+                variables = {n: _array(path, file, layer["vars"][n]) for n in layer["vars"]}
                 yield _Layer(key, str(own or ""), variables)
 
 
@@ -122,9 +135,10 @@ def _flat(path: pathlib.Path, layers: list[_Layer]) -> dict[str, np.ndarray]:
     for layer in layers:
         names = _VARIABLES.get(_class_of(layer.key), ())
         count = len(layer.variables)
-        known = count == len(names) or (count == 1 and "bias" in names)
+        usual = count == len(names) or (count == 1 and "bias" in names)
+        known = dict(zip(map(str, range(count)), names, strict=False)) if usual else {}
         for number, array in layer.variables.items():
-            variable = names[int(number)] if known and number.isdigit() else number
+            variable = known.get(number, number)
             name = f"{layer.name or layer.key}/{variable}"
             if name in found:
                 raise UserError(f"{path} has two layers named {layer.name!r}; rename one of them")
@@ -132,7 +146,7 @@ def _flat(path: pathlib.Path, layers: list[_Layer]) -> dict[str, np.ndarray]:
     return found
 
 
-def _by_attributes(path: pathlib.Path, root: Any) -> dict[str, np.ndarray]:
+def _by_attributes(path: pathlib.Path, file: Any, root: Any) -> dict[str, np.ndarray]:
     """Reads the layout of Keras 2, in which attributes list layers and weights."""
     found: dict[str, np.ndarray] = {}
     for layer in _listed(root, "layer_names"):
@@ -151,7 +165,7 @@ def _by_attributes(path: pathlib.Path, root: Any) -> dict[str, np.ndarray]:
             name = f"{owner}/{variable}"
             if name in found:
                 raise UserError(f"{path} has two layers named {owner!r}; rename one of them")
-            found[name] = _array(path, root, group[weight])
+            found[name] = _array(path, file, group[weight])
     return found
 
 
@@ -164,9 +178,9 @@ def _listed(group: Any, name: str) -> list[str]:
     return [entry.decode() if isinstance(entry, bytes) else str(entry) for entry in listed]
 
 
-def _array(path: pathlib.Path, group: Any, dataset: Any) -> np.ndarray:
-    """Reads a dataset that lies in the file itself: HDF5 can also point to other files."""
-    if dataset.file != group.file or dataset.external or dataset.is_virtual:
+def _array(path: pathlib.Path, file: Any, dataset: Any) -> np.ndarray:
+    """Reads a dataset that lies in `file` itself: HDF5 can also point to other files."""
+    if dataset.file != file or dataset.external or dataset.is_virtual:
         raise UserError(f"{path} was refused: its {dataset.name} lies in another file")
     array = np.asarray(dataset[()])
     if dataset.attrs.get("dtype") == "bfloat16" or array.dtype == np.dtype("V2"):

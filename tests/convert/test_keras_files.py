@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from mbv2_jax.convert import readers
+from mbv2_jax.convert import importer, readers
 from mbv2_jax.errors import UserError
 from tests.parity import peers
 
@@ -247,9 +247,21 @@ def test_arrays_of_other_files_are_not_read(tmp_path):
     secret = tmp_path / "secret.h5"
     with h5py.File(secret, "w") as file:
         file["a"] = np.ones(3)
+        file["layer/vars/0"] = np.ones(3)
+        file["layer"].attrs["weight_names"] = ["vars/0"]
     with h5py.File(tmp_path / "linked.h5", "w") as file:
         file.create_group("layers/dense/vars")["0"] = h5py.ExternalLink(str(secret), "/a")
     assert "another file" in refusal(tmp_path / "linked.h5")
+    with h5py.File(tmp_path / "group.h5", "w") as file:
+        file.create_group("layers")["dense"] = h5py.ExternalLink(str(secret), "/layer")
+    assert "another file" in refusal(tmp_path / "group.h5")
+    with h5py.File(tmp_path / "root.h5", "w") as file:
+        file["layers"] = h5py.ExternalLink(str(secret), "/")  # where "layer" lies
+    assert "another file" in refusal(tmp_path / "root.h5")
+    with h5py.File(tmp_path / "keras_2.h5", "w") as file:
+        file.attrs["layer_names"] = ["layer"]
+        file["layer"] = h5py.ExternalLink(str(secret), "/layer")
+    assert "another file" in refusal(tmp_path / "keras_2.h5")
     with h5py.File(tmp_path / "virtual.h5", "w") as file:
         layout = h5py.VirtualLayout((3,), np.float64)
         layout[:] = h5py.VirtualSource(str(secret), "a", (3,))
@@ -259,6 +271,31 @@ def test_arrays_of_other_files_are_not_read(tmp_path):
         group = file.create_group("layers/dense/vars")
         group.create_dataset("0", (3,), np.uint8, external=[(str(secret), 0, 3)])
     assert "another file" in refusal(tmp_path / "external.h5")
+
+
+@pytest.mark.parametrize("number", ["7", "²"])
+def test_a_variable_that_the_layer_does_not_have(number, model, tmp_path):
+    path = tmp_path / "net.weights.h5"
+    model.save_weights(path)
+    with h5py.File(path, "r+") as file:
+        (layer,) = (g for g in file["layers"].values() if g["vars"].attrs["name"] == "Conv1")
+        layer["vars"].move("0", number)
+    assert f"Conv1/{number}" in readers.read(path).tensors
+    with pytest.raises(UserError, match=rf"missing: Conv1/kernel; .*network: Conv1/{number}"):
+        importer.load(path)
+
+
+@pytest.mark.parametrize("member", ["config.json", "model.weights.h5"])
+def test_a_member_too_large_for_any_such_network_is_not_unpacked(member, model, tmp_path):
+    path = tmp_path / "net.keras"
+    model.save(path)
+    content = bytearray(path.read_bytes())
+    # The directory at the end has, 46 bytes before a member's name, its record; the size is in it.
+    record = content.rindex(member.encode()) - 46
+    assert content[record : record + 4] == b"PK\1\2"
+    content[record + 24 : record + 28] = (15 << 28).to_bytes(4, "little")
+    path.write_bytes(content)
+    assert f"its {member} unpacks to 3.8 GiB" in refusal(path)
 
 
 def test_without_h5py(model, tmp_path, monkeypatch):
