@@ -218,7 +218,7 @@ def gradient_errors(got: Arrays, expected: Arrays) -> dict[str, float]:
 
 def test_float64_twenty_steps_at_a_low_rate():
     mine, other = (run("ordinary", "float64", LOW_RATE, STEPS) for run in (ours, theirs))
-    # Seen: 5e-14, 2e-13 and 4e-13. MUT
+    # Seen: 5e-14, 2e-13 and 4e-13.
     np.testing.assert_allclose(mine.losses, other.losses, rtol=1e-7)
     assert max(errors(mine.params, other.params).values()) <= 1e-7
     assert max(errors(mine.statistics, other.statistics).values()) <= 1e-7
