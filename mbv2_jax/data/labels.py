@@ -43,8 +43,10 @@ def match(
     """Finds each of a dataset's classes among a model's.
 
     They are the same where the names are equal and stand for one class only; where the dataset's
-    name is the WordNet id of a class of an ImageNet model; and, each by its place, where both lists
-    are ImageNet's in another wording, or have equally many names and share none.
+    name is the WordNet id of a class of an ImageNet model; where all the dataset's names are
+    numbers, which the model's classes do not have for names: they count as the logits do; and, each
+    by its place, where both lists are ImageNet's in another wording, or have equally many names and
+    share none.
 
     Args:
       theirs: class names of the dataset, in the order of its labels.
@@ -73,6 +75,15 @@ def match(
         whose = "ImageNet's 1000 classes" if by_id else f"{model}'s {len(ours)} classes"
         how = f"{data}: {len(theirs)} of {whose}, by {'WordNet id' if by_id else 'name'}"
         return tuple(index[name] for name in theirs), how
+    numbers = _numbers(theirs)
+    if numbers and not set(theirs) & set(ours):
+        # By their places they would go wrong: folders come as '0', '1', '10', '2'.
+        if max(numbers) >= len(ours):
+            raise UserError(
+                f"{model} has the classes 0 to {len(ours) - 1}, and {data} one named "
+                f"{theirs[numbers.index(max(numbers))]!r}"
+            )
+        return numbers, f"{data}: {len(theirs)} of {model}'s {len(ours)} classes, by number"
     start = classes.imagenet_offset(theirs)
     # An id has no other wording: one that is not known is of another class.
     strange_id = offset is not None and any(re.fullmatch(r"n\d{8}", name) for name in missing)
@@ -88,6 +99,24 @@ def match(
         raise UserError(f"{model} has {len(ours)} classes, {data} {len(theirs)}: {first}")
     # Other names throughout are another vocabulary as likely as other classes.
     return tuple(range(len(ours))), f"{first}: taken as the same classes in the same order"
+
+
+def same(theirs: Sequence[str], ours: Sequence[str]) -> bool:
+    """Whether two lists are of the same classes in the same order: equal, or both ImageNet's.
+
+    ImageNet's are called by WordNet ids, as by folders and TFDS, or by names in anyone's wording.
+    """
+    if tuple(theirs) == tuple(ours):
+        return True
+    return classes.imagenet_offset(theirs) == classes.imagenet_offset(ours) == 0
+
+
+def _numbers(names: Sequence[str]) -> tuple[int, ...]:
+    """The names as numbers; () where one is none, or two are the same."""
+    if not all(re.fullmatch(r"[0-9]{1,9}", name) for name in names):
+        return ()
+    numbers = tuple(map(int, names))
+    return numbers if len(set(numbers)) == len(numbers) else ()
 
 
 def _unique(names: Sequence[str]) -> set[str]:

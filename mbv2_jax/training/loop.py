@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mbv2_jax import model_dir
-from mbv2_jax.data import classes, loader
+from mbv2_jax.data import labels, loader
 from mbv2_jax.errors import RunFailed, UserError
 from mbv2_jax.models import profile
 from mbv2_jax.training import config as config_lib
@@ -164,12 +164,8 @@ def _with_weights(run: Plan, fresh: Mapping[str, Any]) -> dict[str, Any]:
     saved = run.start_from
     assert saved is not None
     params = dict(saved.params)
-    names = tuple(run.train_source.class_names)
-    # WordNet ids, as folders and TFDS have them, or names: ImageNet's classes are the same ones.
-    both_imagenet = (
-        classes.imagenet_offset(saved.class_names) == classes.imagenet_offset(names) == 0
-    )
-    if saved.class_names != names and not both_imagenet:
+    names = run.train_source.class_names
+    if not labels.same(names, saved.class_names):
         params["classifier"] = fresh["params"]["classifier"]
         why = f"its {len(saved.class_names)} classes are not these {len(names)}"
         if saved.features_only:

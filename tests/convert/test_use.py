@@ -3,7 +3,6 @@
 import pathlib
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,9 +11,7 @@ import torch
 from PIL import Image
 
 from mbv2_jax import model_dir
-from mbv2_jax.data import classes
 from mbv2_jax.errors import UserError
-from mbv2_jax.training import loop
 from tests.parity import peers
 from tests.test_packaging import REPOSITORY
 from tests.training import commands
@@ -83,21 +80,6 @@ def test_prediction_takes_a_file_of_another_framework(folder, net, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "data.image_size=224" in done.stderr  # what was assumed is said here, too
     assert '"class": "0"' in done.stdout
-
-
-def test_imagenets_classifier_is_kept_whatever_its_classes_are_called(monkeypatch, capsys):
-    fresh = {"params": {"classifier": {"bias": np.zeros(1000)}}, "batch_stats": {}}
-    saved = model_dir.SavedModel(
-        {"classifier": {"bias": np.arange(1000.0)}},
-        {},
-        {"class_names": list(classes.IMAGENET_NAMES)},
-        pathlib.Path("saved"),
-    )
-    source = SimpleNamespace(class_names=classes.IMAGENET_WNIDS)
-    run = SimpleNamespace(start_from=saved, train_source=source)
-    kept = loop._with_weights(run, fresh)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(kept["params"]["classifier"]["bias"], np.arange(1000.0))
-    assert "classifier included" in capsys.readouterr().err
 
 
 def test_what_is_neither_a_file_nor_a_name_is_refused():

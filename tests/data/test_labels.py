@@ -107,6 +107,46 @@ def test_equally_many_other_names_are_taken_by_their_order_aloud():
         match(["n1", "n2", "n3"], ["cat", "dog"])
 
 
+def test_numbers_are_the_models_indices():
+    folders = sorted(map(str, range(1000)))
+    assert folders[2] == "10"  # as folders are listed
+    found, how = match(folders, IMAGENET_NAMES)
+    assert [str(index) for index in found] == folders
+    assert how == "the data: 1000 of the model's 1000 classes, by number"
+    assert match(["001", "002", "010"], IMAGENET_NAMES)[0] == (1, 2, 10)
+    assert match(["1", "0"], ["cat", "dog"])[0] == (1, 0)
+
+
+def test_numbers_that_are_names_of_the_model_are_names():
+    trained_on = sorted(map(str, range(12)))  # '0', '1', '10', '11', '2', ...
+    assert match(trained_on, trained_on) == (tuple(range(12)), "")
+    found, how = match(["2", "10"], trained_on)
+    assert (found, how) == ((4, 2), "the data: 2 of the model's 12 classes, by name")
+    with pytest.raises(UserError, match="the model has no class '12'"):
+        match(["2", "12"], [*trained_on, "cat"])
+
+
+def test_numbers_that_cannot_be_indices_are_refused():
+    with pytest.raises(UserError, match="the model has the classes 0 to 1, and the data one named"):
+        match(["1", "2"], ["cat", "dog"])
+    with pytest.raises(UserError, match="and the data one named '1000'"):
+        match([str(i) for i in range(1, 1001)], IMAGENET_NAMES)
+
+
+def test_names_like_numbers_are_not_taken_for_numbers():
+    for names in (["1", "01"], ["0", "-1"], ["0", "1.0"], ["0", "²"]):
+        assert "no name is shared" in match(names, ["cat", "dog"])[1]
+
+
+def test_the_same_classes_are_the_same_whatever_imagenets_are_called():
+    assert labels.same(["cat", "dog"], ("cat", "dog"))
+    assert not labels.same(["dog", "cat"], ["cat", "dog"])
+    assert not labels.same(["cat"], ["cat", "dog"])
+    assert labels.same(IMAGENET_WNIDS, IMAGENET_NAMES)
+    assert not labels.same(IMAGENET_WNIDS, ["background", *IMAGENET_NAMES])
+    assert not labels.same(IMAGENET_WNIDS[:10], IMAGENET_NAMES[:10])
+
+
 def test_relabelled_split_changes_nothing_but_labels():
     source = CodedSource(20)
     ours = labels.Relabelled(source, [10 * i for i in range(10)], "abc")
