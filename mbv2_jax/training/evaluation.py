@@ -66,7 +66,7 @@ def evaluate(
 
     Raises:
       UserError: no such checkpoint or data, classes that the model does not have, or a file that
-        is there. RunFailed: see `score`.
+        is there. RunFailed: see `score`; or the file cannot be written: with the result.
     """
     config = config.copy_and_resolve_references()
     config.model.bn_group_size = 0  # it is of training; here any batch size will do
@@ -105,7 +105,10 @@ def evaluate(
         progress=True,
     )
     if out:
-        predictions.write(pathlib.Path(out), batches, source)
+        try:
+            predictions.write(pathlib.Path(out), batches, source)
+        except RunFailed as failure:  # what took hours is not lost
+            raise RunFailed(f"{failure}; the result is {json.dumps(result)}") from None
     return result, published(saved, found, len(source), overrides, flip)
 
 
@@ -134,6 +137,8 @@ def published(
     changed = [
         name for name in FIELDS if name in overrides and overrides[name] != saved.field(name)
     ]
+    if overrides.get("model.dtype", "float32") == "bfloat16":  # which rounds to 3 digits
+        changed.append("model.dtype=bfloat16")
     unlike = ""
     if examples != card["examples"]:
         unlike = f"that is of {card['examples']:,} images, this of {examples:,}"

@@ -18,7 +18,7 @@ from PIL import Image
 from mbv2_jax import model_dir
 from mbv2_jax.command_line import load_config
 from mbv2_jax.data.classes import IMAGENET_NAMES, IMAGENET_WNIDS
-from mbv2_jax.errors import UserError
+from mbv2_jax.errors import RunFailed, UserError
 from mbv2_jax.training import evaluation, mesh
 from tests import tiny_model
 
@@ -171,6 +171,25 @@ def test_file_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path
     assert there.read_text() == "mine"
 
 
+def test_result_is_told_where_the_file_cannot_be_written_in_the_end(tmp_path, monkeypatch):
+    model = write_model(tmp_path / "model", ("cat", "dog"))
+    images = write_images(tmp_path / "images", {"cat": 3, "dog": 1})
+    folder = tmp_path / "out"
+    folder.mkdir()
+    score = evaluation.score
+
+    def score_and_lose_the_folder(*arguments, **options):
+        result = score(*arguments, **options)
+        folder.rmdir()
+        return result
+
+    monkeypatch.setattr(evaluation, "score", score_and_lose_the_folder)
+    with pytest.raises(RunFailed, match=r"cannot be written: No such.*; the result is") as failed:
+        evaluate(model, images, folder / "a.jsonl")
+    result = json.loads(str(failed.value).partition("the result is ")[2])
+    assert (result["top1"], result["examples"]) == (75, 4)
+
+
 def test_evaluation_that_fails_writes_no_predictions(tmp_path):
     images = write_images(tmp_path / "images", {"cat": 3})
     (images / "cat" / "3.png").write_text("no image")
@@ -263,6 +282,9 @@ def test_only_an_evaluation_like_the_published_one_is_compared():
         ("model.bn_epsilon", 1e-3),
     ):
         assert published(overrides={name: value}).unlike == f"that is without --config.{name}"
+    half = {"model.dtype": "bfloat16"}
+    assert published(overrides=half).unlike == "that is without --config.model.dtype=bfloat16"
+    assert published(overrides={"model.dtype": "float32"}).unlike == ""
 
 
 def test_nothing_is_said_where_nothing_was_published():
