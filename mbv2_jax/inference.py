@@ -89,7 +89,8 @@ class Classifier:
           One dict an image, as `inference_model` returns it.
 
         Raises:
-          UserError: an image cannot be read; the message names it. Or the model has features only.
+          UserError: an image cannot be read; the message names it. Or the model has features only,
+            or gives no numbers.
         """
         return [_or_raise(outcome) for outcome in self.stream(images, batch_size)]
 
@@ -219,6 +220,11 @@ class Classifier:
         return batch
 
     def _named(self, scores: np.ndarray) -> dict[str, Any]:
+        if not np.isfinite(scores).all():
+            raise UserError(
+                f"the model's logits are not numbers (NaN): the weights in {self._path} are "
+                "damaged, or their training went wrong"
+            )
         label = int(scores.argmax())
         return {
             "pred_label": label,
@@ -289,7 +295,7 @@ def list_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
     Args:
       images: an image (a path, an encoded file's bytes, a PIL image, or (H, W, 3) uint8 RGB
         pixels); a folder, which stands for the image files in it and in the folders below, sorted,
-        without hidden ones; or any number of both.
+        once each, without hidden ones; or any number of both.
 
     Raises:
       UserError: a folder cannot be read, or holds no image files.
@@ -317,7 +323,13 @@ def _files(folder: str) -> list[ImageLike]:
         raise UserError(f"cannot read the folder {error.filename}: {error.strerror}")
 
     found: list[ImageLike] = []
+    seen: set[str] = set()
     for path, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(path)
+        if real in seen:  # a link leads back to it
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [
             os.path.join(path, name)
