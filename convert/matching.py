@@ -7,14 +7,14 @@ comes out.
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mbv2_jax.errors import UserError, nearest
+from mbv2_jax.errors import UserError, listed, nearest
 from mbv2_jax.models.layers import make_divisible
 from mbv2_jax.models.mobilenet_v2 import LAST_CHANNELS, STAGES, STEM_CHANNELS, MobileNetV2
 from mbv2_jax.models.variants import VARIANTS
@@ -90,8 +90,8 @@ def _recognise(file: ForeignFile, wanted: str) -> tuple[str, Layout]:
     chosen = best if wanted == "auto" else wanted
     if shares[chosen][0] >= _RECOGNISED:
         return chosen, shares[chosen][1]
-    some = ", ".join(map(_shown, sorted(file.tensors)[:3])) or "nothing"
-    what = f"{file.path} holds {len(file.tensors)} arrays ({some}, ...)"
+    some = listed(sorted(file.tensors), 3, ", ") or "nothing"
+    what = f"{file.path} holds {len(file.tensors)} arrays ({some})"
     if shares[best][0] >= _RECOGNISED:
         raise UserError(f"{what}: not layout {wanted!r}, but {best!r}; leave out --layout")
     raise UserError(
@@ -162,13 +162,12 @@ def _variables(
             _put(variables, array.path, value)
             if array.path[-1] == "var" and (value < 0).any():
                 unfit.append(f"{name}, a variance, is negative in places")
-    deeper = any(layout.is_further_block(name) for name in extra)
+    kinds = {"missing": missing, "not of this network": extra, "unfit": unfit}
     faults = [
-        *(["it has more blocks than the paper's network"] if deeper else []),
-        *_listed("missing", missing),
-        *_listed("not of this network", sorted(extra)),
-        *_listed("unfit", sorted(unfit)),
+        f"{what}: {listed(sorted(names), _LISTED, ', ')}" for what, names in kinds.items() if names
     ]
+    if any(layout.is_further_block(name) for name in extra):
+        faults.insert(0, "it has more blocks than the paper's network")
     if faults:
         raise UserError(
             f"{file.path} is not a MobileNetV2 of width {width} (layout: {layout.owner}): "
@@ -192,14 +191,3 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: np.ndarray) -> None
     for key in parents:
         tree = tree.setdefault(key, {})
     tree[last] = value
-
-
-def _listed(what: str, names: list[str]) -> Iterable[str]:
-    if names:
-        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-        yield f"{what}: {', '.join(map(_shown, names[:_LISTED]))}{more}"
-
-
-def _shown(name: str) -> str:
-    """Returns a name that is the file's, and might steer a terminal."""
-    return name if name.isprintable() else ascii(name)

@@ -18,12 +18,12 @@ class RunFailed(Exception):
     """
 
 
-def listed(faults: Iterable[str], limit: int = 5) -> str:
+def listed(faults: Iterable[str], limit: int = 5, separator: str = "; ") -> str:
     """Joins faults for a message; says how many more there are beyond `limit`."""
     # Names are a file's, and might steer a terminal.
     faults = [fault if fault.isprintable() else ascii(fault) for fault in faults]
     more = [f"and {len(faults) - limit} more"] if len(faults) > limit else []
-    return "; ".join([*faults[:limit], *more])
+    return separator.join([*faults[:limit], *more])
 
 
 def nearest(name: object, options: Iterable[object]) -> str:
