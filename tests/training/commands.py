@@ -38,14 +38,10 @@ def get_config():
 
 
 def environment(cache: pathlib.Path, devices: int = 1) -> dict[str, str]:
-    """CPU devices; compiled programs are kept in `cache`, or every start would take 20 s.
-
-    LLVM does not optimise them: what runs for milliseconds is not worth seconds of compiling.
-    """
+    """CPU devices; compiled programs are kept in `cache`, or every start would take 20 s."""
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-        "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
