@@ -73,15 +73,12 @@ def load(
     if drop_background:
         match = _without_background(file, match)
     stated = _stated(file, match)
-    conventions = {
-        "model.strides": tuple(MobileNetV2.strides),
-        **match.layout.conventions,
-        **stated.fields,
-        **fields,
-    }
+    usual = {"model.strides": tuple(MobileNetV2.strides), **match.layout.conventions}
+    usual |= stated.fields
+    conventions = usual | fields
     _check(conventions)
-    if "data.image_size" in fields and "data.eval_transforms" not in fields:
-        conventions["data.eval_transforms"] = _scaled(conventions)
+    if "data.eval_transforms" not in fields:
+        conventions["data.eval_transforms"] = _scaled(usual, conventions["data.image_size"])
     own = stated.class_names[1:] if drop_background else stated.class_names
     names, names_from = _class_names(class_names, own, match.num_classes)
     shape = {"model.width": match.width, "model.num_classes": match.num_classes}
@@ -162,13 +159,12 @@ def _without_background(file: ForeignFile, match: Match) -> Match:
     return dataclasses.replace(match, num_classes=1000, variables=variables)
 
 
-def _scaled(conventions: Mapping[str, Any]) -> str:
-    """Returns the evaluation transform with its edge in the proportion that it has at 224."""
-    size = conventions["data.image_size"]
+def _scaled(usual: Mapping[str, Any], size: int) -> str:
+    """Returns the usual evaluation transform with its edge in proportion to another image size."""
     return re.sub(
         r"resize_edge\((\d+)",
-        lambda match: f"resize_edge({int(match[1]) * size // 224}",
-        conventions["data.eval_transforms"],
+        lambda match: f"resize_edge({int(match[1]) * size // usual['data.image_size']}",
+        usual["data.eval_transforms"],
     )
 
 

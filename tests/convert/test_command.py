@@ -373,3 +373,12 @@ def test_everything_survives_our_own_file(run, tmp_path):
         before.info.pop(key)
     after.info.pop("arrays_sha256")
     assert after.info == before.info
+
+
+def test_a_size_set_alone_keeps_the_share_that_the_file_states(run, tmp_path):
+    tiny_model.write(tmp_path / "m")  # 32 pixels of 36
+    file = tmp_path / "m.safetensors"
+    assert run(tmp_path / "m", "--to=safetensors", f"--output={file}")[0] == 0
+    assert run(file, f"--output={tmp_path / 'again'}", "--set=data.image_size=64")[0] == 0
+    saved = model_dir.read(tmp_path / "again")
+    assert saved.field("data.eval_transforms") == "resize_edge(72)|center_crop(size)"
