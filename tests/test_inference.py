@@ -20,13 +20,8 @@ from tests import tiny_model
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A model, three images as PNG files, and two files that are no images."""
-    folder = tmp_path_factory.mktemp("prediction")
-    tiny_model.write(folder / "model")
-    for i in range(3):
-        tiny_model.photo(i).save(folder / f"{i}.png")
-    (folder / "text.png").write_text("no image")
-    (folder / "half.png").write_bytes((folder / "0.png").read_bytes()[:1000])
-    return folder
+    names = ["0.png", "1.png", "2.png"]
+    return tiny_model.write_images(tmp_path_factory.mktemp("prediction"), names)
 
 
 @pytest.fixture(scope="module")

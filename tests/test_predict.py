@@ -21,14 +21,8 @@ from tests.training import commands
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A model, three images, a folder of two more, and two files that are no images."""
-    folder = tmp_path_factory.mktemp("prediction")
-    tiny_model.write(folder / "model")
-    (folder / "more").mkdir()
-    for i, name in enumerate(["0.png", "1.png", "2.png", "more/1.png", "more/three.jpeg"]):
-        tiny_model.photo(i).save(folder / name)
-    (folder / "text.png").write_text("no image")
-    (folder / "half.png").write_bytes((folder / "0.png").read_bytes()[:1000])
-    return folder
+    names = ["0.png", "1.png", "2.png", "more/1.png", "more/three.jpeg"]
+    return tiny_model.write_images(tmp_path_factory.mktemp("prediction"), names)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -68,3 +69,14 @@ def photo(seed: int) -> Image.Image:
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 256, (5, 7, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((70, 50), Image.Resampling.BICUBIC)
+
+
+def write_images(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path:
+    """Writes photos of seeds 0, 1, ... by these names, the model, and two files of no image."""
+    write(folder / "model")
+    for seed, name in enumerate(names):
+        (folder / name).parent.mkdir(exist_ok=True)
+        photo(seed).save(folder / name)
+    (folder / "text.png").write_text("no image")
+    (folder / "half.png").write_bytes((folder / names[0]).read_bytes()[:1000])
+    return folder

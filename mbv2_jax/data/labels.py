@@ -75,29 +75,43 @@ def match(
         whose = "ImageNet's 1000 classes" if by_id else f"{model}'s {len(ours)} classes"
         how = f"{data}: {len(theirs)} of {whose}, by {'WordNet id' if by_id else 'name'}"
         return tuple(index[name] for name in theirs), how
-    numbers = _numbers(theirs)
-    if numbers and not set(theirs) & set(ours):
-        # By their places they would go wrong: folders come as '0', '1', '10', '2'.
-        if max(numbers) >= len(ours):
-            raise UserError(
-                f"{model} has the classes 0 to {len(ours) - 1}, and {data} one named "
-                f"{theirs[numbers.index(max(numbers))]!r}"
-            )
-        return numbers, f"{data}: {len(theirs)} of {model}'s {len(ours)} classes, by number"
-    start = classes.imagenet_offset(theirs)
     # An id has no other wording: one that is not known is of another class.
     strange_id = offset is not None and any(re.fullmatch(r"n\d{8}", name) for name in missing)
-    if offset is not None and start is not None and not strange_id:
+    if strange_id:
+        raise UserError(_stranger(missing, ours, data, model))
+    numbers = () if set(theirs) & set(ours) else _numbers(theirs)
+    if numbers:
+        return _by_number(theirs, numbers, ours, data, model)
+    start = classes.imagenet_offset(theirs)
+    if offset is not None and start is not None:
         if start > offset:
             raise UserError(f"{model} has no class {theirs[0]!r}, which is the first of {data}")
-        labels = tuple(offset - start + i for i in range(len(theirs)))
-        return labels, f"{data}: ImageNet's classes in another wording, by their order"
-    if known or strange_id or set(theirs) & set(ours):
+        how = f"{data}: ImageNet's classes in another wording, by their order"
+        return tuple(offset - start + i for i in range(len(theirs))), how
+    if known or set(theirs) & set(ours):
         raise UserError(_stranger(missing, ours, data, model))
+    return _by_place(theirs, ours, data, model)
+
+
+def _by_number(
+    theirs: Sequence[str], numbers: tuple[int, ...], ours: Sequence[str], data: str, model: str
+) -> tuple[tuple[int, ...], str]:
+    """Takes names for the model's indices: by their places folders come as '0', '1', '10', '2'."""
+    if max(numbers) >= len(ours):
+        raise UserError(
+            f"{model} has the classes 0 to {len(ours) - 1}, and {data} one named "
+            f"{theirs[numbers.index(max(numbers))]!r}"
+        )
+    return numbers, f"{data}: {len(theirs)} of {model}'s {len(ours)} classes, by number"
+
+
+def _by_place(
+    theirs: Sequence[str], ours: Sequence[str], data: str, model: str
+) -> tuple[tuple[int, ...], str]:
+    """Takes other names throughout for another vocabulary, which they are as likely as classes."""
     first = f"class 0 is {ours[0]!r} in {model} and {theirs[0]!r} in {data}; no name is shared"
     if len(theirs) != len(ours):
         raise UserError(f"{model} has {len(ours)} classes, {data} {len(theirs)}: {first}")
-    # Other names throughout are another vocabulary as likely as other classes.
     return tuple(range(len(ours))), f"{first}: taken as the same classes in the same order"
 
 

@@ -81,14 +81,7 @@ def evaluate(
             f"{saved.path} has no classifier, only features: train one on your data with "
             f"--mode=train --checkpoint={checkpoint}, and evaluate that run's --workdir"
         )
-    data = config.data
-    unmatched = sources.open_source(data.source, data.eval_split, data.data_dir)
-    found, how = labels.match(
-        unmatched.class_names, saved.class_names, data=data.source, model=str(saved.path)
-    )
-    if how:
-        print(how, file=sys.stderr)
-    source = labels.Relabelled(unmatched, found, saved.class_names)
+    source, found = _open_source(config.data, saved)
     config = config_lib.as_saved(config, saved, overrides)
     mesh = mesh_lib.create()
     mesh_lib.check_batch(mesh, config.batch_size)
@@ -110,6 +103,19 @@ def evaluate(
         except RunFailed as failure:  # what took hours is not lost
             raise RunFailed(f"{failure}; the result is {json.dumps(result)}") from None
     return result, published(saved, found, len(source), overrides, flip)
+
+
+def _open_source(
+    data: ConfigDict, saved: model_dir.SavedModel
+) -> tuple[labels.Relabelled, tuple[int, ...]]:
+    """Returns the evaluation split with the model's labels, and which of them its classes are."""
+    source = sources.open_source(data.source, data.eval_split, data.data_dir)
+    found, how = labels.match(
+        source.class_names, saved.class_names, data=data.source, model=str(saved.path)
+    )
+    if how:
+        print(how, file=sys.stderr)
+    return labels.Relabelled(source, found, saved.class_names), found
 
 
 def published(
