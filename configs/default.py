@@ -14,12 +14,17 @@ def get_config() -> ConfigDict:
     config.batch_size = 256  # examples a step, over all devices and processes together
     config.num_epochs = 300.0  # passes over the training split; may be a fraction
     config.label_smoothing = 0.0  # share of the target spread evenly over the classes, 0 to 1
+    # Of the Beta distributions from which each step draws how much of a second image is mixed in
+    # (mixup) or pasted in (cutmix); 0: never; both above 0: each step does one of them.
+    config.mixup_alpha = 0.0
+    config.cutmix_alpha = 0.0
     config.model = _model()
     config.data = _data()
     config.optimizer = _optimizer()
     config.schedule = _schedule()
     config.ema = ConfigDict()
-    config.ema.decay = config_dict.placeholder(float)  # per step, e.g. 0.9999; None: no average
+    config.ema.decay = config_dict.placeholder(float)  # per update, e.g. 0.9999; None: no average
+    config.ema.every_steps = 1  # steps between two updates of the average
     config.checkpoint = _checkpoint()
     config.log = ConfigDict()
     config.log.every_steps = 50  # steps between two lines of metrics.jsonl
@@ -58,6 +63,9 @@ def _data() -> ConfigDict:
     data.std = config_dict.placeholder(tuple)  # ImageNet's; what the network sees is (x-mean)/std
     data.workers = 0  # processes that decode; 0: threads of this process
     data.last_batch = "fill"  # of an epoch: 'fill' up with its first examples | 'drop'
+    data.repeats = 1  # times that an epoch's batches hold an example, each augmented anew
+    data.train_decode = "exact"  # 'exact' (mmpretrain's pixels) | 'fast' (within a level or two)
+    data.corrupt = "raise"  # unreadable training images: 'raise' | 'skip' (counted, reported)
     return data
 
 
@@ -70,7 +78,8 @@ def _optimizer() -> ConfigDict:
     optimizer.betas = (0.9, 0.999)  # adamw: shares of the old first and second moment kept
     optimizer.epsilon = 1e-8  # adamw: added to the root; rmsprop: added under it
     optimizer.weight_decay = 0.0  # sgd, rmsprop: added to the gradient (x parameter); adamw: apart
-    optimizer.decay_norm_and_bias = True  # False: decay convolution and classifier kernels only
+    optimizer.decay_norm = True  # whether BatchNorm's scales and biases decay, too
+    optimizer.decay_bias = True  # whether the classifier's bias does
     optimizer.clip_norm = config_dict.placeholder(float)  # largest global gradient norm; None: any
     # ((regular expression, factor), ...): the first that matches a parameter's path from its
     # beginning ('classifier/bias', 'layer7_0/expand/conv/kernel') scales its learning rate.
@@ -87,7 +96,8 @@ def _schedule() -> ConfigDict:
     schedule.warmup_epochs = 0.0  # epochs of linear rise before the schedule proper
     schedule.warmup_start = 0.0  # share of the learning rate at step 0 of the warm-up
     schedule.milestones = ()  # step: epochs after which the rate is multiplied by factor
-    schedule.factor = 1.0  # step: at each milestone; exponential: after every epoch
+    schedule.factor = 1.0  # step: at each milestone; exponential: after every decay_epochs
+    schedule.decay_epochs = 1.0  # exponential: epochs between two falls; may be a fraction
     schedule.min_lr = 0.0  # cosine: the rate at the end
     return schedule
 

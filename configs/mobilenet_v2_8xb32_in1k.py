@@ -37,7 +37,8 @@ def get_config() -> ConfigDict:
     config.optimizer.name = "sgd"
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 4e-5
-    config.optimizer.decay_norm_and_bias = True
+    config.optimizer.decay_norm = True
+    config.optimizer.decay_bias = True
     config.schedule.name = "exponential"
     config.schedule.base_lr = 0.045
     config.schedule.factor = 0.98

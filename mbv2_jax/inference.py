@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from mbv2_jax import model_dir
-from mbv2_jax.data import classes, sources, transforms
+from mbv2_jax.data import classes, decoding, sources, transforms
 from mbv2_jax.errors import UserError, nearest
 from mbv2_jax.models.folding import fold
 from mbv2_jax.models.mobilenet_v2 import STAGES, MobileNetV2
@@ -264,17 +264,17 @@ def open_image(image: ImageLike) -> Image.Image:
     """
     if isinstance(image, str | os.PathLike):
         try:
-            return transforms.decode(pathlib.Path(image).read_bytes())
+            return decoding.decode(pathlib.Path(image).read_bytes())
         except OSError as error:
             raise UserError(f"{image}: {error.strerror}") from None
         except UserError as error:
             raise UserError(f"{image}: {error}") from None
     if isinstance(image, bytes):
-        return transforms.decode(image)
+        return decoding.decode(image)
     if isinstance(image, Image.Image):
         try:
             with _OPENED:
-                return transforms.upright_rgb(image)
+                return decoding.upright_rgb(image)
         except OSError as error:  # opened, its file is read only now
             raise UserError(f"cannot decode the image: {error}") from None
     if not isinstance(image, np.ndarray | jax.Array):

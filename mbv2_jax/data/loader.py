@@ -19,8 +19,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mbv2_jax.data.decoding import decode
 from mbv2_jax.data.sources import Source
-from mbv2_jax.data.transforms import Transform, decode
+from mbv2_jax.data.transforms import Transform
 from mbv2_jax.errors import UserError, nearest
 
 Batch = dict[str, np.ndarray]

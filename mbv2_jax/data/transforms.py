@@ -1,4 +1,4 @@
-"""Decoding and geometry: encoded bytes in, uint8 RGB pixels out, on the host.
+"""Geometry: a decoded image in, uint8 RGB pixels of a fixed size out, on the host.
 
 The geometry is mmpretrain's (mmpretrain/datasets/transforms/processing.py and
 mmcv/transforms/processing.py with `backend='pillow'`): for the same crop box the pixels are equal
@@ -12,107 +12,23 @@ in which `size` stands for the config's `image_size`, and every other argument i
 
 import ast
 import dataclasses
-import io
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 
+from mbv2_jax.data.operation import (
+    INTERPOLATIONS,
+    Operation,
+    check_count,
+    check_interpolation,
+    check_range,
+    check_side,
+    is_number,
+)
 from mbv2_jax.errors import UserError, nearest
-
-_INTERPOLATIONS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
-
-_UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def decode(encoded: bytes) -> Image.Image:
-    """Decodes an image file to RGB as OpenCV's `IMREAD_COLOR`, which mmpretrain uses, does.
-
-    EXIF orientation is applied, transparency is dropped (not blended), 16-bit samples keep their
-    high byte, and of several frames the first is taken.
-
-    Args:
-      encoded: the bytes of an image file that Pillow reads (JPEG, PNG, WebP, BMP, TIFF, ...).
-
-    Returns:
-      The upright image, mode "RGB", 8 bits a channel.
-
-    Raises:
-      UserError: the bytes are no image, are cut short, or hold a kind of pixel (floating point,
-        32-bit integer) that has no one right 8-bit form.
-    """
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            return upright_rgb(image)
-    except UserError:
-        raise
-    except UnidentifiedImageError as error:
-        raise UserError(
-            f"cannot decode the image ({len(encoded)} bytes): not the bytes of an image file"
-        ) from error
-    # Pillow raises OSError for most damaged files, and many other types from its file plugins.
-    except Exception as error:
-        raise UserError(f"cannot decode the image ({len(encoded)} bytes): {error}") from error
-
-
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """Returns an opened image with the pixels that `decode` gives for its file.
-
-    Raises:
-      UserError: it holds a kind of pixel that has no one right 8-bit form.
-    """
-    image.load()
-    orientation = _orientation(image)
-    rgb = _to_rgb(image)
-    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
-
-
-def _orientation(image: Image.Image) -> Any:
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation)
-    # What stands in a damaged EXIF block decides which type is raised; the pixels are sound.
-    except Exception:
-        return None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        # Pillow's own conversion clips at 255 instead of scaling 0..65535.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise UserError(
-            f"cannot decode the image: {image.format} with pixels of mode {image.mode}"
-            " has no fixed range; save it with 8 or 16 bits a channel"
-        )
-    # Without this Pillow would warn about a transparency that the conversion drops anyway.
-    image.info.pop("transparency", None)
-    return image.convert("RGB")
-
-
-class Operation(Protocol):
-    """One step of a pipeline."""
-
-    random: ClassVar[bool]
-
-    def output_size(self, size: int | None) -> int | None:
-        """Returns the side of the square that comes out where `size` goes in; None = it varies."""
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,11 +47,11 @@ class RandomResizedCrop:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        _check_side("size", self.size)
-        _check_range("crop_ratio_range", self.crop_ratio_range)
-        _check_range("aspect_ratio_range", self.aspect_ratio_range)
-        _check_count("max_attempts", self.max_attempts)
-        _check_interpolation(self.interpolation)
+        check_side("size", self.size)
+        check_range("crop_ratio_range", self.crop_ratio_range)
+        check_range("aspect_ratio_range", self.aspect_ratio_range)
+        check_count("max_attempts", self.max_attempts)
+        check_interpolation(self.interpolation)
 
     def output_size(self, size: int | None) -> int | None:
         return self.size
@@ -164,7 +80,7 @@ class RandomResizedCrop:
         # Cropped before, not through `resize(box=...)`: that one's filter would also see the
         # pixels around the box.
         crop = image.crop((left, top, left + width, top + height))
-        return crop.resize((self.size, self.size), _INTERPOLATIONS[self.interpolation])
+        return crop.resize((self.size, self.size), INTERPOLATIONS[self.interpolation])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +91,7 @@ class RandomFlip:
     prob: float = 0.5
 
     def __post_init__(self) -> None:
-        if not _is_number(self.prob) or not 0 <= self.prob <= 1:
+        if not is_number(self.prob) or not 0 <= self.prob <= 1:
             raise UserError(f"prob={self.prob!r} must be a number from 0 to 1")
 
     def output_size(self, size: int | None) -> int | None:
@@ -196,8 +112,8 @@ class RandomCrop:
     padding: int = 0
 
     def __post_init__(self) -> None:
-        _check_side("crop_size", self.crop_size)
-        _check_count("padding", self.padding)
+        check_side("crop_size", self.crop_size)
+        check_count("padding", self.padding)
 
     def output_size(self, size: int | None) -> int | None:
         return self.crop_size
@@ -225,8 +141,8 @@ class ResizeEdge:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        _check_side("scale", self.scale)
-        _check_interpolation(self.interpolation)
+        check_side("scale", self.scale)
+        check_interpolation(self.interpolation)
 
     def output_size(self, size: int | None) -> int | None:
         return None if size is None else self.scale  # a square stays one
@@ -237,7 +153,7 @@ class ResizeEdge:
             resized = self.scale, int(self.scale * height / width)
         else:
             resized = int(self.scale * width / height), self.scale
-        return image.resize(resized, _INTERPOLATIONS[self.interpolation])
+        return image.resize(resized, INTERPOLATIONS[self.interpolation])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +164,7 @@ class CenterCrop:
     crop_size: int
 
     def __post_init__(self) -> None:
-        _check_side("crop_size", self.crop_size)
+        check_side("crop_size", self.crop_size)
 
     def output_size(self, size: int | None) -> int | None:
         return self.crop_size
@@ -275,14 +191,14 @@ class Resize:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        _check_side("scale", self.scale)
-        _check_interpolation(self.interpolation)
+        check_side("scale", self.scale)
+        check_interpolation(self.interpolation)
 
     def output_size(self, size: int | None) -> int | None:
         return self.scale
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        return image.resize((self.scale, self.scale), _INTERPOLATIONS[self.interpolation])
+        return image.resize((self.scale, self.scale), INTERPOLATIONS[self.interpolation])
 
 
 OPERATIONS: dict[str, Callable[..., Operation]] = {
@@ -344,7 +260,7 @@ def make_transform(spec: str, image_size: int) -> Transform:
       UserError: the string cannot be read, names an unknown operation or argument, gives a value
         that is not possible, or does not end in a square of fixed size.
     """
-    _check_side("image_size", image_size)
+    check_side("image_size", image_size)
     try:
         tree = ast.parse(spec.strip(), mode="eval").body
     except SyntaxError as error:
@@ -422,32 +338,3 @@ def _value(name: str, node: ast.expr, image_size: int) -> Any:
         raise UserError(
             f"{name}: argument {ast.unparse(node)!r} is neither a literal nor 'size'"
         ) from error
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _check_side(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{name}={value!r} must be a whole number of pixels, 1 or more")
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise UserError(f"{name}={value!r} must be a whole number, 0 or more")
-
-
-def _check_range(name: str, value: Any) -> None:
-    if (
-        not isinstance(value, Sequence)
-        or len(value) != 2
-        or not all(map(_is_number, value))
-        or not 0 < value[0] <= value[1]
-    ):
-        raise UserError(f"{name}={value!r} must be (low, high) with 0 < low <= high")
-
-
-def _check_interpolation(value: Any) -> None:
-    if value not in _INTERPOLATIONS:
-        raise UserError(f"unknown interpolation {value!r}; {nearest(value, _INTERPOLATIONS)}")

@@ -56,8 +56,13 @@ def create(config: ConfigDict, rate: optax.Schedule, params: Any) -> optax.Gradi
     """
     c = config.optimizer
 
-    def decayed(tree: Any) -> Any:  # norms and biases are vectors, kernels are not
-        return jax.tree.map(lambda leaf: c.decay_norm_and_bias or leaf.ndim > 1, tree)
+    def decayed(tree: Any) -> Any:
+        def of(path: Any, leaf: Any) -> bool:
+            if leaf.ndim > 1:  # kernels; norms and biases are vectors
+                return True
+            return c.decay_bias if path[0].key == "classifier" else c.decay_norm
+
+        return jax.tree_util.tree_map_with_path(of, tree)
 
     decay = optax.add_decayed_weights(c.weight_decay, mask=decayed)
     descend = optax.scale_by_learning_rate(rate)

@@ -10,8 +10,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from mbv2_jax.data import digits
+from mbv2_jax.data.decoding import decode
 from mbv2_jax.data.sources import open_source
-from mbv2_jax.data.transforms import decode
 from mbv2_jax.errors import UserError
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mbv2_jax.data.transforms import decode, make_transform
+from mbv2_jax.data.decoding import decode
+from mbv2_jax.data.transforms import make_transform
 from mbv2_jax.errors import UserError
 
 

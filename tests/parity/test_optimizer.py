@@ -211,14 +211,17 @@ def test_nesterov_is_of_sgd_only(config):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-@pytest.mark.parametrize("everything", [True, False])
-def test_decay_spares_norms_and_biases_only_if_asked(config, name, everything):
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_decay_spares_norms_and_the_bias_only_if_asked(config, name, norm, bias):
     config.optimizer.name = name
     config.optimizer.weight_decay = 0.04
-    config.optimizer.decay_norm_and_bias = everything
+    config.optimizer.decay_norm = norm
+    config.optimizer.decay_bias = bias
 
     def group(parameter: str) -> dict[str, float]:
-        spared = parameter in NORMS_AND_BIASES and not everything
+        decays = bias if parameter == "classifier/bias" else norm
+        spared = parameter in NORMS_AND_BIASES and not decays
         return {"weight_decay": 0.0 if spared else 0.04}
 
     theirs = run_torch(TORCH[name], draw(0), gradients(), group=group)

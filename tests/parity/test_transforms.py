@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mbv2_jax.data.transforms import RandomResizedCrop, decode, make_transform
+from mbv2_jax.data.decoding import decode
+from mbv2_jax.data.transforms import RandomResizedCrop, make_transform
 from tests.parity import peers
 
 RNG = np.random.default_rng(0)  # for the transforms that draw nothing

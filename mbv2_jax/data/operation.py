@@ -1,0 +1,59 @@
+"""What an operation on an image is, and the checks of operations' arguments."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from PIL import Image
+
+from mbv2_jax.errors import UserError, nearest
+
+INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+class Operation(Protocol):
+    """One step of a pipeline."""
+
+    random: ClassVar[bool]
+
+    def output_size(self, size: int | None) -> int | None:
+        """Returns the side of the square that comes out where `size` goes in; None = it varies."""
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image: ...
+
+
+def is_number(value: Any) -> bool:
+    """Whether the value is an int or a float, and no bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_side(name: str, value: Any) -> None:
+    """Raises UserError unless the value is a number of pixels."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{name}={value!r} must be a whole number of pixels, 1 or more")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raises UserError unless the value is a whole number, 0 or more."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise UserError(f"{name}={value!r} must be a whole number, 0 or more")
+
+
+def check_range(name: str, value: Any) -> None:
+    """Raises UserError unless the value is (low, high), both positive."""
+    if (
+        not isinstance(value, Sequence)
+        or len(value) != 2
+        or not all(map(is_number, value))
+        or not 0 < value[0] <= value[1]
+    ):
+        raise UserError(f"{name}={value!r} must be (low, high) with 0 < low <= high")
+
+
+def check_interpolation(value: Any) -> None:
+    """Raises UserError unless the value is one of INTERPOLATIONS."""
+    if value not in INTERPOLATIONS:
+        raise UserError(f"unknown interpolation {value!r}; {nearest(value, INTERPOLATIONS)}")
