@@ -11,6 +11,10 @@ class UserError(Exception):
     """
 
 
+class UnreadableImage(UserError):
+    """An image, or its record, that cannot be read or decoded."""
+
+
 class RunFailed(Exception):
     """A run that could not go on, or a check that did not hold, though it was asked for rightly.
 

@@ -1,12 +1,18 @@
-"""Encoded bytes -> an upright RGB image."""
+"""Encoded bytes -> an upright RGB image, or a crop of one.
+
+For a crop of a JPEG file, only the rows down to its lower edge are decoded.
+"""
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from mbv2_jax.errors import UserError
+from mbv2_jax.data import fast_decoding, jpeg
+from mbv2_jax.data.operation import Box, crop_and_resize
+from mbv2_jax.errors import UnreadableImage
 
 _UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,28 +38,75 @@ def decode(encoded: bytes) -> Image.Image:
       The upright image, mode "RGB", 8 bits a channel.
 
     Raises:
-      UserError: the bytes are no image, are cut short, or hold a kind of pixel (floating point,
-        32-bit integer) that has no one right 8-bit form.
+      UnreadableImage: the bytes are no image, are cut short, or hold a kind of pixel (floating
+        point, 32-bit integer) that has no one right 8-bit form.
     """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return upright_rgb(image)
-    except UserError:
+    except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
-        raise UserError(
+        raise UnreadableImage(
             f"cannot decode the image ({len(encoded)} bytes): not the bytes of an image file"
         ) from error
     # Pillow raises OSError for most damaged files, and many other types from its file plugins.
     except Exception as error:
-        raise UserError(f"cannot decode the image ({len(encoded)} bytes): {error}") from error
+        raise UnreadableImage(f"cannot decode the image ({len(encoded)} bytes): {error}") from error
+
+
+def resized_crop(
+    encoded: bytes,
+    choose: Callable[[int, int], Box],
+    size: int,
+    interpolation: str = "bilinear",
+    decode_as: str = "exact",
+) -> Image.Image:
+    """Crops an encoded image and resizes the crop, decoding no more than the crop needs.
+
+    Args:
+      encoded: the bytes of an image file.
+      choose: makes the crop's box of the upright image's (width, height) in pixels.
+      size: side of the square that comes out, in pixels.
+      interpolation: of INTERPOLATIONS.
+      decode_as: "exact", the pixels that `decode`, Image.crop and Image.resize give; or "fast", of
+        fast_decoding, where the file is a JPEG that it can read.
+
+    Returns:
+      The square, mode "RGB".
+
+    Raises:
+      UnreadableImage: as `decode` does. A file that is damaged below the crop is not noticed, but
+        for one that is cut short.
+    """
+    frame = _upright_frame(encoded)
+    if frame is None:
+        image = decode(encoded)
+        return crop_and_resize(image, choose(*image.size), size, interpolation)
+    box = choose(frame.width, frame.height)
+    rows = jpeg.first_rows(encoded, frame, box[1] + box[3])
+    if decode_as == "fast" and frame.components != 4:
+        return fast_decoding.resized_crop(rows, frame.width, box, size, interpolation)
+    return crop_and_resize(decode(rows), box, size, interpolation)
+
+
+def _upright_frame(encoded: bytes) -> jpeg.Frame | None:
+    """Returns the frame of a JPEG file of which the first rows can be decoded, and lie on top."""
+    frame = jpeg.read_frame(encoded)
+    if frame is None or not frame.has_metadata:
+        return frame
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return None if _orientation(image) in _UPRIGHT else frame
+    except Exception:  # `decode` will say what is wrong
+        return None
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Returns an opened image with the pixels that `decode` gives for its file.
 
     Raises:
-      UserError: it holds a kind of pixel that has no one right 8-bit form.
+      UnreadableImage: it holds a kind of pixel that has no one right 8-bit form.
     """
     image.load()
     orientation = _orientation(image)
@@ -76,7 +129,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # Pillow's own conversion clips at 255 instead of scaling 0..65535.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise UserError(
+        raise UnreadableImage(
             f"cannot decode the image: {image.format} with pixels of mode {image.mode}"
             " has no fixed range; save it with 8 or 16 bits a channel"
         )

@@ -19,14 +19,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mbv2_jax.data.decoding import decode
+from mbv2_jax.data import fast_decoding
 from mbv2_jax.data.sources import Source
 from mbv2_jax.data.transforms import Transform
-from mbv2_jax.errors import UserError, nearest
+from mbv2_jax.errors import UnreadableImage, UserError, nearest
 
 Batch = dict[str, np.ndarray]
 
 _LAST_BATCH = ("fill", "drop")
+
+# So many unreadable examples in a row are no accident any more.
+_MAX_SKIPPED = 100
 
 # Batches that each worker process keeps ready beside the one it is making.
 _READY_PER_WORKER = 2
@@ -84,6 +87,9 @@ def train_batches(
     stop: int,
     workers: int,
     last_batch: str = "fill",
+    repeats: int = 1,
+    corrupt: str = "raise",
+    decode_as: str = "exact",
     process_index: int = 0,
     process_count: int = 1,
 ) -> "Batches":
@@ -91,7 +97,7 @@ def train_batches(
 
     Batch N is a pure function of (seed, N): not of `start`, `workers` or what was read before. The
     order of an epoch is a permutation drawn from (seed, epoch); the random numbers of an example's
-    transform come from (seed, epoch, example). With several processes, process p gets rows
+    transform come from (seed, epoch, example, repeat). With several processes, process p gets rows
     p * batch_size / process_count onwards of the batch that one process alone would get.
 
     Args:
@@ -103,18 +109,30 @@ def train_batches(
       stop: one after the last batch.
       workers: number of worker processes; 0 = decode in threads of this process.
       last_batch: as in `steps_per_epoch`.
+      repeats: how often an example comes, each time with other random numbers, one after the other
+        (repeated augmentation, Hoffer et al. 2020). An epoch stays as long as the split, so it
+        holds only the first 1 / `repeats` of its permutation, as torchvision's RASampler does.
+      corrupt: what is done with an example that cannot be read or decoded: "raise"; or "skip", in
+        which the next one of the epoch's order that can be read takes its place.
+      decode_as: "exact" or "fast": see Transform.from_encoded.
       process_index: which JAX process this is.
       process_count: of how many.
 
     Returns:
       An iterator of {"image": uint8 (batch_size / process_count, S, S, 3) RGB, "label": int32
-      (batch_size / process_count,)}, with `close()`.
+      (batch_size / process_count,)}, with `close()`. If `corrupt` is "skip", also of "skipped":
+      int32, the example whose place the row's example took, or -1.
 
     Raises:
-      UserError: an argument is not possible; from the iterator: an image cannot be read or decoded.
+      UserError: an argument is not possible; from the iterator: an image cannot be read or decoded,
+        or 100 in a row cannot.
     """
     if seed < 0:
         raise UserError(f"seed={seed} must be 0 or more")
+    if repeats < 1:
+        raise UserError(f"repeats={repeats} must be 1 or more")
+    if decode_as == "fast":
+        fast_decoding.require()
     reader = _TrainReader(
         source,
         transform,
@@ -124,6 +142,9 @@ def train_batches(
         max(0, stop - start),
         seed,
         steps_per_epoch(len(source), batch_size, last_batch),
+        repeats,
+        corrupt,
+        decode_as,
     )
     return Batches(reader, workers)
 
@@ -206,15 +227,26 @@ class _Reader:
             "label": np.zeros(count, np.int32),
         }
 
-    def read_into(self, batch: Batch, row: int, index: int, rng: np.random.Generator) -> None:
-        """Puts example `index` of the source into a row of the batch."""
+    def read_into(
+        self, batch: Batch, row: int, index: int, rng: np.random.Generator, decode_as: str = "exact"
+    ) -> None:
+        """Puts example `index` of the source into a row of the batch.
+
+        Raises:
+          UnreadableImage: its record cannot be read, or its image not be decoded.
+          UserError: it has no label, or its image is too small for the transform.
+        """
+        name = self.source.describe(index)
         try:
             example = self.source[index]
-            if example["label"] < 0:  # as in the test splits that keep their labels to themselves
-                raise UserError("has no label")
-            batch["image"][row] = self.transform(decode(example["image"]), rng)
         except UserError as error:
-            raise UserError(f"{self.source.describe(index)}: {error}") from error
+            raise UnreadableImage(f"{name}: {error}") from error
+        if example["label"] < 0:  # as in the test splits that keep their labels to themselves
+            raise UserError(f"{name}: has no label")
+        try:
+            batch["image"][row] = self.transform.from_encoded(example["image"], rng, decode_as)
+        except UserError as error:
+            raise type(error)(f"{name}: {error}") from error
         batch["label"][row] = example["label"]
 
 
@@ -222,17 +254,39 @@ class _Reader:
 class _TrainReader(_Reader):
     seed: int
     steps_per_epoch: int
+    repeats: int
+    corrupt: str
+    decode_as: str
 
     def __getitem__(self, offset: int) -> Batch:
         epoch, step = divmod(self.start + offset, self.steps_per_epoch)
-        order = _epoch_order(len(self.source), self.seed, epoch)
         first = step * self.batch_size
-        # Positions past the end come from the epoch's beginning: last_batch="fill".
-        positions = np.arange(first + self.rows.start, first + self.rows.stop) % len(order)
         batch = self.empty()
-        for row, index in enumerate(order[positions].tolist()):
-            self.read_into(batch, row, index, _generator(self.seed, epoch, index))
+        if self.corrupt == "skip":
+            batch["skipped"] = np.full_like(batch["label"], -1)
+        for row in range(len(batch["label"])):
+            self._read_position(batch, row, epoch, first + self.rows.start + row)
         return batch
+
+    def _read_position(self, batch: Batch, row: int, epoch: int, position: int) -> None:
+        """Puts the example at a position of the epoch, or the next readable one, into a row."""
+        order = _epoch_order(len(self.source), self.seed, epoch)
+        # Positions past the end come from the epoch's beginning: last_batch="fill".
+        place, repeat = divmod(position % len(order), self.repeats)
+        wanted = int(order[place])
+        for ahead in range(_MAX_SKIPPED):
+            # Of the wanted example also for another one, which may be in this batch by itself.
+            rng = _generator(self.seed, epoch, wanted, *([repeat] if repeat else []))
+            index = int(order[(place + ahead) % len(order)])
+            try:
+                self.read_into(batch, row, index, rng, self.decode_as)
+                return
+            except UnreadableImage as error:
+                if self.corrupt == "raise":
+                    raise
+                batch["skipped"][row] = wanted
+                last = error
+        raise UserError(f"{_MAX_SKIPPED} examples in a row cannot be read, the last: {last}")
 
 
 @dataclasses.dataclass

@@ -1,4 +1,4 @@
-"""What an operation on an image is, and the checks of operations' arguments."""
+"""What an operation on an image is; resized crops; checks of operations' arguments."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
@@ -14,6 +14,9 @@ INTERPOLATIONS = {
 }
 
 
+Box = tuple[int, int, int, int]  # left, top, width, height, in pixels
+
+
 class Operation(Protocol):
     """One step of a pipeline."""
 
@@ -23,6 +26,38 @@ class Operation(Protocol):
         """Returns the side of the square that comes out where `size` goes in; None = it varies."""
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image: ...
+
+
+class ResizedCrop:
+    """What operations have in common that resize a random box of the image to a square.
+
+    At the beginning of a pipeline they let the decoder leave out what lies outside the box.
+    """
+
+    random: ClassVar[bool] = True
+    size: int
+    interpolation: str
+
+    def output_size(self, size: int | None) -> int | None:
+        del size
+        return self.size
+
+    def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
+        """Returns the box to take from a `width` x `height` image."""
+        raise NotImplementedError
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        box = self.box(image.width, image.height, rng)
+        return crop_and_resize(image, box, self.size, self.interpolation)
+
+
+def crop_and_resize(image: Image.Image, box: Box, size: int, interpolation: str) -> Image.Image:
+    """Returns the box of the image, resized to a square of `size` pixels, antialiased."""
+    left, top, width, height = box
+    # Cropped before, not through `resize(box=...)`: that one's filter would also see the pixels
+    # around the box.
+    crop = image.crop((left, top, left + width, top + height))
+    return crop.resize((size, size), INTERPOLATIONS[interpolation])
 
 
 def is_number(value: Any) -> bool:

@@ -19,9 +19,12 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from mbv2_jax.data import decoding
 from mbv2_jax.data.operation import (
     INTERPOLATIONS,
+    Box,
     Operation,
+    ResizedCrop,
     check_count,
     check_interpolation,
     check_range,
@@ -32,14 +35,13 @@ from mbv2_jax.errors import UserError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomResizedCrop:
+class RandomResizedCrop(ResizedCrop):
     """A crop of random area and aspect ratio, resized to a square.
 
     mmpretrain's and torchvision's: area and ratio are drawn up to `max_attempts` times until the
     box fits, else the central crop with the ratio clamped to the range.
     """
 
-    random: ClassVar[bool] = True
     size: int
     crop_ratio_range: tuple[float, float] = (0.08, 1.0)
     aspect_ratio_range: tuple[float, float] = (3 / 4, 4 / 3)
@@ -53,11 +55,7 @@ class RandomResizedCrop:
         check_count("max_attempts", self.max_attempts)
         check_interpolation(self.interpolation)
 
-    def output_size(self, size: int | None) -> int | None:
-        return self.size
-
-    def box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        """Returns (left, top, width, height) of a crop of a `width` x `height` image."""
+    def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
         low, high = self.aspect_ratio_range
         for _ in range(self.max_attempts):
             area = rng.uniform(*self.crop_ratio_range) * (width * height)
@@ -74,13 +72,6 @@ class RandomResizedCrop:
         elif width / height > high:
             crop_width = round(height * high)
         return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        left, top, width, height = self.box(image.width, image.height, rng)
-        # Cropped before, not through `resize(box=...)`: that one's filter would also see the
-        # pixels around the box.
-        crop = image.crop((left, top, left + width, top + height))
-        return crop.resize((self.size, self.size), INTERPOLATIONS[self.interpolation])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,6 +233,38 @@ class Transform:
           UserError: the image is too small for a crop.
         """
         for operation in self.operations:
+            image = operation(image, rng)
+        return np.asarray(image)
+
+    def from_encoded(
+        self, encoded: bytes, rng: np.random.Generator, decode_as: str = "exact"
+    ) -> np.ndarray:
+        """Applies the operations to an image file, of which it decodes only what they need.
+
+        Args:
+          encoded: the bytes of an image file.
+          rng: where all randomness comes from.
+          decode_as: "exact": the pixels are those of `self(decode(encoded), rng)`; or "fast", for
+            a random crop at the beginning: see data/fast_decoding.py.
+
+        Returns:
+          uint8, (output_size, output_size, 3), RGB.
+
+        Raises:
+          UnreadableImage: it cannot be decoded.
+          UserError: the image is too small for a crop.
+        """
+        first, *rest = self.operations
+        if not isinstance(first, ResizedCrop):
+            return self(decoding.decode(encoded), rng)
+        image = decoding.resized_crop(
+            encoded,
+            lambda width, height: first.box(width, height, rng),
+            first.size,
+            first.interpolation,
+            decode_as,
+        )
+        for operation in rest:
             image = operation(image, rng)
         return np.asarray(image)
 

@@ -228,7 +228,11 @@ def _train_batches(run: Plan, start: int) -> Iterator[Iterator[dict[str, jax.Arr
         stop=run.total_steps,
         workers=data.workers,
         last_batch=data.last_batch,
-        **mesh_lib.process(),
+        repeats=data.repeats,
+        corrupt=data.corrupt,
+        decode_as=data.train_decode,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
     with contextlib.closing(batches):
         yield mesh_lib.prefetch(batches, run.mesh)

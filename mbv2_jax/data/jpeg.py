@@ -1,0 +1,95 @@
+"""JPEG's markers: what a file's header says, and the part of the file that holds its first rows.
+
+A decoder has to go through a file's entropy-coded data from the beginning, but not to its end: told
+of a smaller height, it stops there. (ITU-T T.81, Annex B: markers; A.2: the order of the data.)
+"""
+
+import dataclasses
+
+_APP1 = 0xE1  # EXIF, XMP
+_SOS = 0xDA  # start of a scan: entropy-coded data follow
+_BASELINE = (0xC0, 0xC1)  # start of a sequential, Huffman-coded frame
+_OTHER_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC0, 0xC1, 0xC4, 0xC8, 0xCC}
+_END = b"\xff\xd9"
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """What the header of a sequential JPEG file says.
+
+    Attributes:
+      width, height: as stored, in pixels.
+      components: 1 grey, 3 colour, 4 print colours.
+      block_rows: height in pixels of what is coded as a unit, 8 to 32.
+      height_at: offset of the height in the file.
+      has_metadata: whether there may be an orientation (EXIF or XMP).
+    """
+
+    width: int
+    height: int
+    components: int
+    block_rows: int
+    height_at: int
+    has_metadata: bool
+
+
+def read_frame(encoded: bytes) -> Frame | None:
+    """Reads the header of a JPEG file.
+
+    Args:
+      encoded: the bytes of a file of any kind.
+
+    Returns:
+      The frame; None for what is no complete JPEG file of 8 bits with a single sequential scan.
+    """
+    if encoded[:2] != b"\xff\xd8" or not encoded.endswith(_END):  # without an end it is cut short
+        return None
+    position, has_metadata, frame = 2, False, None
+    while position + 4 <= len(encoded) and encoded[position] == 0xFF:
+        marker = encoded[position + 1]
+        if marker == 0xFF:  # a fill byte
+            position += 1
+            continue
+        body, length = position + 4, int.from_bytes(encoded[position + 2 : position + 4], "big")
+        if marker == _SOS:
+            whole = frame is not None and encoded[body] == frame.components
+            return (
+                dataclasses.replace(frame, has_metadata=has_metadata) if frame and whole else None
+            )
+        if marker in _OTHER_FRAMES:
+            return None
+        if marker in _BASELINE:
+            frame = _frame(encoded, body)
+            if frame is None:
+                return None
+        has_metadata = has_metadata or marker == _APP1
+        position += 2 + length
+    return None
+
+
+def _frame(encoded: bytes, body: int) -> Frame | None:
+    height = int.from_bytes(encoded[body + 1 : body + 3], "big")
+    width = int.from_bytes(encoded[body + 3 : body + 5], "big")
+    components = encoded[body + 5]
+    sampling = [encoded[body + 7 + 3 * component] & 15 for component in range(components)]
+    if encoded[body] != 8 or not width or not height or not components:
+        return None
+    return Frame(width, height, components, 8 * max(sampling), body + 1, has_metadata=False)
+
+
+def first_rows(encoded: bytes, frame: Frame, rows: int) -> bytes:
+    """Returns a file whose first `rows` rows decode to the pixels that they have in `encoded`.
+
+    It is the same file with a smaller height in its header, as far as whole blocks go. One row of
+    blocks more is left than is asked for, since colours are interpolated across its edge.
+
+    Args:
+      encoded: a JPEG file.
+      frame: what `read_frame` says of it.
+      rows: number of rows wanted, 1 to `frame.height`.
+    """
+    height = (-(-rows // frame.block_rows) + 1) * frame.block_rows
+    if height >= frame.height:
+        return encoded
+    at = frame.height_at
+    return b"".join((encoded[:at], height.to_bytes(2, "big"), encoded[at + 2 :]))
