@@ -20,7 +20,7 @@ from mbv2_jax.errors import UnreadableImage, UserError
 # what comes out: the resizing filter, not the decoder, is to decide what is seen.
 _LEFT_TO_RESIZE = 2
 
-_MISSING = "data.train_decode is 'fast', which needs {}; run: pip install simplejpeg cykooz.resizer"
+_MISSING = "data.train_decode is 'fast', which needs {}; run: pip install simplejpeg cykooz.resizer (the package's extra 'fast')"
 
 _local = threading.local()  # a resizer holds buffers that two threads must not share
 
