@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 CORE := $(VENV)/.installed-core
 PEERS := $(VENV)/.installed-peers
+# TensorFlow and TFDS's command, in an environment of their own (docs/imagenet.md).
+TF := .venv-tensorflow
+TENSORFLOW := $(TF)/.installed
 LOCKS := $(wildcard requirements/py3*.txt)
 DEMO := runs/digits
 
@@ -12,6 +15,8 @@ PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3
 # Processes that share the tests. Each test module stays in one, with what it compiled.
 TEST_WORKERS ?= 2
 UV := uv==0.13.9
+# The photos of `make bench-input`: a folder of image files, searched with what is below it.
+PHOTOS ?=
 
 # The lock of the Python in $(VENV), as a shell expression.
 LOCK = requirements/py$$($(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
@@ -19,19 +24,22 @@ LOCK = requirements/py$$($(BIN)/python -c 'import sys; print("%d%d" % sys.versio
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $$(test -t 1 || echo --quiet)
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow lint format lock clean
+.PHONY: help venv venv-tensorflow demo test test-slow test-tensorflow bench-input lint format lock clean
 
 help:
 	@echo 'Usage: make TARGET [PYTHON=/path/to/python]'
 	@echo
-	@echo '  demo       train on handwritten digits, evaluate, predict: about 3 minutes on 2 cores'
-	@echo '  test       linter, type checker and tests, against the real PyTorch models'
-	@echo '  test-slow  the tests that take minutes each, which `make test` leaves out'
-	@echo '  lint       linter, formatter (checking only) and type checker'
-	@echo '  format     let the formatter and the linter mend what they can'
-	@echo '  venv       only the set-up: $(VENV) with the locked packages and this one, editable'
-	@echo '  lock       compile the locks in requirements/ anew (UPGRADE=--upgrade: newer versions)'
-	@echo '  clean      remove $(VENV), caches and build outputs; runs/ stays'
+	@echo '  demo             train on handwritten digits, evaluate, predict: about 3 minutes on 2 cores'
+	@echo '  test             linter, type checker and tests, against the real PyTorch models'
+	@echo '  test-slow        the tests that take minutes each, which `make test` leaves out'
+	@echo '  test-tensorflow  the tests that run TFDS with TensorFlow, in an environment of its own'
+	@echo '  bench-input      the input pipeline beside its peers: make bench-input PHOTOS=DIR'
+	@echo '  lint             linter, formatter (checking only) and type checker'
+	@echo '  format           let the formatter and the linter mend what they can'
+	@echo '  venv             only the set-up: $(VENV) with the locked packages and this one, editable'
+	@echo '  venv-tensorflow  only that environment, $(TF): prepares ImageNet (docs/imagenet.md)'
+	@echo '  lock             compile the locks in requirements/ anew (UPGRADE=--upgrade: newer versions)'
+	@echo '  clean            remove $(VENV), $(TF), caches and build outputs; runs/ stays'
 	@echo
 	@echo 'Each target sets up what it needs first. Python 3.11 or newer is all it takes.'
 
@@ -72,6 +80,17 @@ $(PEERS): requirements/peers.txt $(CORE)
 	$(PIP_INSTALL) --no-deps -c $(VENV)/lock-pins.txt -r requirements/peers.txt
 	@touch $@
 
+venv-tensorflow: $(TENSORFLOW)
+
+# Not in $(VENV): nothing that trains may lean on TensorFlow. One lock serves every Python.
+$(TENSORFLOW): requirements/build.txt requirements/tensorflow.txt | $(BIN)/python
+	@echo 'installing TensorFlow and TFDS into $(TF): 1 to 2 minutes, about 2.5 GB'; set -e; \
+	$(BIN)/python -m venv --clear $(TF); \
+	install="$(TF)/bin/python -m pip install --disable-pip-version-check --quiet --require-hashes"; \
+	$$install -r requirements/build.txt; \
+	$$install --no-build-isolation --use-pep517 -r requirements/tensorflow.txt
+	@touch $@
+
 # Run again, it finds the training finished, and only evaluates and predicts.
 demo: $(CORE)
 	$(BIN)/python -m mbv2_jax.main --config=configs/digits.py --workdir=$(DEMO)
@@ -92,6 +111,15 @@ test: lint $(PEERS)
 test-slow: $(PEERS)
 	$(BIN)/python -m pytest -m slow
 
+test-tensorflow: $(PEERS) $(TENSORFLOW)
+	$(BIN)/python -m pytest -m tensorflow
+
+# Quiet machines measure best. Writes benchmarks/input_pipeline.csv.
+bench-input: $(PEERS) $(TENSORFLOW)
+	@test -n "$(PHOTOS)" || { echo 'error: make bench-input PHOTOS=DIR, a folder of photos' >&2; exit 1; }
+	$(BIN)/python -m benchmarks.input_pipeline --photos="$(PHOTOS)" \
+	    --tensorflow-python=$(TF)/bin/python
+
 lint: $(CORE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -107,10 +135,13 @@ lock: .venv-lock/bin/uv
 	    .venv-lock/bin/uv pip compile --quiet --no-config --generate-hashes $(UPGRADE) \
 	        --custom-compile-command 'make lock' "$$@"; \
 	}; \
-	compile --universal --python-version 3.11 -o requirements/build.txt requirements/build.in; \
+	for lock in build tensorflow; do \
+	    compile --universal --python-version 3.11 -o "requirements/$$lock.txt" \
+	        "requirements/$$lock.in"; \
+	done; \
 	for lock in $(LOCKS:requirements/py3%.txt=%); do \
 	    echo "requirements/py3$$lock.txt"; \
-	    compile --python-version "3.$$lock" --extra demo --extra test \
+	    compile --python-version "3.$$lock" --extra demo --extra fast --extra test \
 	        -o "requirements/py3$$lock.txt" setup.cfg; \
 	done
 
@@ -119,5 +150,5 @@ lock: .venv-lock/bin/uv
 	.venv-lock/bin/python -m pip install --disable-pip-version-check --quiet $(UV)
 
 clean:
-	rm -rf $(VENV) .venv-lock build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TF) .venv-lock build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
