@@ -20,8 +20,6 @@ from mbv2_jax.errors import UnreadableImage, UserError
 # what comes out: the resizing filter, not the decoder, is to decide what is seen.
 _LEFT_TO_RESIZE = 2
 
-_MISSING = "data.train_decode is 'fast', which needs {}; run: pip install simplejpeg cykooz.resizer (the package's extra 'fast')"
-
 _local = threading.local()  # a resizer holds buffers that two threads must not share
 
 
@@ -29,7 +27,10 @@ def require() -> None:
     """Raises UserError if the libraries are not installed."""
     for module, package in (("simplejpeg", "simplejpeg"), ("cykooz_resizer", "cykooz.resizer")):
         if importlib.util.find_spec(module) is None:
-            raise UserError(_MISSING.format(package))
+            raise UserError(
+                f"data.train_decode is 'fast', which needs {package}; run: pip install simplejpeg"
+                " cykooz.resizer (the package's extra 'fast' has them)"
+            )
 
 
 def resized_crop(

@@ -50,16 +50,16 @@ def read_frame(encoded: bytes) -> Frame | None:
         if marker == 0xFF:  # a fill byte
             position += 1
             continue
-        body, length = position + 4, int.from_bytes(encoded[position + 2 : position + 4], "big")
+        length = int.from_bytes(encoded[position + 2 : position + 4], "big")
+        segment = encoded[position + 4 : position + 2 + length]
         if marker == _SOS:
-            whole = frame is not None and encoded[body] == frame.components
-            return (
-                dataclasses.replace(frame, has_metadata=has_metadata) if frame and whole else None
-            )
+            if frame is None or segment[:1] != bytes([frame.components]):  # several scans
+                return None
+            return dataclasses.replace(frame, has_metadata=has_metadata)
         if marker in _OTHER_FRAMES:
             return None
         if marker in _BASELINE:
-            frame = _frame(encoded, body)
+            frame = _frame(segment, position + 4)
             if frame is None:
                 return None
         has_metadata = has_metadata or marker == _APP1
@@ -67,14 +67,16 @@ def read_frame(encoded: bytes) -> Frame | None:
     return None
 
 
-def _frame(encoded: bytes, body: int) -> Frame | None:
-    height = int.from_bytes(encoded[body + 1 : body + 3], "big")
-    width = int.from_bytes(encoded[body + 3 : body + 5], "big")
-    components = encoded[body + 5]
-    sampling = [encoded[body + 7 + 3 * component] & 15 for component in range(components)]
-    if encoded[body] != 8 or not width or not height or not components:
+def _frame(segment: bytes, at: int) -> Frame | None:
+    """Reads the segment of a frame (B.2.2), which begins at offset `at` of the file."""
+    if len(segment) < 9 or len(segment) < 6 + 3 * segment[5]:
         return None
-    return Frame(width, height, components, 8 * max(sampling), body + 1, has_metadata=False)
+    bits, components = segment[0], segment[5]
+    height, width = int.from_bytes(segment[1:3], "big"), int.from_bytes(segment[3:5], "big")
+    sampling = max(segment[7 + 3 * component] & 15 for component in range(max(1, components)))
+    if bits != 8 or not width or not height or not components or not 1 <= sampling <= 4:
+        return None
+    return Frame(width, height, components, 8 * sampling, at + 1, has_metadata=False)
 
 
 def first_rows(encoded: bytes, frame: Frame, rows: int) -> bytes:
