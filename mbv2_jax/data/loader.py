@@ -27,6 +27,8 @@ from mbv2_jax.errors import UnreadableImage, UserError, nearest
 Batch = dict[str, np.ndarray]
 
 _LAST_BATCH = ("fill", "drop")
+_CORRUPT = ("raise", "skip")
+_DECODE = ("exact", "fast")
 
 # So many unreadable examples in a row are no accident any more.
 _MAX_SKIPPED = 100
@@ -75,6 +77,11 @@ def steps_per_epoch(num_examples: int, batch_size: int, last_batch: str = "fill"
 def epochs_to_steps(epochs: float, steps_per_epoch: int) -> int:
     """Turns a duration in epochs, which may be a fraction, into whole steps."""
     return round(epochs * steps_per_epoch)
+
+
+def parallel(workers: int) -> int:
+    """Returns how many batches are made at a time: one a worker process, or (0) one a thread."""
+    return workers or min(_MAX_THREADS, os.cpu_count() or 1)
 
 
 def train_batches(
@@ -131,6 +138,9 @@ def train_batches(
         raise UserError(f"seed={seed} must be 0 or more")
     if repeats < 1:
         raise UserError(f"repeats={repeats} must be 1 or more")
+    for name, value, known in (("corrupt", corrupt, _CORRUPT), ("decode_as", decode_as, _DECODE)):
+        if value not in known:
+            raise UserError(f"unknown {name} {value!r}; {nearest(value, known)}")
     if decode_as == "fast":
         fast_decoding.require()
     reader = _TrainReader(
@@ -340,7 +350,7 @@ class Batches(Iterator[Batch]):
         # Grain reads its flags when it starts a worker, which raises in a program without flags.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        threads = 0 if workers else min(_MAX_THREADS, os.cpu_count() or 1)
+        threads = 0 if workers else parallel(0)
         batches = grain.MapDataset.source(reader).to_iter_dataset(
             grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         )

@@ -118,6 +118,38 @@ def test_the_order_never_changes():
     assert epoch_of(batches) == ORDER
 
 
+# 3 processes share batches of 6, 2 and 1 of 8; 45 examples divide by none of them.
+@pytest.mark.parametrize(("process_count", "batch_size"), [(1, 8), (2, 8), (3, 6)])
+@pytest.mark.parametrize("last_batch", ["fill", "drop"])
+@pytest.mark.parametrize("length", [45, 48])
+def test_all_processes_together_see_each_example_once_an_epoch(
+    process_count, batch_size, last_batch, length
+):
+    steps = steps_per_epoch(length, batch_size, last_batch)
+    seen = []
+    for process in range(process_count):
+        batches = train(
+            CodedSource(length),
+            steps,  # the second epoch
+            2 * steps,
+            batch_size=batch_size,
+            last_batch=last_batch,
+            process_index=process,
+            process_count=process_count,
+        )
+        assert len(batches) == steps
+        assert all(len(batch["label"]) == batch_size // process_count for batch in batches)
+        seen += epoch_of(batches)
+    times = np.bincount(seen, minlength=length)
+    if last_batch == "drop":
+        assert times.max() == 1
+        assert (times == 0).sum() == length % batch_size
+    else:
+        assert times.min() == 1
+        assert times.max() <= 2
+        assert (times == 2).sum() == -length % batch_size
+
+
 def test_another_seed_gives_another_order():
     orders = {tuple(epoch_of(train(CodedSource(80), 0, 10, seed=seed))) for seed in range(5)}
     assert len(orders) == 5
@@ -225,6 +257,90 @@ def test_a_broken_image_stops_both_and_is_named():
         )
 
 
+@pytest.mark.parametrize("last_batch", ["fill", "drop"])
+def test_repeats_bring_an_example_several_times_each_augmented_anew(last_batch):
+    """As torchvision's RASampler: the epoch stays as long, and holds fewer examples."""
+    source = CodedSource(40)
+    plain = epoch_of(train(source, 0, 5, last_batch=last_batch))
+    repeated = epoch_of(train(source, 0, 5, repeats=4, last_batch=last_batch))
+    assert repeated == [index for index in plain[:10] for _ in range(4)]
+    crops = train(source, 0, 5, transform=RANDOM, repeats=4)
+    images = np.concatenate([batch["image"] for batch in crops])
+    different = [len({image.tobytes() for image in images[i : i + 4]}) for i in range(0, 40, 4)]
+    assert np.mean(different) > 3.5  # of 81 crops two of four rarely agree
+    once = np.concatenate([batch["image"] for batch in train(source, 0, 5, transform=RANDOM)])
+    np.testing.assert_array_equal(images[::4], once[:10])  # the first is as without repeats
+
+
+class PartlyBroken(CodedSource):
+    """Of whose examples some cannot be decoded, and some not be read."""
+
+    def __init__(self, length, undecodable=(), unreadable=()):
+        super().__init__(length)
+        self._undecodable, self._unreadable = undecodable, unreadable
+
+    def __getitem__(self, index):
+        if index in self._unreadable:
+            raise UserError("cannot read the record: checksums differ")
+        example = super().__getitem__(index)
+        return example | ({"image": b"no image"} if index in self._undecodable else {})
+
+
+def test_skip_takes_the_next_readable_example_and_says_so():
+    whole = epoch_of(train(CodedSource(32), 0, 4))
+    # Two in a row, and the last of the epoch, after which comes its first.
+    broken = [whole[5], whole[6], whole[31]]
+    source = PartlyBroken(32, undecodable=broken[:1], unreadable=broken[1:])
+    batches = train(source, 0, 4, corrupt="skip")
+    expected = list(whole)
+    expected[5] = expected[6] = whole[7]
+    expected[31] = whole[0]
+    assert epoch_of(batches) == expected
+    skipped = np.concatenate([batch["skipped"] for batch in batches])
+    assert skipped.dtype == np.int32
+    assert {i: s for i, s in enumerate(skipped.tolist()) if s >= 0} == {
+        5: whole[5],
+        6: whole[6],
+        31: whole[31],
+    }
+    labels = np.concatenate([batch["label"] for batch in batches])
+    np.testing.assert_array_equal(labels, [index % 10 for index in expected])
+
+
+def test_what_stands_in_is_augmented_as_itself_is_not():
+    """Else a batch would hold the same pixels twice."""
+    crops = []
+    for seed in range(5):
+        order = epoch_of(train(CodedSource(8), 0, 1, seed=seed))
+        source = PartlyBroken(8, undecodable=[order[2]])
+        (batch,) = train(source, 0, 1, seed=seed, transform=RANDOM, corrupt="skip")
+        crops.append((batch["image"][2] == batch["image"][3]).all())
+    assert sum(crops) < 3  # one in 81 by chance
+
+
+@pytest.mark.parametrize("options", [{}, {"repeats": 2}, {"last_batch": "drop"}])
+def test_skipping_depends_on_the_batch_alone(options):
+    source = PartlyBroken(45, undecodable=range(0, 45, 7), unreadable=range(3, 45, 11))
+    whole = train(source, 0, 14, transform=RANDOM, corrupt="skip", **options)
+    assert_same(train(source, 5, 9, transform=RANDOM, corrupt="skip", **options), whole[5:9])
+
+
+def test_skipping_gives_up_where_nothing_can_be_read():
+    with pytest.raises(UserError, match=r"^100 examples in a row cannot be read, the last: coded/"):
+        train(PartlyBroken(8, undecodable=range(8)), 0, 1, corrupt="skip")
+
+
+def test_skipping_does_not_hide_images_that_are_too_small():
+    transform = make_transform("center_crop(size)", 16)
+    with pytest.raises(UserError, match=r"^coded/\d+.png: center_crop\(16\) needs a larger image"):
+        train(CodedSource(8), 0, 1, transform=transform, corrupt="skip")
+
+
+def test_without_skip_a_record_that_cannot_be_read_stops_training():
+    with pytest.raises(UserError, match=r"^coded/3.png: cannot read the record: checksums differ"):
+        train(PartlyBroken(8, unreadable=[3]), 0, 1)
+
+
 def test_examples_without_a_label_are_refused():
     """TFDS gives -1 for those of ImageNet's test split."""
 
@@ -259,6 +375,9 @@ def test_closing_ends_the_iterator():
         ({"process_count": 3}, "batch_size=8 must be a positive multiple of the 3 processes"),
         ({"last_batch": "drop", "batch_size": 32}, "a batch of 32 is larger than the split (20"),
         ({"seed": -1}, "seed=-1 must be 0 or more"),
+        ({"repeats": 0}, "repeats=0 must be 1 or more"),
+        ({"corrupt": "skipp"}, "unknown corrupt 'skipp'; did you mean 'skip'?"),
+        ({"decode_as": "quick"}, "unknown decode_as 'quick'"),
         ({"workers": -1}, "workers=-1 must be 0 or more"),
     ],
 )

@@ -81,6 +81,34 @@ def test_random_resized_crop_is_mmpretrains_draw_by_draw(mmpretrain_transforms, 
         np.testing.assert_array_equal(np.asarray(crop), expected)
 
 
+def test_500_photos_give_the_training_crops_of_mmpretrain(
+    mmpretrain_transforms, monkeypatch, check_data
+):
+    """Its own pipeline from the file on (OpenCV decodes there), given our boxes and flips."""
+    ours_mm, mmcv_transforms = mmpretrain_transforms
+    load = mmcv_transforms.LoadImageFromFile(to_float32=False)
+    crop = ours_mm.RandomResizedCrop(224, backend="pillow")
+    flip = mmcv_transforms.RandomFlip(prob=1.0)
+    ours = make_transform("random_resized_crop(size)|random_flip(0.5)", 224)
+    different, flips = [], 0
+    paths = sorted((check_data / "data" / "imagenet_sample").rglob("*.JPEG"))
+    for seed, path in enumerate(paths):
+        rng = np.random.default_rng(seed)
+        with monkeypatch.context() as patch:
+            patch.setattr(np.random, "uniform", rng.uniform)
+            patch.setattr(np.random, "randint", rng.integers)
+            # OpenCV gives B, G, R, which mmpretrain's preprocessor turns round for the network.
+            result = crop(load({"img_path": str(path)}))
+        if rng.random() < 0.5:
+            result, flips = flip(result), flips + 1
+        pixels = ours.from_encoded(path.read_bytes(), np.random.default_rng(seed))
+        if not np.array_equal(pixels, result["img"][..., ::-1]):
+            different.append(path.name)
+    assert len(paths) == 500
+    assert 200 < flips < 300
+    assert different == []
+
+
 def test_random_resized_crop_of_a_box_is_torchvisions():
     peers.torchvision()
     from torchvision.transforms import functional
