@@ -144,7 +144,10 @@ def _prepare(run: Plan, checkpoints: Checkpoints) -> tuple[TrainState, Callable[
         mean=tuple(config.data.mean),
         std=tuple(config.data.std),
         label_smoothing=config.label_smoothing,
+        mixup_alpha=config.mixup_alpha,
+        cutmix_alpha=config.cutmix_alpha,
         ema_decay=config.ema.decay,
+        ema_every_steps=config.ema.every_steps,
     )
     split = mesh_lib.split(run.mesh)
     jitted = jax.jit(

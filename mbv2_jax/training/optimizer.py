@@ -15,15 +15,19 @@ from mbv2_jax.models import mobilenet_v2
 def schedule(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> optax.Schedule:
     """Returns the learning rate as a function of the number of steps done.
 
-    `step` and `exponential` change at the ends of epochs, counted from the start of training
-    (mmengine's StepLR by epoch); `cosine` falls step by step over what the warm-up leaves. The
-    warm-up multiplies, so that a rate that decays meanwhile is joined without a jump.
+    `step` and `exponential` are counted from the start of training, the warm-up included. `step`
+    changes at the ends of epochs (mmengine's MultiStepLR); `exponential` after every decay_epochs,
+    rounded to whole steps (TensorFlow's decay_steps with staircase; at 1.0 mmengine's StepLR by
+    epoch. timm's --decay-epochs 2.4 waits for the end of the epoch, the third here). `cosine` falls
+    step by step over what the warm-up leaves. The warm-up multiplies, so that a rate that decays
+    meanwhile is joined without a jump.
     """
     c = config.schedule
     base = c.base_lr
     if c.reference_batch_size is not None:
         base *= config.batch_size / c.reference_batch_size
     warmup = epochs_to_steps(c.warmup_epochs, steps_per_epoch)
+    decay_steps = max(1, epochs_to_steps(c.decay_epochs, steps_per_epoch))
 
     def learning_rate(step: jax.Array) -> jax.Array:
         epoch = step // steps_per_epoch
@@ -32,7 +36,7 @@ def schedule(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> opta
             passed = sum(jnp.where(epoch >= milestone, 1, 0) for milestone in c.milestones)
             rate = base * jnp.power(c.factor, jnp.asarray(passed, wide))
         elif c.name == "exponential":
-            rate = base * jnp.power(c.factor, epoch.astype(wide))
+            rate = base * jnp.power(c.factor, (step // decay_steps).astype(wide))
         elif c.name == "cosine":
             done = jnp.clip((step - warmup) / max(1, total_steps - warmup), 0.0, 1.0)
             rate = c.min_lr + (base - c.min_lr) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))

@@ -68,3 +68,19 @@ def from_variables(
         opt_state=optimizer.init(params),
         ema=ema if with_ema else None,
     )
+
+
+def average(old: Any, new: Any, step: jax.Array, decay: float, every_steps: int) -> Any:
+    """Returns the exponential moving average after a step.
+
+    Args:
+      old: the average before.
+      new: what is averaged.
+      step: () int, the number of steps done.
+      decay: share of the old average that an update keeps.
+      every_steps: steps between two updates; in between the average stays as it is.
+    """
+    updated = optax.incremental_update(new, old, 1.0 - decay)
+    # Not lax.cond: it would copy what it returns, and on a GPU may wait for the host.
+    due = step % every_steps == 0
+    return jax.tree.map(lambda after, before: jnp.where(due, after, before), updated, old)

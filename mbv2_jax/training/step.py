@@ -9,9 +9,13 @@ import optax
 
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 from mbv2_jax.tasks import classification
+from mbv2_jax.training import state as state_lib
 from mbv2_jax.training.state import TrainState
 
 Batch = Mapping[str, jax.Array]
+
+# Folded into a step's key for mixup and cutmix, so that dropout draws the same with and without.
+MIXING = 1
 
 
 def normalize(
@@ -20,7 +24,7 @@ def normalize(
     """Returns (images - mean) / std in `dtype`.
 
     Args:
-      images: (N, H, W, 3) uint8 RGB.
+      images: (N, H, W, 3) RGB, uint8 or, where images were mixed, float.
       mean: of R, G, B, in the units of the pixels, 0-255.
       std: likewise.
       dtype: of the result; the arithmetic is float32 or wider, since bfloat16 would lose pixels.
@@ -41,9 +45,12 @@ def train_step(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     label_smoothing: float,
+    mixup_alpha: float,
+    cutmix_alpha: float,
     ema_decay: float | None,
+    ema_every_steps: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Does one step: normalise, forward, backward, update.
+    """Does one step: mix, normalise, forward, backward, update.
 
     Args:
       state: the state before; under jit it is donated.
@@ -51,25 +58,26 @@ def train_step(
       key: the run's jax.random key; the step's own randomness is fold_in(key, state.step).
       model, optimizer, learning_rate: from the config; static.
       mean, std: of R, G, B, 0-255.
-      label_smoothing: 0 to 1.
-      ema_decay: of the average per step; None for none.
+      label_smoothing, mixup_alpha, cutmix_alpha: see tasks/classification.py.
+      ema_decay, ema_every_steps: see state.average; a decay of None for no average.
 
     Returns:
-      The state after, and {"loss", "top1" (percent), "learning_rate", "grad_norm"}, scalars of
-      this batch. Batch statistics are over the global batch or groups of it (models/layers.py).
+      The state after, and {"loss", "top1" (percent that are Targets.main), "learning_rate",
+      "grad_norm"}, scalars of this batch. Batch statistics: see models/layers.py.
     """
-    images = normalize(batch["image"], mean, std, model.dtype)
     dropout = jax.random.fold_in(key, state.step)
+    mixing = jax.random.fold_in(dropout, MIXING)
+    pixels, targets = classification.mix(
+        mixing, batch["image"], batch["label"], mixup_alpha, cutmix_alpha
+    )
+    images = normalize(pixels, mean, std, model.dtype)
 
     def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
         logits, updated = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": dropout},
+            variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout}
         )
-        losses = classification.cross_entropy(logits, batch["label"], label_smoothing)
+        losses = classification.mixed_cross_entropy(logits, targets, label_smoothing)
         return losses.mean(), (logits, updated["batch_stats"])
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
@@ -78,10 +86,10 @@ def train_step(
     ema = state.ema
     if ema_decay is not None:
         new = {"params": params, "batch_stats": batch_stats}
-        ema = optax.incremental_update(new, ema, 1.0 - ema_decay)
+        ema = state_lib.average(ema, new, state.step + 1, ema_decay, ema_every_steps)
     metrics = {
         "loss": loss,
-        "top1": 100.0 * (logits.argmax(-1) == batch["label"]).mean(),
+        "top1": 100.0 * (logits.argmax(-1) == targets.main()).mean(),
         "learning_rate": learning_rate(state.step),
         "grad_norm": optax.tree.norm(grads),
     }

@@ -172,3 +172,25 @@ def test_pages_recipe_is_mmengines_in_all_300_epochs(wide, tolerance):
     # mmengine's product of 300 factors rounds 300 times by 1e-16.
     expected = np.repeat(theirs, len(inside))
     np.testing.assert_allclose(ours, expected, rtol=tolerance)
+
+
+def test_exponential_falls_after_every_so_many_epochs_counted_in_steps(config):
+    """TensorFlow's ExponentialDecay(staircase=True): rate * factor ** floor(step / decay_steps)."""
+    config.schedule.name = "exponential"
+    config.schedule.factor = 0.9
+    config.schedule.decay_epochs = 2.4  # of 7 steps: 16.8, that is 17
+    expected = [BASE * 0.9 ** (step // 17) for step in range(STEPS)]
+    assert_close(ours(config), expected)
+    assert len(set(expected[:18])) == 2
+    config.schedule.decay_epochs = 0.01  # shorter than a step: every step
+    assert_close(ours(config, 5), [BASE * 0.9**step for step in range(5)])
+
+
+def test_warm_up_and_staircase_are_hand_computed(config):
+    config.schedule.name = "exponential"
+    config.schedule.factor = 0.5
+    config.schedule.decay_epochs = 1.5  # 10.5 steps, that is 10: halves go to the even number
+    config.schedule.warmup_epochs = 3.0  # 21 steps
+    # Counted from the start of training, as TensorFlow and timm count, too.
+    expected = [BASE * 0.5 ** (step // 10) * min(1, step / 21) for step in range(STEPS)]
+    assert_close(ours(config), expected)

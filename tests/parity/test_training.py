@@ -149,7 +149,10 @@ def our_step(dtype: str) -> Any:
             mean=config.data.mean,
             std=config.data.std,
             label_smoothing=config.label_smoothing,
+            mixup_alpha=config.mixup_alpha,
+            cutmix_alpha=config.cutmix_alpha,
             ema_decay=config.ema.decay,
+            ema_every_steps=config.ema.every_steps,
         )
 
     def start(variables: Any) -> Any:

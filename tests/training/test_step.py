@@ -1,0 +1,143 @@
+"""What a training step does besides the network: mixing, the average, and their randomness.
+
+The network is a stand-in that compiles in a second. tests/parity/ has the real one.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+
+from mbv2_jax.training import mesh as mesh_lib
+from mbv2_jax.training import state as state_lib
+from mbv2_jax.training import step as step_lib
+
+BATCH, SIZE, CLASSES = 8, 6, 3
+
+
+class Pixels(nn.Module):
+    """A linear classifier of normalised pixels, or of nothing but dropout's mask."""
+
+    blind: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        x = images.reshape(len(images), -1)
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        if self.blind:
+            x = jnp.ones_like(x)
+        return nn.Dense(CLASSES)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+def batch(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8),
+        "label": rng.integers(0, CLASSES, BATCH).astype(np.int32),
+    }
+
+
+def run(
+    batches: list[dict[str, np.ndarray]],
+    *,
+    devices: int = 1,
+    blind: bool = False,
+    start: Any = None,
+    **changes: Any,
+) -> tuple[list[Any], list[float]]:
+    """Returns the state after each step, the first one's before, and the losses."""
+    model: Any = Pixels(blind)
+    hyperparameters = {
+        "mean": (127.0,) * 3,
+        "std": (64.0,) * 3,
+        "label_smoothing": 0.1,
+        "mixup_alpha": 0.0,
+        "cutmix_alpha": 0.0,
+        "ema_decay": None,
+        "ema_every_steps": 1,
+    } | changes
+    optimizer = optax.sgd(0.1)
+    mesh = mesh_lib.create(jax.devices()[:devices])
+    everywhere, split = mesh_lib.replicated(mesh), mesh_lib.split(mesh)
+    step = jax.jit(
+        functools.partial(
+            step_lib.train_step,
+            model=model,
+            optimizer=optimizer,
+            learning_rate=lambda step: jnp.float32(0.1),
+            **hyperparameters,
+        ),
+        in_shardings=(everywhere, split, everywhere),
+        out_shardings=everywhere,
+    )
+    with_ema = hyperparameters["ema_decay"] is not None
+    create = functools.partial(
+        state_lib.create, model=model, optimizer=optimizer, image_size=SIZE, with_ema=with_ema
+    )
+    state = jax.jit(create)(jax.random.key(1)) if start is None else start
+    states, losses = [jax.device_get(state)], []
+    for each in batches:
+        state, metrics = step(state, each, jax.random.key(0))
+        states.append(jax.device_get(state))
+        losses.append(float(metrics["loss"]))
+    return states, losses
+
+
+def test_average_is_torchs_called_every_third_step():
+    states, _ = run([batch(seed) for seed in range(7)], ema_decay=0.75, ema_every_steps=3)
+    update = torch.optim.swa_utils.get_ema_multi_avg_fn(0.75)
+
+    def variables(state: Any) -> list[torch.Tensor]:
+        leaves = jax.tree.leaves({"params": state.params, "batch_stats": state.batch_stats})
+        return [torch.from_numpy(np.array(leaf)) for leaf in leaves]
+
+    average = variables(states[0])
+    for done, state in enumerate(states):
+        if done in (3, 6):
+            update(average, variables(state), done)
+        for ours, theirs in zip(jax.tree.leaves(state.ema), average, strict=True):
+            # float32: a lerp there, a sum of two products here, of values of order one.
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
+        if done not in (0, 3, 6):  # exactly as it was
+            jax.tree.map(np.testing.assert_array_equal, state.ema, states[done - 1].ema)
+
+
+def test_mixing_on_four_devices_is_as_on_one():
+    mixing = {"mixup_alpha": 0.2, "cutmix_alpha": 1.0}
+    batches = [batch(seed) for seed in range(4)]
+    one, losses = run(batches, devices=1, **mixing)
+    four, losses_of_four = run(batches, devices=4, **mixing)
+    _, without = run(batches)
+    # float32 sums over the batch in another order, through four steps.
+    np.testing.assert_allclose(losses_of_four, losses, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
+        four[-1].params,
+        one[-1].params,
+    )
+    assert all(abs(mixed - plain) > 1e-3 for mixed, plain in zip(losses, without, strict=True))
+
+
+def test_a_run_that_goes_on_mixes_as_the_one_that_was_not_stopped():
+    batches = [batch(seed) for seed in range(4)]
+    states, losses = run(batches, mixup_alpha=1.0, cutmix_alpha=1.0)
+    _, rest = run(batches[2:], start=states[2], mixup_alpha=1.0, cutmix_alpha=1.0)
+    assert rest == losses[2:]
+    # The same images at another step are mixed in another way.
+    _, shifted = run(batches[2:], mixup_alpha=1.0, cutmix_alpha=1.0, start=states[1])
+    assert all(abs(a - b) > 1e-3 for a, b in zip(shifted, rest, strict=True))
+
+
+def test_dropout_draws_the_same_with_and_without_mixing():
+    batches = [batch(seed) | {"label": np.full(BATCH, 1, np.int32)} for seed in range(3)]
+    # All of one class and seen by nobody: only dropout's mask tells.
+    _, mixed = run(batches, blind=True, mixup_alpha=0.2, cutmix_alpha=1.0)
+    _, plain = run(batches, blind=True)
+    # share * loss + (1 - share) * loss, in float32
+    np.testing.assert_allclose(mixed, plain, rtol=1e-6)
