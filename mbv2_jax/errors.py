@@ -22,6 +22,12 @@ class RunFailed(Exception):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """Returns what an error of another library says, in one line."""
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
+
+
 def listed(faults: Iterable[str], limit: int = 5, separator: str = "; ") -> str:
     """Joins faults for a message; says how many more there are beyond `limit`."""
     # Names are a file's, and might steer a terminal.

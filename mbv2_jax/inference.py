@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from mbv2_jax import model_dir
-from mbv2_jax.data import classes, decoding, sources, transforms
+from mbv2_jax.data import classes, decoding, transforms
+from mbv2_jax.data.folder import EXTENSIONS
 from mbv2_jax.errors import UserError, nearest
 from mbv2_jax.models.folding import fold
 from mbv2_jax.models.mobilenet_v2 import STAGES, MobileNetV2
@@ -334,10 +335,10 @@ def _files(folder: str) -> list[ImageLike]:
         found += [
             os.path.join(path, name)
             for name in sorted(names)
-            if name.lower().endswith(sources.EXTENSIONS) and not name.startswith(".")
+            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
         ]
     if not found:
-        endings = ", ".join(sources.EXTENSIONS)
+        endings = ", ".join(EXTENSIONS)
         raise UserError(f"no image files in {folder} or below; looked for {endings}")
     return found
 

@@ -12,6 +12,17 @@ import pytest
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory) -> pathlib.Path:
+    """An empty cache folder, for this process and those it starts: never the user's own."""
+    # Except for matplotlib's list of fonts, which takes seconds to make.
+    former = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    os.environ.setdefault("MPLCONFIGDIR", os.path.join(former, "matplotlib"))
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def check_data() -> pathlib.Path:
     """The folder of real weights, photos and reference outputs, which is not of the project."""

@@ -122,10 +122,11 @@ def _open_data(data: ConfigDict) -> tuple[sources.Source, sources.Source]:
             f"{data.source}: the classes of {data.train_split!r} and {data.eval_split!r} differ; "
             f"in only one of them: {', '.join(odd[:5])}"
         )
-    if getattr(train_source, "root", "train") == getattr(eval_source, "root", "eval"):
+    if sources.overlap(train_source, eval_source):
         raise UserError(
-            f"{data.source}: {data.train_split!r} and {data.eval_split!r} are the same images; "
-            "put them into PATH/train/CLASS and PATH/val/CLASS, or name two splits"
+            f"{data.source}: {data.train_split!r} and {data.eval_split!r} hold the same images, or "
+            "some of them; name two splits (of a folder: PATH/train/CLASS and PATH/val/CLASS), or "
+            "parts of one that share none, such as 'train[10%:]' and 'train[:10%]'"
         )
     return train_source, eval_source
 

@@ -124,7 +124,7 @@ def data_dir(tmp_path_factory):
     open_source("digits", "train", str(path))
     for name, old, new in [
         ("letters", "digits", "letters"),
-        ("stored", "array_record", "tfrecord"),
+        ("stored", "array_record", "riegeli"),
         ("unlabelled", '"label"', '"writer"'),
     ]:
         copy = path / name / "1.0.0"
@@ -142,7 +142,9 @@ def test_tfds_datasets_are_opened_from_their_files(data_dir):
     letters, digits = (open_source(name, "test", str(data_dir)) for name in ("letters", "digits"))
     assert len(letters) == 360
     assert letters[7] == digits[7]
-    assert letters.describe(7) == "record 7 of letters[test]"
+    assert letters.describe(7) == (
+        "record 7 of letters[test] (number 7 in letters-test.array_record-00000-of-00001)"
+    )
 
 
 def test_tfds_split_expressions_work(data_dir):
@@ -150,6 +152,11 @@ def test_tfds_split_expressions_work(data_dir):
     both = open_source("digits", "test+train[:5]", str(data_dir))
     assert len(both) == 365
     assert both[360] == open_source("digits", "train", str(data_dir))[0]
+    assert both.describe(362) == (
+        "record 362 of digits[test+train[:5]] (number 2 in"
+        " digits-train.array_record-00000-of-00001)"
+    )
+    assert len(open_source("digits", "all", str(data_dir))) == 1797
 
 
 def test_wrong_tfds_datasets_are_explained(data_dir):
@@ -159,8 +166,24 @@ def test_wrong_tfds_datasets_are_explained(data_dir):
     assert "cannot open dataset 'a/b/c'" in fails("a/b/c", data_dir=data_dir)
     assert "cannot open dataset ''" in fails("", data_dir=data_dir)
     assert "did you mean 'test'?" in fails("digits", "tset", data_dir)
-    assert "no split 'train[:x%]'" in fails("digits", "train[:x%]", data_dir)
-    assert "split 'train[:0]' of dataset 'digits' is e" in fails("digits", "train[:0]", data_dir)
+    assert "no split 'tarin[:9]' in dataset 'digits'; did you mean 'train'?" in fails(
+        "digits", "tarin[:9]", data_dir
+    )
+    for expression in (
+        "train[:x%]",
+        "train[:2000]",
+        "train[:101%]",
+        "all[:5]",
+        "train[5",
+        "train[",
+    ):
+        message = fails("digits", expression, data_dir)
+        assert f"cannot take {expression!r} of dataset 'digits' (" in message
+        assert "train has 1437" in message
+    for expression in ("train[:0]", "train[9:3]"):
+        assert f"split {expression!r} of dataset 'digits' is empty" in fails(
+            "digits", expression, data_dir
+        )
     assert "and no 'image' with a 'label'" in fails("unlabelled", data_dir=data_dir)
 
 
@@ -174,9 +197,9 @@ def test_a_tfds_dataset_that_is_not_prepared_names_the_command(data_dir):
     )
 
 
-def test_a_tfds_dataset_in_tfrecord_form_names_the_command(data_dir):
+def test_a_tfds_dataset_in_another_form_names_the_command(data_dir):
     message = fails("stored", data_dir=data_dir)
-    assert "is prepared as tfrecord" in message
+    assert "is prepared as riegeli" in message
     assert (
         f"tfds convert_format --dataset_version_dir={data_dir}/stored/1.0.0"
         " --out_file_format=array_record"

@@ -1,0 +1,106 @@
+"""Parts of a split: TFDS's expressions, such as "train[10000:]" and "train[:10%]".
+
+https://www.tensorflow.org/datasets/splits describes them.
+"""
+
+import bisect
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from mbv2_jax.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The examples `start` to `stop - 1` of a split, in an order that belongs to the split."""
+
+    split: str  # its name, or where it lies: the same for all parts of a split
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def is_expression(split: str) -> bool:
+    """Whether it is more than a split's name."""
+    return "[" in split or "+" in split
+
+
+def read(split: str, sizes: Mapping[str, Sequence[int]], where: str) -> list[Part]:
+    """Returns the parts that a split's name or expression asks for, in its order.
+
+    Args:
+      split: a name, or an expression.
+      sizes: the number of examples in each file of every split there is.
+      where: the dataset, for messages.
+
+    Returns:
+      The parts that are not empty, `split` being a key of `sizes`.
+
+    Raises:
+      UserError: the expression cannot be read, names an unknown split, reaches past the split's
+        end or asks for nothing.
+    """
+    if split in sizes:
+        ranges = [(split, 0, sum(sizes[split]))]
+    elif not is_expression(split) and split != "all":
+        raise UserError(f"no split {split!r} in {where}; {nearest(split, sizes)}")
+    else:
+        ranges = _ranges(split, sizes, where)
+    found = [Part(name, start, stop) for name, start, stop in ranges if start < stop]
+    if not found:
+        raise UserError(f"split {split!r} of {where} is empty")
+    return found
+
+
+def _ranges(
+    split: str, sizes: Mapping[str, Sequence[int]], where: str
+) -> list[tuple[str, int, int]]:
+    from tensorflow_datasets.core import splits as tfds_splits  # slow to import
+
+    for term in split.split("+"):
+        name = term.split("[")[0].strip()
+        if name not in sizes and name != "all":
+            raise UserError(f"no split {split!r} in {where}; {nearest(name, sizes)}")
+    infos = {
+        name: tfds_splits.SplitInfo(name=name, shard_lengths=list(lengths), num_bytes=0)
+        for name, lengths in sizes.items()
+    }
+    try:
+        found = tfds_splits.AbstractSplit.from_spec(split).to_absolute(infos)
+    # ValueError, NotImplementedError or AssertionError, by what is wrong with it.
+    except Exception as error:
+        counts = ", ".join(f"{name} has {sum(lengths)}" for name, lengths in sizes.items())
+        raise UserError(
+            f"cannot take {split!r} of {where} ({counts} examples); a part is written such as"
+            " 'train[10000:]', 'train[:10000]' or 'train[:90%]'"
+        ) from error
+    ranges = []
+    for part in found:
+        stop = sum(sizes[part.splitname]) if part.to is None else part.to
+        ranges.append((part.splitname, part.from_ or 0, stop))
+    return ranges
+
+
+def overlap(parts: Sequence[Part], others: Sequence[Part]) -> bool:
+    """Whether some example is in both."""
+    return any(
+        part.split == other.split and part.start < other.stop and other.start < part.stop
+        for part in parts
+        for other in others
+    )
+
+
+def locate(stops: Sequence[int], index: int) -> tuple[int, int]:
+    """Finds an element of runs that lie end to end.
+
+    Args:
+      stops: where each run ends; the first begins at 0.
+      index: 0 <= index < stops[-1].
+
+    Returns:
+      Which run, and which element of it.
+    """
+    run = bisect.bisect_right(stops, index)
+    return run, index - (stops[run - 1] if run else 0)
