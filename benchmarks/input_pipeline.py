@@ -1,0 +1,285 @@
+"""Images per second of the input pipeline beside torch's and tf.data's, on real photos.
+
+    make bench-input PHOTOS=DIR
+    python -m benchmarks.input_pipeline --photos=DIR [--tensorflow-python=PATH] [--rounds=5]
+    python -m benchmarks.input_pipeline --photos=DIR --memory
+
+The training transform (RandomResizedCrop of 8 to 100 % of the area, flip) to 224 pixels, batches of
+64 uint8 images. Every way is run in a process of its own, all of them in turn, round after round;
+what counts is the median of the rounds. "On 1 core" all threads and processes of a way share that
+core; "on all cores" each way is run in the settings that suit it. The files come from the page
+cache. Leave the machine alone meanwhile.
+
+All do the same work, but for this: torch-float also scales and normalises, as torchvision's
+reference training does on the host; and TensorFlow's sample_distorted_bounding_box, which tf and
+tf-antialias use, draws boxes of 0.39 of a 500 x 375 photo on average, the others of 0.43.
+"""
+
+import argparse
+import csv
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import input_peers
+from mbv2_jax.errors import UserError, listed, nearest
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A way of reading, on so many cores, in one of its settings."""
+
+    peer: str
+    cores: int
+    setting: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.peer}, {self._setting()}"
+
+    def _setting(self) -> str:
+        if self.peer.startswith("tf"):
+            return f"{self.setting} thread{'s'[: self.setting > 1]}"
+        if not self.setting:
+            return "threads" if self.peer.startswith("ours") else "in the main process"
+        return f"{self.setting} worker{'s'[: self.setting > 1]}"
+
+
+def plan(peers: list[str], cores: int) -> list[Run]:
+    """Returns what is to be measured, in the order of a round."""
+    runs = []
+    for used in sorted({1, cores}):
+        for peer in peers:
+            if peer.startswith("tf"):
+                settings = {used}
+            elif peer.startswith("ours") or used == 1:
+                settings = {0, used}
+            else:
+                settings = {used - 1, used}  # with and without a core for the main process
+            runs += [Run(peer, used, setting) for setting in sorted(settings)]
+    return runs
+
+
+def measure(run: Run, options: argparse.Namespace) -> dict[str, Any]:
+    """Runs one way once; returns {"rate": images per second, "versions": of its packages}."""
+    cores = sorted(os.sched_getaffinity(0))[-run.cores :]
+    python = options.tensorflow_python if run.peer.startswith("tf") else sys.executable
+    command = [python, "-m", "benchmarks.input_peers", run.peer, options.photos]
+    command += [f"--cores={','.join(map(str, cores))}", f"--setting={run.setting}"]
+    command += [f"--seconds={options.seconds}"]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
+    if process.returncode:
+        lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
+        raise UserError(f"{run.label}, could not be measured: {lines[-1]}")
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def table(rates: dict[Run, list[float]]) -> list[dict[str, Any]]:
+    """Returns a row for each run: median, least and most, and how many times faster ours is.
+
+    "exact" and "fast" are our median in the better setting on as many cores over the row's median;
+    "scaling" is the row's median over that of the way's better setting on 1 core, a core.
+    """
+    median = {run: statistics.median(values) for run, values in rates.items()}
+
+    def best(peer: str, cores: int) -> float | None:
+        return max(
+            (rate for run, rate in median.items() if (run.peer, run.cores) == (peer, cores)),
+            default=None,
+        )
+
+    rows = []
+    for run, values in rates.items():
+        row: dict[str, Any] = {"cores": run.cores, "way": run.label}
+        row |= {"median": median[run], "min": min(values), "max": max(values)}
+        for name in ("exact", "fast"):
+            rate = best(f"ours-{name}", run.cores)
+            row[name] = rate and rate / median[run]
+        one = best(run.peer, 1)
+        row["scaling"] = one and median[run] / (one * run.cores)
+        rows.append(row)
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Prints the table."""
+    print(f"\n{'cores':>5}  {'way':34} {'images/s':>8} {'min':>7} {'max':>7}", end="")
+    print(f" {'exact/it':>9} {'fast/it':>8} {'scaling':>8}")
+    for row in rows:
+        print(f"{row['cores']:5}  {row['way']:34} {row['median']:8.0f}", end="")
+        print(f" {row['min']:7.0f} {row['max']:7.0f}", end="")
+        print(f" {_decimal(row['exact']):>9} {_decimal(row['fast']):>8}", end="")
+        print(f" {_decimal(row['scaling']):>8}")
+
+
+def write(path: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Writes the rows as CSV; `facts` of machine and run are repeated in each."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *facts], lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            values = {
+                name: f"{value:.4g}" if isinstance(value, float) else value
+                for name, value in row.items()
+            }
+            writer.writerow(values | facts)
+    print(f"\nwritten: {path}")
+
+
+def machine() -> dict[str, Any]:
+    """Returns what a reader of the figures has to know of this machine and this code."""
+    model = platform.processor()
+    if os.path.exists("/proc/cpuinfo"):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(
+            (line.split(": ")[1] for line in lines if line.startswith("model name")), model
+        )
+    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty=+changes", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    return {
+        "machine": f"{model}, {os.cpu_count()} virtual cores",
+        "load": f"{os.getloadavg()[0]:.2f}",  # processes that wanted a core in the minute before
+        "commit": commit,
+        "python": platform.python_version(),
+    }
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Measures all ways in turn, prints the table and writes the CSV."""
+    facts = machine() | {"rounds": options.rounds, "seconds": options.seconds}
+    runs = plan(options.peers, len(os.sched_getaffinity(0)))
+    rates: dict[Run, list[float]] = {run: [] for run in runs}
+    versions: dict[str, str] = {}
+    for turn in range(options.rounds):
+        for run in runs:
+            result = measure(run, options)
+            rates[run].append(result["rate"])
+            versions.update(result["versions"])
+            print(
+                f"round {turn + 1} of {options.rounds}, {run.cores} cores:"
+                f" {run.label}: {result['rate']:.0f} images/s",
+                file=sys.stderr,
+            )
+    facts["versions"] = " ".join(f"{name} {version}" for name, version in versions.items())
+    rows = table(rates)
+    show(rows)
+    write(options.output or HERE / "input_pipeline.csv", rows, facts)
+
+
+def memory(options: argparse.Namespace) -> None:
+    """Prints and writes the memory of our pipeline and its workers after each epoch.
+
+    It is the proportional set size: what processes share is counted once.
+    """
+    from mbv2_jax.data import loader, sources, transforms
+
+    workers = len(os.sched_getaffinity(0))
+    source = sources.open_source(f"folder:{options.photos}", "train")
+    epoch = loader.steps_per_epoch(len(source), input_peers.BATCH)
+    batches = loader.train_batches(
+        source,
+        transforms.make_transform("random_resized_crop(size)|random_flip(0.5)", input_peers.SIZE),
+        batch_size=input_peers.BATCH,
+        seed=0,
+        start=0,
+        stop=options.epochs * epoch,
+        workers=workers,
+    )
+    rows = []
+    for step, _ in enumerate(batches, start=1):
+        if step % epoch == 0:
+            rows.append({"epoch": step // epoch, "mebibytes": _tree_mebibytes(os.getpid())})
+            print(f"epoch {rows[-1]['epoch']:3}: {rows[-1]['mebibytes']:8.1f} MiB", flush=True)
+    batches.close()
+    facts = machine() | {"workers": workers, "photos": len(source)}
+    write(options.output or HERE / "input_memory.csv", rows, facts)
+
+
+def _tree_mebibytes(root: int) -> float:
+    """Returns the proportional set size of a process and all that it started, in MiB."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # The name, in brackets, may hold anything; the parent is the second field after it.
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # ended meanwhile
+    tree = {root}
+    while more := {pid for pid, parent in parents.items() if parent in tree} - tree:
+        tree |= more
+    kibibytes = 0
+    for pid in tree:
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        kibibytes += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return kibibytes / 1024
+
+
+def _decimal(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.input_pipeline",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--photos", required=True, metavar="DIR", help="JPEG files in DIR/CLASS/, some hundred"
+    )
+    parser.add_argument(
+        "--tensorflow-python",
+        metavar="PATH",
+        help="a Python that has TensorFlow (make venv-tensorflow); without it tf is left out",
+    )
+    parser.add_argument(
+        "--peers",
+        metavar="NAME,...",
+        help=f"only these of {', '.join(input_peers.PEERS)}",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="default: 5")
+    parser.add_argument("--seconds", type=float, default=5, help="of each measurement; default: 5")
+    parser.add_argument(
+        "--memory", action="store_true", help="memory of ours over many epochs, instead of speed"
+    )
+    parser.add_argument("--epochs", type=int, default=20, help="of --memory; default: 20")
+    parser.add_argument(
+        "--output", type=Path, metavar="CSV", help="default: input_pipeline.csv beside this script"
+    )
+    options = parser.parse_args(arguments)
+    options.photos = os.path.abspath(options.photos)
+    names = options.peers.split(",") if options.peers else list(input_peers.PEERS)
+    for name in names:
+        if name not in input_peers.PEERS:
+            raise UserError(f"--peers: unknown {name!r}; {nearest(name, input_peers.PEERS)}")
+    options.peers = [n for n in names if options.tensorflow_python or not n.startswith("tf")]
+    if len(options.peers) < len(names) and not options.memory:
+        left_out = listed([name for name in names if name not in options.peers])
+        print(f"left out, for want of --tensorflow-python: {left_out}", file=sys.stderr)
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    try:
+        options = _options(arguments)
+        (memory if options.memory else compare)(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
