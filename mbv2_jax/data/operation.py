@@ -1,5 +1,6 @@
 """What an operation on an image is; resized crops; checks of operations' arguments."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -71,24 +72,32 @@ def check_side(name: str, value: Any) -> None:
         raise UserError(f"{name}={value!r} must be a whole number of pixels, 1 or more")
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raises UserError unless the value is a whole number, 0 or more."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise UserError(f"{name}={value!r} must be a whole number, 0 or more")
+def check_count(name: str, value: Any, lowest: int = 0) -> None:
+    """Raises UserError unless the value is a whole number, `lowest` or more."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+        raise UserError(f"{name}={value!r} must be a whole number, {lowest} or more")
 
 
-def check_range(name: str, value: Any) -> None:
-    """Raises UserError unless the value is (low, high), both positive."""
+def check_share(name: str, value: Any) -> None:
+    """Raises UserError unless the value is a probability or another number from 0 to 1."""
+    if not is_number(value) or not 0 <= value <= 1:
+        raise UserError(f"{name}={value!r} must be a number from 0 to 1")
+
+
+def check_range(name: str, value: Any, highest: float = math.inf) -> None:
+    """Raises UserError unless the value is (low, high), both positive, finite, up to `highest`."""
     if (
         not isinstance(value, Sequence)
         or len(value) != 2
         or not all(map(is_number, value))
-        or not 0 < value[0] <= value[1]
+        or not 0 < value[0] <= value[1] <= highest
+        or math.isinf(value[1])
     ):
-        raise UserError(f"{name}={value!r} must be (low, high) with 0 < low <= high")
+        bound = "" if math.isinf(highest) else f" <= {highest:g}"
+        raise UserError(f"{name}={value!r} must be (low, high) with 0 < low <= high{bound}")
 
 
 def check_interpolation(value: Any) -> None:
     """Raises UserError unless the value is one of INTERPOLATIONS."""
-    if value not in INTERPOLATIONS:
+    if value not in list(INTERPOLATIONS):  # what cannot be hashed is unknown too
         raise UserError(f"unknown interpolation {value!r}; {nearest(value, INTERPOLATIONS)}")

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from mbv2_jax.data import decoding
+from mbv2_jax.data import augment, decoding
 from mbv2_jax.data.operation import (
     INTERPOLATIONS,
     Box,
@@ -28,8 +28,8 @@ from mbv2_jax.data.operation import (
     check_count,
     check_interpolation,
     check_range,
+    check_share,
     check_side,
-    is_number,
 )
 from mbv2_jax.errors import UserError, nearest
 
@@ -82,8 +82,7 @@ class RandomFlip:
     prob: float = 0.5
 
     def __post_init__(self) -> None:
-        if not is_number(self.prob) or not 0 <= self.prob <= 1:
-            raise UserError(f"prob={self.prob!r} must be a number from 0 to 1")
+        check_share("prob", self.prob)
 
     def output_size(self, size: int | None) -> int | None:
         return size
@@ -199,6 +198,7 @@ OPERATIONS: dict[str, Callable[..., Operation]] = {
     "resize_edge": ResizeEdge,
     "center_crop": CenterCrop,
     "resize": Resize,
+    **augment.OPERATIONS,
 }
 
 

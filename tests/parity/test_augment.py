@@ -1,0 +1,486 @@
+"""Augmentation against torchvision and timm; TensorFlow's crop against what its source says."""
+
+import importlib
+import itertools
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from mbv2_jax.data import augment, image_ops, timm_augment
+from mbv2_jax.data.decoding import decode
+from mbv2_jax.data.inception_crop import InceptionCrop
+from mbv2_jax.data.transforms import make_transform
+from tests.parity import peers
+
+BINS = 31  # torchvision's default
+# Both orientations, odd and even sides.
+SIZES = [(64, 48), (37, 61), (50, 50), (1, 9)]
+
+
+@pytest.fixture(scope="module")
+def torchvision_policies():
+    peers.torchvision()
+    return importlib.import_module("torchvision.transforms.autoaugment")
+
+
+@pytest.fixture(scope="module")
+def timm_policies():
+    peers.timm()
+    return importlib.import_module("timm.data.auto_augment")
+
+
+@pytest.fixture(scope="module")
+def photos(check_data) -> list[Image.Image]:
+    """20 photos of ImageNet, made small: 176 to 224 pixels a side."""
+    paths = sorted((check_data / "data" / "imagenet_val20").glob("*.JPEG"))
+    assert len(paths) == 20
+    sides = itertools.product((176, 193, 210, 224), (177, 184, 192, 201, 224))
+    return [decode(path.read_bytes()).resize(size) for path, size in zip(paths, sides, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    """Synthetic ones, where there are no photos: waves with noise, and one of a single colour."""
+    rng = np.random.default_rng(0)
+    made = [Image.new("RGB", (20, 30), (17, 130, 255))]
+    for width, height in SIZES:
+        y, x = np.mgrid[0:height, 0:width]
+        waves = np.stack([np.sin(x / (3 + k)) + np.cos(y / (5 + k)) for k in range(3)], -1)
+        noisy = 128 + 50 * waves + rng.normal(0, 10, (height, width, 3))
+        made.append(Image.fromarray(noisy.clip(0, 255).astype(np.uint8)))
+    return made
+
+
+def assert_same(ours: Image.Image, theirs: Image.Image, what: object) -> None:
+    assert ours.mode == theirs.mode == "RGB"
+    assert ours.size == theirs.size
+    # Compared before numpy is asked for a message: this runs tens of thousands of times.
+    assert ours.tobytes() == theirs.tobytes(), what
+
+
+def torchvision_spaces(module, size: tuple[int, int], bins: int):
+    """(our table, torchvision's space) of each policy, for an image of width and height `size`."""
+    usual = augment.usual_table(*size)
+    yield usual, module.RandAugment()._augmentation_space(bins, size[::-1])
+    yield (
+        {name: usual.get(name) for name in [*usual, "Invert"] if name != "Identity"},
+        module.AutoAugment()._augmentation_space(bins, size[::-1]),
+    )
+    yield augment.WIDE_TABLE, module.TrivialAugmentWide()._augmentation_space(bins)
+
+
+@pytest.mark.parametrize("bins", [2, 10, 11, 31, 64])
+@pytest.mark.parametrize("size", [(224, 224), (176, 176), (500, 375), (1, 333)])
+def test_tables_are_torchvisions(torchvision_policies, bins, size):
+    """Names in order, which are signed, and every magnitude to the last bit."""
+    for table, space in torchvision_spaces(torchvision_policies, size, bins):
+        assert sorted(table) == sorted(space)
+        for name, (magnitudes, signed) in space.items():
+            assert signed == (name in augment.SIGNED)
+            highest = table[name]
+            if highest is None:
+                assert magnitudes.ndim == 0
+                continue
+            ours = [augment.magnitude_of(name, highest, i, bins) for i in range(bins)]
+            assert ours == magnitudes.tolist(), (name, size)
+
+
+def assert_operations_are_torchvisions(module, images: list[Image.Image]) -> None:
+    """Every operation of the three policies, at every magnitude bin and with both signs."""
+    arguments: dict[tuple[str, float | None], None] = {}
+    for image in images:
+        arguments.clear()
+        for bins in (10, BINS):
+            for table, space in torchvision_spaces(module, image.size, bins):
+                for name, (_, signed) in space.items():
+                    if (highest := table[name]) is None:
+                        arguments[name, None] = None
+                        continue
+                    for index in range(bins):
+                        value = augment.magnitude_of(name, highest, index, bins)
+                        for sign in (1, -1) if signed else (1,):
+                            arguments[name, sign * value] = None
+        for name, argument in arguments:
+            given = () if argument is None else (argument,)
+            ours = augment.APPLY[name](image, *given)
+            theirs = module._apply_op(
+                image, name, argument or 0.0, module.InterpolationMode.NEAREST, None
+            )
+            assert_same(ours, theirs, (name, argument, image.size))
+
+
+def test_every_operation_at_every_magnitude_is_torchvisions_on_photos(torchvision_policies, photos):
+    assert_operations_are_torchvisions(torchvision_policies, photos)
+
+
+def test_every_operation_at_every_magnitude_is_torchvisions(torchvision_policies, pictures):
+    assert_operations_are_torchvisions(torchvision_policies, pictures)
+
+
+def draw_from(rng: np.random.Generator, patch: pytest.MonkeyPatch) -> None:
+    """Lets torch's random functions draw from `rng`, as numpy's functions of the same meaning."""
+
+    def randint(low, high=None, size=None, dtype=None):
+        if size is None:
+            low, high, size = 0, low, high
+        return torch.from_numpy(rng.integers(low, high, size=size))
+
+    patch.setattr(torch, "randint", randint)
+    patch.setattr(torch, "rand", lambda size: torch.from_numpy(rng.random(size)))
+    patch.setattr(torch, "randperm", lambda n: torch.from_numpy(rng.permutation(n)))
+    patch.setattr(
+        torch.Tensor, "uniform_", lambda self, low, high: self.fill_(rng.uniform(low, high))
+    )
+
+
+POLICIES = [
+    ("auto_augment()", "AutoAugment", {"policy": "imagenet"}),
+    ("auto_augment('cifar10')", "AutoAugment", {"policy": "cifar10"}),
+    ("auto_augment('svhn')", "AutoAugment", {"policy": "svhn"}),
+    ("rand_augment()", "RandAugment", {}),
+    (
+        "rand_augment(3, 12, num_magnitude_bins=20)",
+        "RandAugment",
+        {"num_ops": 3, "magnitude": 12, "num_magnitude_bins": 20},
+    ),
+    ("trivial_augment_wide()", "TrivialAugmentWide", {}),
+    ("trivial_augment_wide(7)", "TrivialAugmentWide", {"num_magnitude_bins": 7}),
+]
+
+
+@pytest.mark.parametrize(("spec", "name", "arguments"), POLICIES, ids=[p[0] for p in POLICIES])
+def test_policies_are_torchvisions_draw_by_draw(
+    torchvision_policies, pictures, monkeypatch, spec, name, arguments
+):
+    """torchvision's own code, given our random numbers, makes the same images."""
+    if name == "AutoAugment":
+        arguments = {"policy": torchvision_policies.AutoAugmentPolicy(arguments["policy"])}
+    theirs = getattr(torchvision_policies, name)(**arguments)
+    ours = make_transform(f"{spec}|resize(9)", 9).operations[0]
+    for seed in range(300):
+        image = pictures[seed % len(pictures)]
+        with monkeypatch.context() as patch:
+            draw_from(np.random.default_rng(seed), patch)
+            expected = theirs(image)
+        assert_same(ours(image, np.random.default_rng(seed)), expected, seed)
+
+
+JITTERS = [
+    {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4},  # ImageNet recipes'
+    {"brightness": 2, "contrast": (0.2, 0.7), "saturation": (0, 3.5), "hue": 0.5},
+    {"hue": (-0.3, -0.1)},
+    {"contrast": (1.0, 1.0), "saturation": 0.3},
+    {},
+]
+
+
+@pytest.mark.parametrize("arguments", JITTERS, ids=str)
+def test_color_jitter_is_torchvisions_draw_by_draw(pictures, monkeypatch, arguments):
+    peers.torchvision()
+    from torchvision.transforms import ColorJitter
+
+    theirs, ours = ColorJitter(**arguments), augment.ColorJitter(**arguments)
+    for seed in range(100):
+        image = pictures[seed % len(pictures)]
+        with monkeypatch.context() as patch:
+            draw_from(np.random.default_rng(seed), patch)
+            expected = theirs(image)
+        assert_same(ours(image, np.random.default_rng(seed)), expected, seed)
+
+
+def test_adjustments_are_torchvisions_on_photos(photos):
+    peers.torchvision()
+    from torchvision.transforms import functional
+
+    for image in photos:
+        for factor in (0.0, 0.31, 1.0, 1.7):
+            for name in ("brightness", "contrast", "saturation"):
+                expected = getattr(functional, f"adjust_{name}")(image, factor)
+                assert_same(getattr(image_ops, name)(image, factor), expected, (name, factor))
+        for turn in (-0.5, -0.123, 0.0, 0.001, 0.37, 0.5):
+            expected = functional.adjust_hue(image, turn)
+            assert_same(image_ops.hue(image, turn), expected, turn)
+
+
+@pytest.mark.parametrize("size", [(224, 224), (40, 90), (3, 3), (1, 1)])
+def test_erased_boxes_are_torchvisions_draw_by_draw(monkeypatch, size):
+    peers.torchvision()
+    from torchvision.transforms import RandomErasing
+
+    width, height = size
+    ours = augment.RandomErasing()
+    image = torch.zeros(3, height, width)
+    found = 0
+    for seed in range(300):
+        with monkeypatch.context() as patch:
+            draw_from(np.random.default_rng(seed), patch)
+            top, left, box_height, box_width, value = RandomErasing.get_params(
+                image, (0.02, 0.33), (0.3, 3.3), [0.0]
+            )
+        box = ours.box(width, height, np.random.default_rng(seed))
+        if value is image:  # torchvision found none
+            assert box is None
+        else:
+            found += 1
+            assert box == (left, top, box_width, box_height)
+    assert found >= (0 if size == (1, 1) else 250)
+
+
+def test_erasing_is_torchvisions_after_normalisation(pictures, monkeypatch):
+    peers.torchvision()
+    from torchvision.transforms import Normalize, RandomErasing
+    from torchvision.transforms.functional import pil_to_tensor
+
+    normalize = Normalize(augment.MEAN.tolist(), augment.STD.tolist())
+    ours = augment.RandomErasing(prob=0.7)
+    erased = 0
+    for seed in range(100):
+        image = pictures[seed % len(pictures)]
+        before = normalize(pil_to_tensor(image).float())
+        with monkeypatch.context() as patch:
+            draw_from(np.random.default_rng(seed), patch)
+            expected = RandomErasing(p=0.7)(before)
+        result = ours(image, np.random.default_rng(seed))
+        actual = normalize(pil_to_tensor(result).float())
+        inside = (expected != before).any(0)
+        assert torch.equal(actual[:, ~inside], expected[:, ~inside])
+        # The mean is rounded to an integer: (104 - 103.53) / 57.375 = 0.0082 for blue.
+        assert (actual - expected).abs().max() < 0.0083
+        erased += bool(inside.any())
+    assert 50 < erased < 90  # 0.7 of 100, save for the boxes that the tiny ones leave no room for
+
+
+def test_erasing_with_noise_is_timms_clipped():
+    """timm's "pixel": a normal number for each value of normalised pixels."""
+    image = Image.new("RGB", (200, 150), (1, 2, 3))
+    ours = augment.RandomErasing(prob=1.0, mode="noise")
+    values = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        rng.random()  # whether to erase at all
+        box = ours.box(200, 150, rng)
+        assert box is not None
+        left, top, width, height = box
+        inside = np.zeros((150, 200), bool)
+        inside[top : top + height, left : left + width] = True
+        result = np.asarray(ours(image, np.random.default_rng(seed)))
+        assert (result[~inside] == (1, 2, 3)).all()
+        values.append(result[inside])
+    pixels = np.concatenate(values)
+    mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+    for channel in range(3):
+        # Shares at or below a value: the normal distribution's, with its tails on 0 and 255.
+        for value in (0, 30, 100, 150, 254):
+            expected = normal_cdf((value + 0.5 - mean[channel]) / std[channel])
+            share = (pixels[:, channel] <= value).mean()
+            # Five standard deviations of a share of so many independent draws.
+            assert abs(share - expected) < 5 * math.sqrt(0.25 / len(pixels))
+        clipped = np.isin(pixels[:, channel], (0, 255)).mean()
+        # The docstring's 2.9, 2.9 and 4.0 %, and the values that are rounded to 0 and to 255.
+        assert clipped == pytest.approx((0.029, 0.029, 0.040)[channel], abs=0.003)
+
+
+def normal_cdf(x: float) -> float:
+    return (1 + math.erf(x / math.sqrt(2))) / 2
+
+
+# timm's names of the increasing variants, in our table's words.
+TIMM_SETS = {False: "_RAND_TRANSFORMS", True: "_RAND_INCREASING_TRANSFORMS"}
+
+
+def timm_hparams() -> dict:
+    """As timm's transforms_factory makes them for a size of 224 and ImageNet's mean."""
+    return {"translate_const": 100, "img_mean": (124, 116, 104)}
+
+
+class TimmDraws:
+    """Stands in for Python's `random` in timm."""
+
+    def __init__(self, rng: np.random.Generator):
+        self.random, self.gauss = rng.random, rng.normal
+        self.choice = lambda options: options[rng.integers(len(options))]
+
+
+class NumpyDraws:
+    """Stands in for `numpy.random` in timm."""
+
+    def __init__(self, rng: np.random.Generator):
+        self.rng = rng
+
+    def choice(self, options: list, number: int, replace: bool, p: None) -> list:
+        assert replace and p is None
+        return [options[index] for index in self.rng.integers(len(options), size=number)]
+
+
+@pytest.fixture
+def draw_timm_from(timm_policies, monkeypatch):
+    """Lets timm draw from a numpy generator, and posterize to 0 bits, as older Pillows let it."""
+    posterize = ImageOps.posterize
+    black = SimpleNamespace(
+        posterize=lambda image, bits: (
+            posterize(image, bits) if bits else Image.new("RGB", image.size)
+        )
+    )
+    for name in ("autocontrast", "equalize", "invert", "solarize"):
+        setattr(black, name, getattr(ImageOps, name))
+
+    def draw(rng: np.random.Generator) -> None:
+        monkeypatch.setattr(timm_policies, "ImageOps", black)
+        monkeypatch.setattr(timm_policies, "random", TimmDraws(rng))
+        monkeypatch.setattr(timm_policies, "np", SimpleNamespace(random=NumpyDraws(rng)))
+
+    return draw
+
+
+@pytest.mark.parametrize("increasing", [False, True])
+def test_timm_operations_are_timms_at_all_levels(
+    timm_policies, draw_timm_from, pictures, increasing
+):
+    """Names in order; pixels at levels between and beyond the whole ones."""
+    names = getattr(timm_policies, TIMM_SETS[increasing])
+    steps = timm_augment.INCREASING_STEPS if increasing else timm_augment.STEPS
+    assert [name.removesuffix("Increasing") for name in names] == list(steps)
+    for name, (ours_name, step) in zip(names, steps.items(), strict=True):
+        for level in np.arange(0, 10.01, 0.5).tolist():
+            theirs = timm_policies.AugmentOp(name, 1.0, level, timm_hparams())
+            for seed, image in enumerate(pictures):
+                draw_timm_from(np.random.default_rng(seed))
+                ours = timm_augment._apply(step, image, level / 10, np.random.default_rng(seed))
+                assert_same(ours, theirs(image), (ours_name, level, seed))
+
+
+def test_timm_operations_are_timms_on_photos(timm_policies, draw_timm_from, photos):
+    for increasing, names in TIMM_SETS.items():
+        steps = timm_augment.INCREASING_STEPS if increasing else timm_augment.STEPS
+        for name, step in zip(getattr(timm_policies, names), steps.values(), strict=True):
+            theirs = timm_policies.AugmentOp(name, 1.0, 9, timm_hparams())
+            for seed, image in enumerate(photos):
+                draw_timm_from(np.random.default_rng(seed))
+                ours = timm_augment._apply(step, image, 0.9, np.random.default_rng(seed))
+                assert_same(ours, theirs(image), (name, seed))
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("timm_rand_augment()", "rand-m9-mstd0.5"),
+        ("timm_rand_augment(9, increasing=True)", "rand-m9-mstd0.5-inc1"),
+        ("timm_rand_augment(7, 3, 0, prob=1.0)", "rand-m7-n3-p1.0-mstd0"),
+        ("timm_rand_augment(magnitude=1, magnitude_std=5.0, prob=0.9)", "rand-m1-mstd5.0-p0.9"),
+    ],
+)
+def test_timm_rand_augment_is_timms_draw_by_draw(
+    timm_policies, draw_timm_from, pictures, spec, name
+):
+    theirs = timm_policies.rand_augment_transform(name, timm_hparams())
+    ours = make_transform(f"{spec}|resize(9)", 9).operations[0]
+    for seed in range(300):
+        image = pictures[seed % len(pictures)]
+        draw_timm_from(np.random.default_rng(seed))
+        assert_same(ours(image, np.random.default_rng(seed)), theirs(image), seed)
+
+
+def chi_square(counts: np.ndarray) -> float:
+    """Of counts that should all be equal, in standard deviations of its distribution."""
+    expected = counts.sum() / len(counts)
+    freedom = len(counts) - 1
+    return float((((counts - expected) ** 2 / expected).sum() - freedom) / math.sqrt(2 * freedom))
+
+
+def test_every_operation_and_magnitude_is_as_likely(monkeypatch):
+    """The tests draw by draw replace torch's numbers by ours; these are even, and all occur."""
+    drawn: list[tuple[str, float]] = []
+
+    def record(name: str):
+        def apply(image, magnitude=0.0):
+            drawn.append((name, magnitude))
+            return image
+
+        return apply
+
+    for name in augment.APPLY:
+        monkeypatch.setitem(augment.APPLY, name, record(name))
+    rng, image = np.random.default_rng(0), Image.new("RGB", (4, 4))
+    operation = augment.TrivialAugmentWide()
+    for _ in range(14_000):
+        operation(image, rng)
+    names = [name for name, _ in drawn]
+    counts = np.array([names.count(name) for name in augment.WIDE_TABLE])
+    assert counts.sum() == 14_000
+    assert chi_square(counts) < 4  # a fixed seed; by chance once in some thousand seeds
+    rotations = [value for name, value in drawn if name == "Rotate"]
+    bins = [round(abs(value) / 4.5) for value in rotations]  # 135 degrees in 30 steps
+    assert chi_square(np.bincount(bins, minlength=31)) < 4
+    signs = [int(value > 0) for value in rotations if value]
+    assert chi_square(np.bincount(signs, minlength=2)) < 4
+
+
+SLIM = InceptionCrop(224, (0.05, 1.0), (0.75, 1.33), 100, 0.1, None)
+GARDEN = InceptionCrop(224)
+
+
+@pytest.mark.parametrize(("crop", "least"), [(SLIM, 0.1), (GARDEN, 0.08)], ids=["slim", "garden"])
+def test_inception_crop_boxes(crop, least):
+    """What TensorFlow's documentation and source say of every box."""
+    rng = np.random.default_rng(0)
+    boxes = np.array([crop.box(500, 375, rng) for _ in range(3000)])
+    left, top, width, height = boxes.T
+    share = width * height / (500 * 375)
+    assert least <= share.min() < least + 0.01
+    # A width is rounded: by half a pixel.
+    low, high = crop.aspect_ratio_range
+    assert (width >= height * low - 0.5).all()
+    assert (width <= height * high + 0.5).all()
+    assert min(left.min(), top.min()) == 0
+    # The bounds of the place are exclusive: only a crop of full height has the last row.
+    assert (top + height < 375)[height < 375].all()
+    assert (left + width < 500)[width < 500].all()
+    assert (top[height == 375] == 0).all()
+
+
+def test_inception_crop_heights_are_even_and_so_are_places():
+    """At ratio 1 and 0.25 to 1 of 100 x 100: 51 heights, 50 to 100, each as likely."""
+    crop = InceptionCrop(8, (0.25, 1.0), (1.0, 1.0), center_crop_fraction=None)
+    rng = np.random.default_rng(0)
+    left, top, width, height = np.array([crop.box(100, 100, rng) for _ in range(20_000)]).T
+    assert (width == height).all()
+    assert chi_square(np.bincount(height - 50, minlength=51)) < 4
+    for place in (left, top):
+        # Of 100 - 50 places 50 are drawn, 0 to 49: TensorFlow leaves out the last.
+        assert chi_square(np.bincount(place[height == 50], minlength=50)) < 4
+
+
+def test_inception_crop_ratios_are_even():
+    """Where every ratio fits at the first attempt; torchvision's logarithms would be even."""
+    crop = InceptionCrop(8, (0.04, 0.25), (0.5, 2.0))
+    rng = np.random.default_rng(0)
+    boxes = np.array([crop.box(2000, 2000, rng) for _ in range(4000)])
+    ratios = np.sort(boxes[:, 2] / boxes[:, 3])
+    distance = np.abs((ratios - 0.5) / 1.5 - np.arange(1, 4001) / 4000).max()
+    # Kolmogorov's distance: exceeded once in a thousand times, and the seed is fixed. That widths
+    # are rounded moves a ratio by 0.5 / 283 at most. Of even logarithms it would be 0.17.
+    assert distance < 1.95 / math.sqrt(4000) + 0.002
+
+
+def test_inception_crop_without_a_box_is_the_image_or_its_central_square():
+    rng = np.random.default_rng(0)
+    # No box of a ratio from 3/4 on has 0.9 of an image that is ten times as high as wide.
+    slim = InceptionCrop(8, (0.9, 1.0), center_crop_fraction=None)
+    assert slim.box(101, 1010, rng) == (0, 0, 101, 1010)
+    # 0.875 * 101 = 88.375; (101 - 88.375) / 2 = 6.3; (1010 - 88.375) / 2 = 460.8.
+    assert InceptionCrop(8, (0.9, 1.0)).box(101, 1010, rng) == (6, 460, 88, 88)
+
+
+def test_inception_crop_is_the_box_resized_by_pillow(pictures):
+    operation = InceptionCrop(24, interpolation="bicubic")
+    for seed, image in enumerate(pictures):
+        left, top, width, height = operation.box(
+            image.width, image.height, np.random.default_rng(seed)
+        )
+        crop = image.crop((left, top, left + width, top + height))
+        expected = crop.resize((24, 24), Image.Resampling.BICUBIC)
+        assert_same(operation(image, np.random.default_rng(seed)), expected, seed)
