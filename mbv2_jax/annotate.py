@@ -1,4 +1,4 @@
-"""Pictures that show a photo with what was predicted of it."""
+"""Pictures that show a photo with what was predicted of it, and their lettering."""
 
 import io
 import itertools
@@ -45,17 +45,15 @@ def annotate(photo: Image.Image, predictions: Sequence[tuple[str, float]]) -> Im
     draw = ImageDraw.Draw(picture)
     draw.rectangle((0, 0, width, photo.height), TRACK)  # beside a narrow photo, and a line below it
     picture.paste(photo, ((width - photo.width) // 2, 0))
-    font = ImageFont.truetype(
-        pathlib.Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), FONT_SIZE
-    )  # Pillow's own has no letters beyond ASCII, and class names are the user's
+    lettering = font()
     left, right = MARGIN, width - MARGIN
     for rank, (name, score) in enumerate(predictions):
         bar, ink = (FIRST, INK) if rank == 0 else (OTHER, FAINT)
         percent = f"{score:.1%}"
-        room = right - left - font.getlength(percent) - MARGIN
+        room = right - left - lettering.getlength(percent) - MARGIN
         baseline = photo.height + MARGIN + ROW * rank + FONT_SIZE
-        draw.text((left, baseline), _cut(name, room, font), ink, font, anchor="ls")
-        draw.text((right, baseline), percent, ink, font, anchor="rs")
+        draw.text((left, baseline), cut(name, room, lettering), ink, lettering, anchor="ls")
+        draw.text((right, baseline), percent, ink, lettering, anchor="rs")
         top = baseline + BAR
         draw.rounded_rectangle((left, top, right, top + BAR), BAR // 2, TRACK)
         end = left + score * (right - left)
@@ -110,10 +108,18 @@ def _times(size: tuple[int, int], factor: float) -> tuple[int, int]:
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def _cut(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
+def font(size: int = FONT_SIZE) -> ImageFont.FreeTypeFont:
+    """Returns the lettering of pictures; `size` in pixels."""
+    # Pillow's own has no letters beyond ASCII, and class names are the user's.
+    return ImageFont.truetype(
+        pathlib.Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size
+    )
+
+
+def cut(text: str, width: float, lettering: ImageFont.FreeTypeFont) -> str:
     """Shortens text to a width in pixels."""
-    if font.getlength(text) <= width:
+    if lettering.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
+    while text and lettering.getlength(text + "…") > width:
         text = text[:-1]
     return text.rstrip(" ,") + "…"

@@ -79,9 +79,16 @@ def epochs_to_steps(epochs: float, steps_per_epoch: int) -> int:
     return round(epochs * steps_per_epoch)
 
 
+def cores() -> int:
+    """Returns how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def parallel(workers: int) -> int:
     """Returns how many batches are made at a time: one a worker process, or (0) one a thread."""
-    return workers or min(_MAX_THREADS, os.cpu_count() or 1)
+    return workers or min(_MAX_THREADS, cores())
 
 
 def train_batches(
@@ -201,7 +208,7 @@ def eval_batches(
         0,
         steps_per_epoch(len(source), batch_size),
     )
-    workers = min(workers, os.cpu_count() or 1)
+    workers = min(workers, cores())
     # Each takes seconds to start, and that for every evaluation.
     return Batches(reader, workers if len(reader) >= _WORTH_A_WORKER * workers else 0)
 
