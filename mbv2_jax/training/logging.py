@@ -7,18 +7,24 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import tensorboardX
 import tqdm
 
 from mbv2_jax.errors import RunFailed
+from mbv2_jax.training.input_wait import WORTH_A_WORD, InputWait
+
+T = TypeVar("T")
 
 # Metrics are read this many steps late, when the device has finished them, so that it never waits.
 LAG = 2
 CURVES_INTERVAL = 60.0  # seconds between two drawings of curves.png
+# That the devices wait for input is said when it holds for two lines, since workers that start or
+# a disk that hiccups are no reason to change a config; and again after so many lines.
+SAY_AGAIN = 20
 
 
 class RunLog:
@@ -34,6 +40,7 @@ class RunLog:
       steps_per_epoch: to tell the epoch of a step.
       batch_size: examples a step, to tell the rate.
       every_steps: steps between two lines of training metrics.
+      remedy: what would make the input faster, said where the devices wait for it.
     """
 
     def __init__(
@@ -45,13 +52,14 @@ class RunLog:
         steps_per_epoch: int,
         batch_size: int,
         every_steps: int,
+        remedy: str,
     ):
         self._workdir, self._stop, self._steps_per_epoch = workdir, stop, steps_per_epoch
-        self._batch_size, self._every_steps = batch_size, every_steps
-        self._pending: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
+        self._batch_size, self._every_steps, self._remedy = batch_size, every_steps, remedy
+        self._pending: collections.deque[tuple[int, Mapping[str, Any]]] = collections.deque()
         self._writes = jax.process_index() == 0
-        # From where the rate is taken: first from the first step's end, since that one compiles.
-        self._since, self._since_step = time.monotonic(), start + 1
+        self._input, self._slow_lines = InputWait(), 0
+        self._mark(start + 1)  # first from the first step's end, since that one compiles
         self._drawn = time.monotonic()
         if not self._writes:
             return
@@ -71,17 +79,23 @@ class RunLog:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._input.close()
         if self._writes:
             self._lines.close()
             self._board.close()
             self._bar.close()
 
-    def step(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """Yields the batches of the steps; the time until one comes may be waiting for input."""
+        return self._input.batches(batches)
+
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Takes the metrics of a step that was just started; reads those of a few steps ago.
 
         Raises:
           RunFailed: the loss or the gradient of a step was not finite.
         """
+        self._input.started(metrics["loss"])
         self._pending.append((step, metrics))
         while len(self._pending) > LAG:
             self._read_one()
@@ -107,13 +121,20 @@ class RunLog:
         self._write(step, "eval", dict(result))
         text = f"top1 {result['top1']:.2f}  top5 {result['top5']:.2f}  loss {result['loss']:.4f}"
         self.say(f"epoch {self._epoch(step):.4g} (step {step}): evaluation  {text}")
-        self._since, self._since_step = time.monotonic(), step  # evaluation is not training time
+        self._mark(step)  # evaluation is not training time
 
     def say(self, text: str) -> None:
         """Prints a line for the user, above the bar."""
         if self._writes:
             self._bar.write(text, file=sys.stderr)
             sys.stderr.flush()
+
+    def say_everywhere(self, text: str) -> None:
+        """Prints a line that only this process can tell, above the bar where there is one."""
+        if self._writes:
+            self.say(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
     def draw(self, *, now: bool = False) -> None:
         """Draws curves.png from metrics.jsonl, at most once a minute unless `now`."""
@@ -129,7 +150,7 @@ class RunLog:
         step, arrays = self._pending.popleft()
         metrics = {name: float(value) for name, value in arrays.items()}
         if step == self._since_step:
-            self._since = time.monotonic()
+            self._mark(step)
         for name in ("loss", "grad_norm"):
             if not math.isfinite(metrics[name]):
                 raise RunFailed(
@@ -139,15 +160,25 @@ class RunLog:
         if step % self._every_steps == 0 or step == self._stop:
             self._training(step, metrics)
 
+    def _mark(self, step: int) -> None:
+        """From here on the rate and the wait for input are taken."""
+        self._since, self._since_step = time.monotonic(), step
+        self._since_waited = self._input.seconds
+
     def _training(self, step: int, metrics: dict[str, float]) -> None:
         text, left = f"loss {metrics['loss']:.4f}  top1 {metrics['top1']:.2f}", ""
         if step > self._since_step:
-            elapsed = time.monotonic() - self._since
-            rate = (step - self._since_step) * self._batch_size / max(elapsed, 1e-9)
-            metrics |= {"images_per_second": round(rate, 1)}
+            elapsed = max(time.monotonic() - self._since, 1e-9)
+            steps = step - self._since_step
+            rate = steps * self._batch_size / elapsed
+            wait = min(100.0, 100 * (self._input.seconds - self._since_waited) / elapsed)
+            metrics |= {"images_per_second": round(rate, 1), "input_wait": round(wait, 1)}
             text += f"  {rate:,.0f} images/s"
+            if wait > WORTH_A_WORD:
+                text += f"  waits for input {wait:.0f} %"
+            self._tell_of_input(wait, steps)
             left = tqdm.tqdm.format_interval((self._stop - step) * self._batch_size / rate)
-        self._since, self._since_step = time.monotonic(), step
+        self._mark(step)
         self._write(step, "train", metrics)
         if not self._writes:
             return
@@ -156,6 +187,16 @@ class RunLog:
             self.say(
                 f"step {step}/{self._stop}  epoch {self._epoch(step):.2f}  "
                 f"lr {metrics['learning_rate']:.5g}  {text}" + (f"  {left} left" if left else "")
+            )
+
+    def _tell_of_input(self, wait: float, steps: int) -> None:
+        """Says that the devices waited `wait` percent of the time, where that goes on."""
+        self._slow_lines = self._slow_lines + 1 if wait > WORTH_A_WORD else 0
+        if self._slow_lines % SAY_AGAIN == 2:
+            self.say(
+                f"the devices waited for input {wait:.0f} % of the last {steps} steps. To change "
+                f"that: {self._remedy}. `python -m mbv2_jax.data browse` with this config measures "
+                "the input alone"
             )
 
     def _write(self, step: int, split: str, values: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from mbv2_jax.data import labels, loader
 from mbv2_jax.errors import RunFailed, UserError
 from mbv2_jax.models import profile
 from mbv2_jax.training import config as config_lib
-from mbv2_jax.training import evaluation
+from mbv2_jax.training import evaluation, input_wait
 from mbv2_jax.training import mesh as mesh_lib
 from mbv2_jax.training import optimizer as optimizer_lib
 from mbv2_jax.training import state as state_lib
@@ -28,6 +28,7 @@ from mbv2_jax.training.checkpoint import Checkpoints
 from mbv2_jax.training.evaluation import Result
 from mbv2_jax.training.logging import RunLog
 from mbv2_jax.training.plan import Plan, plan
+from mbv2_jax.training.skipped import Skipped
 from mbv2_jax.training.state import TrainState
 from mbv2_jax.training.stop import StopRequest
 
@@ -54,7 +55,7 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
         StopRequest() as stop,
         Checkpoints(run.workdir, run.config.checkpoint) as checkpoints,
     ):
-        state, step_fn = _prepare(run, checkpoints)
+        state, step_fn = prepare(run, checkpoints)
         _write_json(run.workdir / "config.json", run.config.to_dict())
         result: Result | None = None
         if int(state.step) < run.total_steps:
@@ -93,6 +94,7 @@ def _run_logged(
         steps_per_epoch=run.steps_per_epoch,
         batch_size=run.config.batch_size,
         every_steps=run.config.log.every_steps,
+        remedy=input_wait.remedy(run.config.data),
     )
     with log:
         try:
@@ -106,8 +108,13 @@ def _run_logged(
     return outcome
 
 
-def _prepare(run: Plan, checkpoints: Checkpoints) -> tuple[TrainState, Callable[..., Any]]:
-    """Returns the state to begin with, on the devices, and the jitted training step."""
+def prepare(
+    run: Plan, checkpoints: Checkpoints | None = None
+) -> tuple[TrainState, Callable[..., Any]]:
+    """Returns the state to begin with, on the devices, and the jitted training step.
+
+    Only a run that goes on needs its checkpoints.
+    """
     config, everywhere = run.config, mesh_lib.replicated(run.mesh)
     key = jax.random.key(config.seed)
     image = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, 3), np.float32)
@@ -127,6 +134,7 @@ def _prepare(run: Plan, checkpoints: Checkpoints) -> tuple[TrainState, Callable[
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
             jax.eval_shape(create, key),
         )
+        assert checkpoints is not None
         state = checkpoints.restore(run.resumed_step, like, config)
     else:
         state = jax.jit(create, out_shardings=everywhere)(key)
@@ -197,10 +205,11 @@ def _run_steps(
     save_every = config.checkpoint.every_steps or run.steps(config.checkpoint.every_epochs)
     result: Result | None = None
     log.say("compiling the training step: seconds to minutes")
-    with _train_batches(run, start) as batches:
-        for step, batch in enumerate(batches, start=start + 1):
+    skipped = Skipped(run.train_source, log.say_everywhere)
+    with _train_batches(run, start, skipped) as batches:
+        for step, batch in enumerate(log.timed(batches), start=start + 1):
             state, metrics = step_fn(state, batch)
-            log.step(step, metrics)
+            log.step(step, metrics | skipped.metrics())
             result = None
             if run.due(step, eval_every):
                 # Part of the step, also of the one that a signal makes the last: else the run that
@@ -215,11 +224,14 @@ def _run_steps(
             if stop.requested:
                 break
     log.flush()
+    skipped.summary()
     return state, result
 
 
 @contextlib.contextmanager
-def _train_batches(run: Plan, start: int) -> Iterator[Iterator[dict[str, jax.Array]]]:
+def _train_batches(
+    run: Plan, start: int, skipped: Skipped
+) -> Iterator[Iterator[dict[str, jax.Array]]]:
     """The training batches from `start` on, on the devices; their workers end with the block."""
     data = run.config.data
     batches = loader.train_batches(
@@ -238,7 +250,7 @@ def _train_batches(run: Plan, start: int) -> Iterator[Iterator[dict[str, jax.Arr
         process_count=jax.process_count(),
     )
     with contextlib.closing(batches):
-        yield mesh_lib.prefetch(batches, run.mesh)
+        yield mesh_lib.prefetch(skipped.taken_out(batches), run.mesh)
 
 
 def _score(run: Plan, state: TrainState) -> Result:

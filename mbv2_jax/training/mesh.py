@@ -33,6 +33,12 @@ def _all_devices() -> list[jax.Device]:
         ) from None
 
 
+def accelerator(mesh: Mesh) -> str | None:
+    """Returns what the mesh is made of, such as "8 x TPU v5 lite"; None: of CPUs."""
+    device = mesh.devices.flat[0]
+    return None if device.platform == "cpu" else f"{mesh.size} x {device.device_kind}"
+
+
 def check_batch(mesh: Mesh, batch_size: int) -> None:
     """Raises UserError if a global batch does not divide evenly over the devices."""
     if batch_size % mesh.size:
@@ -77,6 +83,7 @@ def prefetch(
                 for name, array in batch.items()
             }
         )
+        del batch  # its memory, shared with a worker, is free when it is transferred
         if len(queue) > ahead:
             yield queue.popleft()
     yield from queue

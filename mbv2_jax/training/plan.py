@@ -91,20 +91,43 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> Pla
         _compare_data(path, resumed, train_source)
         for line in checkpoints_lib.differences(previous, config.to_dict()):
             print(f"changed since step {resumed}: {line}", file=sys.stderr)
-    steps_per_epoch = loader.steps_per_epoch(
-        len(train_source), config.batch_size, config.data.last_batch
-    )
-    return Plan(
-        config=config,
+    return assemble(
+        config,
+        train_source,
+        eval_source,
+        mesh,
         workdir=path,
-        train_source=train_source,
-        eval_source=eval_source,
-        train_transform=transforms.make_transform(
-            config.data.train_transforms, config.data.image_size
-        ),
-        eval_transform=evaluation.transform(config.data.eval_transforms, config.data.image_size),
         start_from=start_from,
         resumed_step=resumed,
+    )
+
+
+def assemble(
+    config: ConfigDict,
+    train_source: sources.Source,
+    eval_source: sources.Source,
+    mesh: Mesh,
+    *,
+    workdir: pathlib.Path = pathlib.Path(),
+    start_from: model_dir.SavedModel | None = None,
+    resumed_step: int | None = None,
+) -> Plan:
+    """Makes the parts of a run that a resolved config describes.
+
+    Raises:
+      UserError: a transform or the batch size is not possible.
+    """
+    data = config.data
+    steps_per_epoch = loader.steps_per_epoch(len(train_source), config.batch_size, data.last_batch)
+    return Plan(
+        config=config,
+        workdir=workdir,
+        train_source=train_source,
+        eval_source=eval_source,
+        train_transform=transforms.make_transform(data.train_transforms, data.image_size),
+        eval_transform=evaluation.transform(data.eval_transforms, data.image_size),
+        start_from=start_from,
+        resumed_step=resumed_step,
         mesh=mesh,
         model=config_lib.model(config),
         steps_per_epoch=steps_per_epoch,

@@ -69,10 +69,11 @@ def run(cache: pathlib.Path, *arguments: str, devices: int = 1) -> tuple[int, st
 
 
 def metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns metrics.jsonl, without the one value that is not of the run but of the clock."""
+    """Returns metrics.jsonl, without the values that are not of the run but of the clock."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         line.pop("images_per_second", None)
+        line.pop("input_wait", None)
     return lines
 
 

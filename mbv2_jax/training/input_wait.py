@@ -1,0 +1,103 @@
+"""How long the devices wait for input, and what to change where that is long."""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+from ml_collections import ConfigDict
+
+from mbv2_jax.data import loader
+
+# The share of the time, in percent, from which waiting is worth a word.
+WORTH_A_WORD = 10.0
+
+T = TypeVar("T")
+
+
+class _Started(NamedTuple):
+    """A step that was given to the devices.
+
+    Attributes:
+      asked: when the host began to wait for its batch, by time.monotonic().
+      got: when the batch was there.
+      output: an array that the step makes.
+    """
+
+    asked: float
+    got: float
+    output: Any
+
+
+class InputWait:
+    """Measures how long the devices have nothing to do because their next batch is not there.
+
+    That is from when the host asks for the batch, or from when the devices finish the step before,
+    whichever is later, until the batch comes. What else keeps the host from starting a step, a
+    compilation, an evaluation or a checkpoint, is not input, and does not count; nor does the wait
+    for the first batch of all, which nothing comes before.
+
+    Only a thread that waits for each step's end knows when that is: the host runs ahead of the
+    devices, and must not wait for them.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0  # waited so far
+        self._asked = self._got = 0.0
+        self._steps: queue.SimpleQueue[_Started | None] = queue.SimpleQueue()
+        threading.Thread(target=self._watch, name="input wait", daemon=True).start()
+
+    def batches(self, batches: Iterator[T]) -> Iterator[T]:
+        """Yields the batches; notes when each was asked for and when it came."""
+        while True:
+            self._asked = time.monotonic()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self._got = time.monotonic()
+            yield batch
+            del batch  # else it would stay on the devices for another step
+
+    def started(self, output: Any) -> None:
+        """Notes that the step with the last batch was started.
+
+        Args:
+          output: one of the arrays that it makes, which no later step is given to overwrite.
+        """
+        self._steps.put(_Started(self._asked, self._got, output))
+
+    def close(self) -> None:
+        """Ends the thread when the devices have finished."""
+        self._steps.put(None)
+
+    def _watch(self) -> None:
+        finished = float("inf")  # of the step before
+        while (step := self._steps.get()) is not None:
+            self.seconds += max(0.0, step.got - max(step.asked, finished))
+            try:
+                jax.block_until_ready(step.output)
+            except Exception:  # of the step: whoever reads its metrics is told
+                return
+            finished = time.monotonic()
+
+
+def remedy(data: ConfigDict, cores: int | None = None) -> str:
+    """Returns what makes the input faster, in words, the nearest first.
+
+    Args:
+      data: the section of a config.
+      cores: of this machine; None: counted.
+    """
+    cores = cores or loader.cores()
+    advice = []
+    if data.workers == 0 and cores > loader.parallel(0):
+        advice.append(f"--config.data.workers={cores} (now 0: {loader.parallel(0)} threads)")
+    elif 0 < data.workers < cores:
+        advice.append(f"--config.data.workers={cores} (now {data.workers}), one a core")
+    if data.train_decode == "exact":
+        advice.append("--config.data.train_decode=fast (now exact)")
+    advice.append(f"more cores than the {cores} of this machine")
+    return ", or ".join(advice)
