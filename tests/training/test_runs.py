@@ -222,6 +222,63 @@ def test_one_checkpoint_of_a_run_can_be_evaluated(tiny, cache, unbroken):
     assert {name: scored[step][name] for name in last_line(out)} == last_line(out)
 
 
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder with as many steps an epoch and classes as the digits: nothing is compiled anew."""
+    folder = tmp_path_factory.mktemp("damaged")
+    pixels = np.random.default_rng(0).integers(0, 256, (1420, 8, 8, 3), np.uint8)
+    for number, image in enumerate(pixels):
+        split = "train" if number < 1400 else "val"
+        (folder / split / f"{number % 10}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / split / f"{number % 10}" / f"{number}.jpg")
+    train = folder / "train" / "3"
+    whole = (train / "13.jpg").read_bytes()
+    (train / "truncated.jpg").write_bytes(whole[:-40])
+    (train / "zero.jpg").write_bytes(b"")
+    (train / "text.png").write_text("no image")
+    Image.fromarray(pixels[0]).convert("CMYK").save(train / "cmyk.jpg")  # which is an image
+    return folder
+
+
+def test_unreadable_images_are_skipped_aloud_or_stop_the_run(
+    tiny, cache, unbroken, damaged, tmp_path
+):
+    workdir, bad = tmp_path / "run", damaged / "train" / "3"
+    arguments = [
+        *tiny(workdir),
+        f"--config.data.source=folder:{damaged}",
+        "--config.data.eval_split=val",
+        "--config.checkpoint.every_steps=60",
+        "--config.log.eval_every_epochs=2",
+    ]
+    names = {str(bad / name) for name in ("truncated.jpg", "zero.jpg", "text.png")}
+    status, _, err = commands.run(cache, *arguments)
+    assert status == 2
+    message = err.splitlines()[-1]
+    assert any(message.startswith(f"error: {name}: cannot decode the image (") for name in names)
+    assert "Traceback" not in err
+
+    status, out, err = commands.run(cache, *arguments, "--config.data.corrupt=skip")
+    assert status == 0, err
+    assert last_line(out)["examples"] == 20
+    said = [line.removeprefix("skipping ") for line in err.splitlines() if "skipping" in line]
+    reasons = dict(line.split(": ", 1) for line in said)
+    assert len(said) == 3 and reasons.keys() == names  # once each, though two epochs meet them
+    assert "truncated" in reasons[str(bad / "truncated.jpg")]
+    assert "0 bytes" in reasons[str(bad / "zero.jpg")]
+    assert "not the bytes of an image" in reasons[str(bad / "text.png")]
+    first = said[0].split(": ")[0]
+    assert f"skipped 3 unreadable images in all; the first: {first}" in err
+    counts = [line["skipped"] for line in commands.metrics(workdir) if line["split"] == "train"]
+    assert counts == sorted(counts) and counts[-1] == 3
+
+    # An evaluation that left images out would be of another dataset.
+    (damaged / "val" / "3" / "zero.jpg").write_bytes(b"")
+    status, out, err = commands.run(cache, *arguments, "--config.data.corrupt=skip", "--mode=eval")
+    assert (status, out) == (2, "")
+    assert f"error: {damaged}/val/3/zero.jpg: cannot decode the image (0 bytes)" in err
+
+
 def _leaves(tree):
     for key in sorted(tree):
         if isinstance(tree[key], dict):
