@@ -25,7 +25,7 @@ _PER_CLASS = {"val": 50, "validation": 50}
 _A_COPY = 900
 
 _AT_ONCE = 16  # records a report
-_WORTH_A_PROCESS = 500  # records that pay for the start of a process
+_WORTH_A_PROCESS = 2000  # records that pay for the start of a process
 
 
 def verify(

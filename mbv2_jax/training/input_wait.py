@@ -59,7 +59,6 @@ class InputWait:
                 return
             self._got = time.monotonic()
             yield batch
-            del batch  # else it would stay on the devices for another step
 
     def started(self, output: Any) -> None:
         """Notes that the step with the last batch was started.

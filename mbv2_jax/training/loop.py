@@ -250,7 +250,7 @@ def _train_batches(
         process_count=jax.process_count(),
     )
     with contextlib.closing(batches):
-        yield mesh_lib.prefetch(skipped.taken_out(batches), run.mesh)
+        yield mesh_lib.prefetch(map(skipped.take_out, batches), run.mesh)
 
 
 def _score(run: Plan, state: TrainState) -> Result:

@@ -1,6 +1,6 @@
 """Training images that cannot be read, where the config says to go on without them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from mbv2_jax.data.decoding import decode
 from mbv2_jax.data.loader import Batch
@@ -23,17 +23,15 @@ class Skipped:
         self._found: dict[int, str] = {}  # index of an image -> its name, in the order of finding
         self._looking = False
 
-    def taken_out(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yields the batches without "skipped", which they have where data.corrupt is "skip"."""
-        for batch in batches:
-            skipped = batch.pop("skipped", None)
-            self._looking = skipped is not None
-            for index in () if skipped is None else skipped.tolist():
-                if index >= 0 and index not in self._found:
-                    self._found[index] = self._source.describe(index)
-                    self._say(f"skipping {self._found[index]}: {self._reason(index)}")
-            yield batch
-            del batch  # else its memory, shared with a worker, would stay until the next one comes
+    def take_out(self, batch: Batch) -> Batch:
+        """Returns the batch without "skipped", which it has where data.corrupt is "skip"."""
+        skipped = batch.pop("skipped", None)
+        self._looking = skipped is not None
+        for index in () if skipped is None else skipped.tolist():
+            if index >= 0 and index not in self._found:
+                self._found[index] = self._source.describe(index)
+                self._say(f"skipping {self._found[index]}: {self._reason(index)}")
+        return batch
 
     def metrics(self) -> dict[str, int]:
         """Returns {"skipped": how many different images so far}, for the log; {} with "raise"."""
