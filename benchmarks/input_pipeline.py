@@ -8,7 +8,7 @@ The training transform (RandomResizedCrop of 8 to 100 % of the area, flip) to 22
 64 uint8 images. Every way is run in a process of its own, all of them in turn, round after round;
 what counts is the median of the rounds. "On 1 core" all threads and processes of a way share that
 core; "on all cores" each way is run in the settings that suit it. The files come from the page
-cache. Leave the machine alone meanwhile.
+cache. Leave the machine alone meanwhile: the five rounds take 25 minutes.
 
 All do the same work, but for this: torch-float also scales and normalises, as torchvision's
 reference training does on the host; and TensorFlow's sample_distorted_bounding_box, which tf and
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import input_peers
+from mbv2_jax.data.sources import open_source
 from mbv2_jax.errors import UserError, listed, nearest
 
 HERE = Path(__file__).resolve().parent
@@ -78,7 +79,7 @@ def measure(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     process = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
     if process.returncode:
         lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-        raise UserError(f"{run.label}, could not be measured: {lines[-1]}")
+        raise UserError(f"cannot measure {run.label}: {lines[-1]}")
     return json.loads(process.stdout.splitlines()[-1])
 
 
@@ -134,6 +135,36 @@ def write(path: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None
     print(f"\nwritten: {path}")
 
 
+def draw(path: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Draws the medians as bars, each from the least to the most with a line, ours dark."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    used = sorted({row["cores"] for row in rows})
+    heights = [sum(row["cores"] == cores for row in rows) for cores in used]
+    figure, axes = pyplot.subplots(
+        len(used), figsize=(8, 1 + 0.3 * len(rows)), height_ratios=heights, squeeze=False
+    )
+    for cores, axis in zip(used, axes[:, 0], strict=True):
+        shown = [row for row in rows if row["cores"] == cores][::-1]
+        medians = [row["median"] for row in shown]
+        below = [row["median"] - row["min"] for row in shown]
+        above = [row["max"] - row["median"] for row in shown]
+        colours = ["C0" if row["way"].startswith("ours") else "lightgrey" for row in shown]
+        ways = [row["way"] for row in shown]
+        bars = axis.barh(ways, medians, xerr=(below, above), color=colours)
+        axis.bar_label(bars, [f"{median:.0f}" for median in medians], label_type="center")
+        axis.set_title(f"images per second, {cores} core{'s'[: cores > 1]}", fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.text(0.01, 0.005, f"{facts['machine']}; commit {facts['commit']}", fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    print(f"written: {path}")
+
+
 def machine() -> dict[str, Any]:
     """Returns what a reader of the figures has to know of this machine and this code."""
     model = platform.processor()
@@ -154,7 +185,12 @@ def machine() -> dict[str, Any]:
 
 def compare(options: argparse.Namespace) -> None:
     """Measures all ways in turn, prints the table and writes the CSV."""
-    facts = machine() | {"rounds": options.rounds, "seconds": options.seconds}
+    photos = len(open_source(f"folder:{options.photos}", "train"))
+    facts = machine() | {
+        "photos": photos,
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+    }
     runs = plan(options.peers, len(os.sched_getaffinity(0)))
     rates: dict[Run, list[float]] = {run: [] for run in runs}
     versions: dict[str, str] = {}
@@ -171,7 +207,9 @@ def compare(options: argparse.Namespace) -> None:
     facts["versions"] = " ".join(f"{name} {version}" for name, version in versions.items())
     rows = table(rates)
     show(rows)
-    write(options.output or HERE / "input_pipeline.csv", rows, facts)
+    path = options.output or HERE / "input_pipeline.csv"
+    write(path, rows, facts)
+    draw(path.with_suffix(".png"), rows, facts)
 
 
 def memory(options: argparse.Namespace) -> None:
@@ -179,10 +217,10 @@ def memory(options: argparse.Namespace) -> None:
 
     It is the proportional set size: what processes share is counted once.
     """
-    from mbv2_jax.data import loader, sources, transforms
+    from mbv2_jax.data import loader, transforms
 
     workers = len(os.sched_getaffinity(0))
-    source = sources.open_source(f"folder:{options.photos}", "train")
+    source = open_source(f"folder:{options.photos}", "train")
     epoch = loader.steps_per_epoch(len(source), input_peers.BATCH)
     batches = loader.train_batches(
         source,
@@ -196,15 +234,15 @@ def memory(options: argparse.Namespace) -> None:
     rows = []
     for step, _ in enumerate(batches, start=1):
         if step % epoch == 0:
-            rows.append({"epoch": step // epoch, "mebibytes": _tree_mebibytes(os.getpid())})
+            rows.append({"epoch": step // epoch, "mebibytes": tree_mebibytes()})
             print(f"epoch {rows[-1]['epoch']:3}: {rows[-1]['mebibytes']:8.1f} MiB", flush=True)
     batches.close()
     facts = machine() | {"workers": workers, "photos": len(source)}
     write(options.output or HERE / "input_memory.csv", rows, facts)
 
 
-def _tree_mebibytes(root: int) -> float:
-    """Returns the proportional set size of a process and all that it started, in MiB."""
+def tree_mebibytes() -> float:
+    """Returns the proportional set size of this process and all that it started, in MiB."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -212,7 +250,7 @@ def _tree_mebibytes(root: int) -> float:
             parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue  # ended meanwhile
-    tree = {root}
+    tree = {os.getpid()}
     while more := {pid for pid, parent in parents.items() if parent in tree} - tree:
         tree |= more
     kibibytes = 0
@@ -274,6 +312,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     try:
         options = _options(arguments)
+        if sys.platform != "linux":
+            raise UserError("this needs Linux: it pins processes to cores, and reads /proc")
         (memory if options.memory else compare)(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
