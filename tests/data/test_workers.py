@@ -18,7 +18,7 @@ import pytest
 from mbv2_jax.data.loader import eval_batches, train_batches
 from mbv2_jax.data.transforms import make_transform
 from mbv2_jax.errors import UserError
-from tests.data.coded import CodedSource, indices
+from tests.data.coded import CodedSource, PhotoSource, indices
 
 RANDOM = make_transform("random_crop(size, padding=4)|random_flip(0.5)", 8)
 
@@ -53,34 +53,47 @@ if __name__ == "__main__":
 """
 
 
+# All that draws random numbers, and all that changes which example a row holds.
+EVERYTHING = make_transform(
+    "random_resized_crop(size)|random_flip(0.5)|color_jitter(0.4, 0.4, 0.4, 0.1)"
+    "|rand_augment()|random_erasing(0.5, mode='noise')",
+    24,
+)
+
+
 @pytest.mark.parametrize(
-    ("workers", "start", "stop"),
+    ("workers", "start", "stop", "options"),
     [
-        (2, 3, 14),
-        (3, 12, 14),  # a worker has nothing to do
+        (1, 3, 14, {"corrupt": "skip", "repeats": 2}),
+        (4, 12, 15, {"decode_as": "fast"}),  # a worker has nothing to do
     ],
 )
-def test_any_number_of_workers_gives_the_same_batches(workers, start, stop):
-    def batches(workers):
+def test_any_number_of_workers_gives_the_same_batches(workers, start, stop, options):
+    """Also from the middle of an epoch on, as after a restart: an epoch has 6 batches."""
+    source = PhotoSource(45, broken=(3, 30) if "corrupt" in options else ())
+
+    def batches(workers, start):
         with contextlib.closing(
             train_batches(
-                CodedSource(45),
-                RANDOM,
+                source,
+                EVERYTHING,
                 batch_size=8,
                 seed=7,
                 start=start,
                 stop=stop,
                 workers=workers,
+                **options,
             )
         ) as iterator:
             return list(iterator)
 
-    expected, found = batches(0), batches(workers)
+    expected, found = batches(0, 0)[start:], batches(workers, start)
     assert len(found) == len(expected) == stop - start
     for a, b in zip(expected, found, strict=True):
         assert type(b["image"]) is np.ndarray
-        np.testing.assert_array_equal(a["image"], b["image"])
-        np.testing.assert_array_equal(a["label"], b["label"])
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
     assert multiprocessing.active_children() == []
 
 
