@@ -41,7 +41,7 @@ def _enhanced(apply: Callable[[Image.Image, float], Image.Image]) -> _Step:
 
 def _away_from_one(apply: Callable[[Image.Image, float], Image.Image]) -> _Step:
     def enhance(image: Image.Image, change: float) -> Image.Image:
-        return apply(image, max(0.1, 1.0 + change))
+        return apply(image, 1.0 + change)
 
     return _Step(enhance, lambda share: share * 0.9, signed=True)
 
