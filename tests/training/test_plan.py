@@ -1,0 +1,54 @@
+"""What training and evaluation may be split from."""
+
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mbv2_jax.configs import digits
+from mbv2_jax.errors import UserError
+from mbv2_jax.training import plan
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Of a folder of 60 images in three classes."""
+    for label in "abc":
+        folder = tmp_path / "photos" / "train" / label
+        folder.mkdir(parents=True)
+        for number in range(20):
+            Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / f"{number}.png")
+    config = digits.get_config()
+    config.data.source = f"folder:{tmp_path / 'photos'}"
+    config.data.data_dir = str(tmp_path / "data")
+    config.model.num_classes = 3
+    config.batch_size = 8
+    return config
+
+
+def made(config, train: str, held_out: str, workdir: pathlib.Path) -> plan.Plan:
+    config.data.train_split, config.data.eval_split = train, held_out
+    return plan.plan(config, str(workdir), None)
+
+
+def test_a_part_of_the_training_split_may_be_held_out(config, tmp_path):
+    found = made(config, "train[15:]", "train[:15]", tmp_path / "run")
+    assert len(found.train_source) == 45
+    assert len(found.eval_source) == 15
+    config.data.source, config.model.num_classes = "digits", 10
+    found = made(config, "train[10%:]", "train[:10%]", tmp_path / "run")
+    assert len(found.train_source) + len(found.eval_source) == 1437
+
+
+def test_held_out_images_must_not_be_trained_on(config, tmp_path):
+    for train, held_out in [
+        ("train", "train"),
+        ("train[10:]", "train[:15]"),
+        ("train", "train[:1]"),
+    ]:
+        with pytest.raises(UserError, match="hold the same images, or some of them"):
+            made(config, train, held_out, tmp_path / "run")
+    config.data.source, config.model.num_classes = "digits", 10
+    with pytest.raises(UserError, match=r"'train' and 'test\+train\[:5\]' hold the same images"):
+        made(config, "train", "test+train[:5]", tmp_path / "run")
