@@ -22,8 +22,9 @@ FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
 
 @pytest.fixture
-def data_dir(tmp_path):
-    """A copy, so that whatever reading leaves behind stays out of the repository."""
+def data_dir(tmp_path, monkeypatch):
+    """A copy, with a cache of indexes of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(FIXTURES / "eleven_digits", tmp_path / "eleven_digits")
     return str(tmp_path)
 
