@@ -1,9 +1,10 @@
 """Random changes of colours and shapes, for training: torchvision's policies, and other recipes'.
 
 AutoAugment, RandAugment and TrivialAugmentWide are torchvision's (torchvision/transforms/
-autoaugment.py), with its defaults: nearest-neighbour interpolation, black where the image moved
-away. Given the same draws the pixels are equal bit for bit. A magnitude is the number of a bin, of
-`num_magnitude_bins` evenly spaced between no effect and the largest one of the policy's table.
+autoaugment.py), black where the image moved away. Given the same draws the pixels are equal bit for
+bit. A magnitude is the number of a bin, of `num_magnitude_bins` evenly spaced between no effect and
+the largest one of the policy's table. `interpolation` is of those operations that move pixels, by
+default "nearest" as there; torchvision's own recipes set "bilinear".
 
 They go after the operations that fix the size, as in
 
@@ -21,6 +22,7 @@ from PIL import Image
 from mbv2_jax.data import image_ops as ops
 from mbv2_jax.data.inception_crop import InceptionCrop
 from mbv2_jax.data.operation import (
+    INTERPOLATIONS,
     Operation,
     check_count,
     check_range,
@@ -115,19 +117,24 @@ def _angle(slope: float) -> float:
     return math.radians(math.degrees(math.atan(slope)))
 
 
-def _shear_y(image: Image.Image, slope: float) -> Image.Image:
+def _shear_y(image: Image.Image, slope: float, how: Image.Resampling) -> Image.Image:
     angle = _angle(slope)
-    return ops.shear_y(image, math.sin(angle) / math.cos(angle))
+    return ops.shear_y(image, math.sin(angle) / math.cos(angle), how)
 
 
-# What torchvision's `_apply_op` does; with the magnitude where there is one.
-APPLY: dict[str, Callable[..., Image.Image]] = {
-    "Identity": lambda image: image,
-    "ShearX": lambda image, slope: ops.shear_x(image, math.tan(_angle(slope))),
+RESAMPLING = {"nearest": ops.NEAREST, **INTERPOLATIONS}
+
+# What torchvision's `_apply_op` does: operations that move pixels, by how far and how,
+GEOMETRIC: dict[str, Callable[[Image.Image, float, Image.Resampling], Image.Image]] = {
+    "ShearX": lambda image, slope, how: ops.shear_x(image, math.tan(_angle(slope)), how),
     "ShearY": _shear_y,
-    "TranslateX": lambda image, pixels: ops.translate_x(image, int(pixels)),
-    "TranslateY": lambda image, pixels: ops.translate_y(image, int(pixels)),
+    "TranslateX": lambda image, pixels, how: ops.translate_x(image, int(pixels), how),
+    "TranslateY": lambda image, pixels, how: ops.translate_y(image, int(pixels), how),
     "Rotate": ops.rotate,
+}
+# and those that change them, by how much where that is a question.
+PHOTOMETRIC: dict[str, Callable[..., Image.Image]] = {
+    "Identity": lambda image: image,
     "Brightness": lambda image, change: ops.brightness(image, 1.0 + change),
     "Color": lambda image, change: ops.saturation(image, 1.0 + change),
     "Contrast": lambda image, change: ops.contrast(image, 1.0 + change),
@@ -140,6 +147,31 @@ APPLY: dict[str, Callable[..., Image.Image]] = {
 }
 
 
+def apply(
+    name: str, image: Image.Image, magnitude: float | None, interpolation: str = "nearest"
+) -> Image.Image:
+    """Applies one operation of the policies.
+
+    Args:
+      name: of GEOMETRIC or PHOTOMETRIC.
+      image: mode "RGB".
+      magnitude: in the table's units, with its sign; None where the table has none.
+      interpolation: of RESAMPLING.
+    """
+    if magnitude is None:
+        return PHOTOMETRIC[name](image)
+    if name in GEOMETRIC:
+        return GEOMETRIC[name](image, magnitude, RESAMPLING[interpolation])
+    return PHOTOMETRIC[name](image, magnitude)
+
+
+def _check_resampling(interpolation: Any) -> None:
+    if interpolation not in list(RESAMPLING):  # what cannot be hashed is unknown too
+        raise UserError(
+            f"unknown interpolation {interpolation!r}; {nearest(interpolation, RESAMPLING)}"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class AutoAugment:
     """One of 25 pairs of operations, each operation applied with the pair's probability.
@@ -149,8 +181,10 @@ class AutoAugment:
 
     random: ClassVar[bool] = True
     policy: str = "imagenet"
+    interpolation: str = "nearest"
 
     def __post_init__(self) -> None:
+        _check_resampling(self.interpolation)
         if self.policy not in list(POLICIES):  # what cannot be hashed is unknown too
             raise UserError(f"unknown policy {self.policy!r}; {nearest(self.policy, POLICIES)}")
 
@@ -166,11 +200,11 @@ class AutoAugment:
         for (name, prob, index), draw, sign in zip(pair, draws, signs, strict=True):
             if draw > prob:
                 continue
-            if index is None:
-                image = APPLY[name](image)
-                continue
-            magnitude = magnitude_of(name, table[name], index, bins=10)  # type: ignore[arg-type]
-            image = APPLY[name](image, -magnitude if name in SIGNED and not sign else magnitude)
+            magnitude = None
+            if index is not None:
+                magnitude = magnitude_of(name, table[name], index, bins=10)  # type: ignore[arg-type]
+                magnitude *= -1 if name in SIGNED and not sign else 1
+            image = apply(name, image, magnitude, self.interpolation)
         return image
 
 
@@ -185,8 +219,10 @@ class RandAugment:
     num_ops: int = 2
     magnitude: int = 9
     num_magnitude_bins: int = 31
+    interpolation: str = "nearest"
 
     def __post_init__(self) -> None:
+        _check_resampling(self.interpolation)
         check_count("num_ops", self.num_ops)
         check_count("magnitude", self.magnitude)
         check_count("num_magnitude_bins", self.num_magnitude_bins, lowest=2)
@@ -204,12 +240,11 @@ class RandAugment:
         names = list(table)
         for _ in range(self.num_ops):
             name = names[rng.integers(len(names))]
-            highest = table[name]
-            if highest is None:
-                image = APPLY[name](image)
-                continue
-            magnitude = magnitude_of(name, highest, self.magnitude, self.num_magnitude_bins)
-            image = APPLY[name](image, _with_sign(name, magnitude, rng))
+            magnitude, highest = None, table[name]
+            if highest is not None:
+                magnitude = magnitude_of(name, highest, self.magnitude, self.num_magnitude_bins)
+                magnitude = _with_sign(name, magnitude, rng)
+            image = apply(name, image, magnitude, self.interpolation)
         return image
 
 
@@ -222,8 +257,10 @@ class TrivialAugmentWide:
 
     random: ClassVar[bool] = True
     num_magnitude_bins: int = 31
+    interpolation: str = "nearest"
 
     def __post_init__(self) -> None:
+        _check_resampling(self.interpolation)
         check_count("num_magnitude_bins", self.num_magnitude_bins, lowest=2)
 
     def output_size(self, size: int | None) -> int | None:
@@ -232,12 +269,12 @@ class TrivialAugmentWide:
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         names = list(WIDE_TABLE)
         name = names[rng.integers(len(names))]
-        highest = WIDE_TABLE[name]
-        if highest is None:
-            return APPLY[name](image)
-        index = int(rng.integers(self.num_magnitude_bins))
-        magnitude = magnitude_of(name, highest, index, self.num_magnitude_bins)
-        return APPLY[name](image, _with_sign(name, magnitude, rng))
+        magnitude, highest = None, WIDE_TABLE[name]
+        if highest is not None:
+            index = int(rng.integers(self.num_magnitude_bins))
+            magnitude = magnitude_of(name, highest, index, self.num_magnitude_bins)
+            magnitude = _with_sign(name, magnitude, rng)
+        return apply(name, image, magnitude, self.interpolation)
 
 
 def _with_sign(name: str, magnitude: float, rng: np.random.Generator) -> float:
