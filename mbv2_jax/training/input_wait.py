@@ -98,5 +98,5 @@ def remedy(data: ConfigDict, cores: int | None = None) -> str:
         advice.append(f"--config.data.workers={cores} (now {data.workers}), one a core")
     if data.train_decode == "exact":
         advice.append("--config.data.train_decode=fast (now exact)")
-    advice.append(f"more cores than the {cores} of this machine")
+    advice.append(f"more cores (now {cores})")
     return ", or ".join(advice)

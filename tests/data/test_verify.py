@@ -156,6 +156,12 @@ def test_a_copy_of_imagenet_is_compared_with_it(verify, tmp_path):
     ]
     assert result["splits"][0]["expected"] == 50_000
 
+    # A part of the split may be of any size, and without some of the classes.
+    part = "--config.data.eval_split=val[:10]"
+    error, _, result = verify("--config=finetune_folder", source, part, "--split=eval")
+    assert error is None
+    assert (result["splits"][0]["examples"], result["splits"][0]["expected"]) == (10, None)
+
     # A part of ImageNet's classes is a dataset of its own.
     folder = make_folder(tmp_path / "part", {f"val/{wnid}/1.JPEG": image for wnid in wnids[:100]})
     source = f"--config.data.source=folder:{folder}"

@@ -202,10 +202,10 @@ def test_remedies_fit_the_config_and_the_machine():
 
     assert remedy(4, "exact", 16) == (
         "--config.data.workers=16 (now 4), one a core, or --config.data.train_decode=fast (now "
-        "exact), or more cores than the 16 of this machine"
+        "exact), or more cores (now 16)"
     )
     assert remedy(16, "exact", 16).startswith("--config.data.train_decode=fast")
-    assert remedy(16, "fast", 16) == "more cores than the 16 of this machine"
+    assert remedy(16, "fast", 16) == "more cores (now 16)"
     threads = loader.parallel(0)
     assert remedy(0, "fast", 64).startswith(
         f"--config.data.workers=64 (now 0: {threads} threads), or more"
