@@ -39,7 +39,10 @@ def get_config() -> ConfigDict:
     config.data.train_split = "train"
     config.data.eval_split = "validation"
     config.data.image_size = 224  # of evaluation; a crop of 176 shows things as large (FixRes)
-    config.data.train_transforms = "random_resized_crop(176)|random_flip(0.5)|trivial_augment_wide(interpolation='bilinear')|random_erasing(0.1)"
+    config.data.train_transforms = (
+        "random_resized_crop(176)|random_flip(0.5)"
+        "|trivial_augment_wide(interpolation='bilinear')|random_erasing(0.1)"
+    )
     config.data.eval_transforms = "resize_edge(232)|center_crop(size)"
     config.data.mean = (123.675, 116.28, 103.53)
     config.data.std = (58.395, 57.12, 57.375)
