@@ -11,8 +11,7 @@ core; "on all cores" each way is run in the settings that suit it. The files com
 cache. Leave the machine alone meanwhile: the five rounds take 25 minutes.
 
 All do the same work, but for this: torch-float also scales and normalises, as torchvision's
-reference training does on the host; and TensorFlow's sample_distorted_bounding_box, which tf and
-tf-antialias use, draws boxes of 0.39 of a 500 x 375 photo on average, the others of 0.43.
+reference training does on the host; tf and tf-antialias get boxes that are drawn beforehand.
 """
 
 import argparse
