@@ -123,7 +123,7 @@ def train_batches(
       stop: one after the last batch.
       workers: number of worker processes; 0 = decode in threads of this process.
       last_batch: as in `steps_per_epoch`.
-      repeats: how often an example comes, each time with other random numbers, one after the other
+      repeats: how often an example comes in a batch, each time with other random numbers
         (repeated augmentation, Hoffer et al. 2020). An epoch stays as long as the split, so it
         holds only the first 1 / `repeats` of its permutation, as torchvision's RASampler does.
       corrupt: what is done with an example that cannot be read or decoded: "raise"; or "skip", in
@@ -277,12 +277,16 @@ class _TrainReader(_Reader):
 
     def __getitem__(self, offset: int) -> Batch:
         epoch, step = divmod(self.start + offset, self.steps_per_epoch)
-        first = step * self.batch_size
+        positions = step * self.batch_size + np.arange(self.batch_size)
+        if self.repeats > 1:
+            # An example's repeats lie far apart in the batch: mixup and cutmix mix neighbours, and
+            # groups of batch statistics are of neighbours.
+            positions = positions[np.lexsort((positions, positions % self.repeats))]
         batch = self.empty()
         if self.corrupt == "skip":
             batch["skipped"] = np.full_like(batch["label"], -1)
-        for row in range(len(batch["label"])):
-            self._read_position(batch, row, epoch, first + self.rows.start + row)
+        for row, position in enumerate(positions[self.rows].tolist()):
+            self._read_position(batch, row, epoch, position)
         return batch
 
     def _read_position(self, batch: Batch, row: int, epoch: int, position: int) -> None:

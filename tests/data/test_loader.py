@@ -259,17 +259,34 @@ def test_a_broken_image_stops_both_and_is_named():
 
 @pytest.mark.parametrize("last_batch", ["fill", "drop"])
 def test_repeats_bring_an_example_several_times_each_augmented_anew(last_batch):
-    """As torchvision's RASampler: the epoch stays as long, and holds fewer examples."""
+    """As with torchvision's RASampler the epoch stays as long, and holds fewer examples."""
     source = CodedSource(40)
     plain = epoch_of(train(source, 0, 5, last_batch=last_batch))
-    repeated = epoch_of(train(source, 0, 5, repeats=4, last_batch=last_batch))
-    assert repeated == [index for index in plain[:10] for _ in range(4)]
+    repeated = train(source, 0, 5, repeats=4, last_batch=last_batch)
+    # Two examples a batch of eight; neighbours, which mixup would mix, are never the same.
+    assert [indices(batch) for batch in repeated] == [
+        plain[2 * i : 2 * i + 2] * 4 for i in range(5)
+    ]
     crops = train(source, 0, 5, transform=RANDOM, repeats=4)
-    images = np.concatenate([batch["image"] for batch in crops])
-    different = [len({image.tobytes() for image in images[i : i + 4]}) for i in range(0, 40, 4)]
+    different = [
+        len({image.tobytes() for image in batch["image"][example::2]})
+        for batch in crops
+        for example in (0, 1)
+    ]
     assert np.mean(different) > 3.5  # of 81 crops two of four rarely agree
     once = np.concatenate([batch["image"] for batch in train(source, 0, 5, transform=RANDOM)])
-    np.testing.assert_array_equal(images[::4], once[:10])  # the first is as without repeats
+    first = np.concatenate([batch["image"][:2] for batch in crops])
+    np.testing.assert_array_equal(first, once[:10])  # the first is as without repeats
+
+
+def test_repeats_that_do_not_divide_the_batch_go_on_in_the_next():
+    source = CodedSource(30)
+    plain = epoch_of(train(source, 0, 3))
+    batches = train(source, 0, 3, repeats=3)
+    expected = [index for index in plain for _ in range(3)]
+    for number, batch in enumerate(batches):
+        assert sorted(indices(batch)) == sorted(expected[8 * number : 8 * number + 8])
+        assert all(a != b for a, b in itertools.pairwise(indices(batch)))
 
 
 class PartlyBroken(CodedSource):
