@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 from mbv2_jax.tasks import classification
 from mbv2_jax.training import mesh as mesh_lib
@@ -99,10 +99,8 @@ def test_box_of_cutmix_is_torchvisions(share, centre, monkeypatch):
     expected[top:bottom, left:right] = 0
 
     with jax.enable_x64(True):
-        ours = classification.outside_box(
-            jnp.float64(share), jnp.asarray(centre), height=HEIGHT, width=WIDTH
-        )
-    ours = np.asarray(ours)
+        box = (jnp.float64(share), jnp.asarray(centre), HEIGHT, WIDTH)
+        ours = np.asarray(classification.outside_box(*box))
     np.testing.assert_array_equal(ours, expected)
     assert ours.mean() == pytest.approx(params["lam_adjusted"], abs=1e-15)  # float64
 
@@ -202,17 +200,17 @@ def test_four_devices_mix_as_one_does_and_pass_on_one_image_each():
 
         def mixed(key: jax.Array, images: jax.Array, labels: jax.Array) -> Any:
             pixels, targets = classification.mix(key, images, labels, 0.2, 1.0)
-            return step_lib.normalize(pixels, MEAN, STD, jnp.dtype("float32")), targets
+            return step_lib.normalize(pixels, MEAN, STD, jnp.dtype("float32")), *targets
 
         jitted = jax.jit(
             mixed,
             in_shardings=(everywhere, split, split),
-            out_shardings=(split, classification.Targets(split, split, everywhere)),
+            out_shardings=(split, split, split, everywhere),
         )
         compiled = jitted.lower(jax.random.key(0), images, labels).compile()
         found.append([compiled(jax.random.key(seed), images, labels) for seed in range(6)])
     jax.tree.map(np.testing.assert_array_equal, found[1], found[0])
-    program = compiled.as_text()
-    # Two of each device's eight rows / 4 devices stay; one goes to the next device, as uint8.
+    program = compiled.as_text() or ""
+    # Of the two images of each device one goes to the next device, as uint8, and one label.
     sent = re.findall(r"= (\w+\[[\d,]*\])\S* (?:collective|all)-[a-z-]+\(", program)
     assert sorted(sent) == ["s32[1]", f"u8[1,{HEIGHT},{WIDTH},3]"]

@@ -47,7 +47,7 @@ def batch(seed: int) -> dict[str, np.ndarray]:
 def build(devices: int, blind: bool, **changes: Any) -> tuple[Any, Any]:
     """Returns the jitted step and the state of step 0."""
     model: Any = Pixels(blind)
-    hyperparameters = {
+    hyperparameters: dict[str, Any] = {
         "mean": (127.0,) * 3,
         "std": (64.0,) * 3,
         "label_smoothing": 0.1,
@@ -115,7 +115,7 @@ def test_average_is_torchs_called_every_third_step():
 
 
 def test_mixing_on_four_devices_is_as_on_one():
-    mixing = {"mixup_alpha": 0.2, "cutmix_alpha": 1.0}
+    mixing: dict[str, Any] = {"mixup_alpha": 0.2, "cutmix_alpha": 1.0}
     batches = [batch(seed) for seed in range(4)]
     one, losses = run(batches, devices=1, **mixing)
     four, losses_of_four = run(batches, devices=4, **mixing)
