@@ -68,7 +68,7 @@ class FolderSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, label = self._locate(index)
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", buffering=0) as file:
                 encoded = file.read()
         except OSError as error:
             raise UnreadableImage(f"cannot read the image: {error.strerror}") from error

@@ -253,17 +253,13 @@ class _Reader:
           UnreadableImage: its record cannot be read, or its image not be decoded.
           UserError: it has no label, or its image is too small for the transform.
         """
-        name = self.source.describe(index)
         try:
             example = self.source[index]
-        except UserError as error:
-            raise UnreadableImage(f"{name}: {error}") from error
-        if example["label"] < 0:  # as in the test splits that keep their labels to themselves
-            raise UserError(f"{name}: has no label")
-        try:
+            if example["label"] < 0:  # as in the test splits that keep their labels to themselves
+                raise UserError("has no label")
             batch["image"][row] = self.transform.from_encoded(example["image"], rng, decode_as)
         except UserError as error:
-            raise type(error)(f"{name}: {error}") from error
+            raise type(error)(f"{self.source.describe(index)}: {error}") from error
         batch["label"][row] = example["label"]
 
 

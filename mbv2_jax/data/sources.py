@@ -23,7 +23,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns {"image": encoded bytes, "label": int} of example `index`, 0 <= index < len."""
+        """Returns {"image": encoded bytes, "label": int} of example `index`, 0 <= index < len.
+
+        Raises:
+          UnreadableImage: its file or record cannot be read.
+        """
 
     def describe(self, index: int) -> str:
         """Returns the name of example `index` for a message: its file, or dataset and number."""

@@ -24,6 +24,10 @@ from mbv2_jax.errors import UnreadableImage, UserError, first_line, nearest
 
 KNOWN = ("digits", "cifar10", "imagenet2012", "folder:PATH")  # what an unknown name may have meant
 
+_WITH_TENSORFLOW = (
+    "in an environment with TensorFlow (docs/imagenet.md; `make venv-tensorflow` in the clone) run"
+)
+
 _OPEN_FILES = 65_536  # enough for the shards of any dataset, of which each is a file
 
 
@@ -120,9 +124,9 @@ def _choose_format(name: str, builder: Any) -> bool:
             return choice == FileFormat.ARRAY_RECORD
     raise UserError(
         f"dataset {name!r} in {builder.data_dir} is prepared as {info.file_format.value}, which"
-        " cannot be read by index; with tensorflow, apache-beam and importlib_resources installed"
-        f" run: tfds convert_format --dataset_version_dir={builder.data_dir}"
-        " --out_file_format=array_record"
+        f" cannot be read by index; {_WITH_TENSORFLOW}: tfds convert_format"
+        f" --dataset_version_dir={builder.data_dir}"
+        " --out_file_format=array_record --num_workers=1"
     )
 
 
@@ -184,9 +188,9 @@ def _prepared(name: str, data_dir: str | None) -> Any:
             raise UserError(f"unknown dataset {name!r}; {_nearest_dataset(name, known)}") from error
         option = f" --data_dir={data_dir}" if data_dir else ""
         raise UserError(
-            f"dataset {name!r} is not prepared in {data_dir or tfds.core.constants.DATA_DIR}; with"
-            " tensorflow and importlib_resources installed run: tfds build"
-            f" {name} --file_format=array_record{option} (what to download by hand before:"
+            f"dataset {name!r} is not prepared in {data_dir or tfds.core.constants.DATA_DIR};"
+            f" {_WITH_TENSORFLOW}: tfds build {name} --file_format=array_record{option}"
+            " (what to download by hand before:"
             f" https://www.tensorflow.org/datasets/catalog/{base})"
         ) from error
     # A name that TFDS cannot parse (ValueError), a folder that cannot be read (OSError), ...

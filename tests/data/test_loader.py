@@ -8,7 +8,7 @@ import pytest
 
 from mbv2_jax.data.loader import eval_batches, steps_per_epoch, train_batches
 from mbv2_jax.data.transforms import make_transform
-from mbv2_jax.errors import UserError
+from mbv2_jax.errors import UnreadableImage, UserError
 from tests.data.coded import CodedSource, indices
 
 PLAIN = make_transform("resize(size)", 8)
@@ -298,7 +298,7 @@ class PartlyBroken(CodedSource):
 
     def __getitem__(self, index):
         if index in self._unreadable:
-            raise UserError("cannot read the record: checksums differ")
+            raise UnreadableImage("cannot read the record: checksums differ")
         example = super().__getitem__(index)
         return example | ({"image": b"no image"} if index in self._undecodable else {})
 
