@@ -64,7 +64,7 @@ def browse(
         at_a_time = loader.parallel(data.workers)
         rate = _rate(batches, at_a_time, config.batch_size, seconds) if seconds else None
     names = [_english(source.class_names[label]) for label in labels]
-    _save(grid(images, names, _caption(config, epoch)), out)
+    _save(grid(images, names, _caption(config, epoch, images.shape[1])), out)
     print(f"{out}: what training sees first of epoch {epoch}")
     if rate is not None:
         _compare(config, source, rate, needs)
@@ -182,11 +182,11 @@ def _english(name: str) -> str:
     return classes.IMAGENET_NAMES[number].partition(",")[0]
 
 
-def _caption(config: ConfigDict, epoch: int) -> list[str]:
+def _caption(config: ConfigDict, epoch: int, side: int) -> list[str]:
     data = config.data
     lines = [
         f"{data.source}, {data.train_split}: first images of epoch {epoch}, seed {config.seed}, "
-        f"{data.image_size} x {data.image_size}",
+        f"{side} x {side}",
         data.train_transforms,
     ]
     mixed = [name for name in ("mixup", "cutmix") if config[f"{name}_alpha"]]
@@ -207,8 +207,10 @@ def _compare(config: ConfigDict, source: sources.Source, rate: float, needs: flo
     from mbv2_jax.training import input_wait
 
     workers, cores = config.data.workers, loader.cores()
-    how = f"{workers} worker processes" if workers else f"{loader.parallel(0)} threads"
-    busy = min(cores, loader.parallel(workers))
+    makers = loader.parallel(workers)
+    busy = min(cores, makers)
+    one, many = ("worker process", "worker processes") if workers else ("thread", "threads")
+    how = f"{makers} {one if makers == 1 else many}"
     print(f"input: {rate:,.0f} images/s with {how}: {rate / busy:,.0f} a core, {cores} cores here")
     what = "as given"
     if needs is None:

@@ -34,9 +34,11 @@ def measure(config: ConfigDict, source: sources.Source, mesh: Mesh, seconds: flo
     """
     mesh_lib.check_batch(mesh, config.batch_size)
     config = config_lib.resolve(config, source.class_names)
-    state, step = loop.prepare(plan_lib.assemble(config, source, source, mesh))
+    plan = plan_lib.assemble(config, source, source, mesh)
+    state, step = loop.prepare(plan)
     rng = np.random.default_rng(0)
-    shape = (config.batch_size, config.data.image_size, config.data.image_size, 3)
+    side = plan.train_transform.output_size
+    shape = (config.batch_size, side, side, 3)
     noise = {
         "image": rng.integers(0, 256, shape, np.uint8),
         "label": rng.integers(0, len(source.class_names), config.batch_size, np.int32),
