@@ -119,9 +119,9 @@ def test_mixing_is_said(run, photos):
     picture = np.asarray(Image.open("browse.png"))
     config = command_line.load_config("finetune_folder").copy_and_resolve_references()
     config.mixup_alpha = 0.2
-    assert browse._caption(config, 0)[-1] == "before mixup, which the device does"
+    assert browse._caption(config, 0, 224)[-1] == "before mixup, which the device does"
     config.cutmix_alpha = 1.0
-    assert browse._caption(config, 0)[-1] == "before mixup and cutmix, which the device does"
+    assert browse._caption(config, 0, 224)[-1] == "before mixup and cutmix, which the device does"
     # Three lines above the images.
     third = picture[browse.GAP + 2 * browse.CAPTION : browse.GAP + 3 * browse.CAPTION]
     assert (third < 128).any()
