@@ -54,7 +54,7 @@ def _data() -> ConfigDict:
     data = ConfigDict()
     data.source = "imagenet2012"  # a TFDS builder's name, or folder:PATH
     data.data_dir = config_dict.placeholder(str)  # where TFDS keeps its data; None: its default
-    data.train_split = "train"  # a split's name or (TFDS) a split expression: train[:90%]
+    data.train_split = "train"  # a split's name, or a part of one: train[:90%]
     data.eval_split = "validation"
     data.image_size = config_dict.placeholder(int)  # pixels; None: the --checkpoint's, or 224
     data.train_transforms = "random_resized_crop(size)|random_flip(0.5)"  # `size` is image_size
@@ -64,7 +64,7 @@ def _data() -> ConfigDict:
     data.workers = 0  # processes that decode; 0: threads of this process
     data.last_batch = "fill"  # of an epoch: 'fill' up with its first examples | 'drop'
     data.repeats = 1  # times that an epoch's batches hold an example, each augmented anew
-    data.train_decode = "exact"  # 'exact' (mmpretrain's pixels) | 'fast' (within a level or two)
+    data.train_decode = "exact"  # 'exact' (mmpretrain's pixels) | 'fast' (near them)
     data.corrupt = "raise"  # unreadable training images: 'raise' | 'skip' (counted, reported)
     return data
 

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mbv2_jax.data import fast_decoding, jpeg
 from mbv2_jax.data.operation import Box, crop_and_resize
-from mbv2_jax.errors import UnreadableImage
+from mbv2_jax.errors import UnreadableImage, first_line
 
 _UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -44,7 +44,7 @@ def decode(encoded: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return upright_rgb(image)
-    except UnreadableImage:
+    except (UnreadableImage, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise UnreadableImage(
@@ -52,7 +52,9 @@ def decode(encoded: bytes) -> Image.Image:
         ) from error
     # Pillow raises OSError for most damaged files, and many other types from its file plugins.
     except Exception as error:
-        raise UnreadableImage(f"cannot decode the image ({len(encoded)} bytes): {error}") from error
+        raise UnreadableImage(
+            f"cannot decode the image ({len(encoded)} bytes): {first_line(error)}"
+        ) from error
 
 
 def resized_crop(
@@ -86,7 +88,9 @@ def resized_crop(
     box = choose(frame.width, frame.height)
     rows = jpeg.first_rows(encoded, frame, box[1] + box[3])
     if decode_as == "fast" and frame.components != 4:
-        return fast_decoding.resized_crop(rows, frame.width, box, size, interpolation)
+        fast = fast_decoding.resized_crop(rows, frame.width, box, size, interpolation)
+        if fast is not None:
+            return fast
     return crop_and_resize(decode(rows), box, size, interpolation)
 
 

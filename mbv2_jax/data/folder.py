@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent import futures
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import tqdm
@@ -142,13 +142,17 @@ def _sub_folders(path: str) -> list[str]:
         )
 
 
+def _refuse(error: OSError) -> NoReturn:
+    raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+
+
 @contextlib.contextmanager
 def _scan(path: str) -> Iterator[Iterator[os.DirEntry[str]]]:
     try:
         with os.scandir(path) as entries:
             yield entries
     except OSError as error:
-        raise UserError(f"cannot read the folder {path}: {error.strerror}") from error
+        _refuse(error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,7 +280,8 @@ def _walk_class(root: str, name: str) -> list[tuple[str, tuple[int, int], list[b
     top = os.path.join(root, name)
     times = {top: _time(top)}
     found = []
-    for folder, inside, files in os.walk(top, followlinks=True):
+    # An error left alone would lose a folder's images, or a class, without a word.
+    for folder, inside, files in os.walk(top, followlinks=True, onerror=_refuse):
         # Before they are listed: what comes later shows in the time.
         times |= {path: _time(path) for path in (os.path.join(folder, sub) for sub in inside)}
         images = [os.fsencode(file) for file in sorted(files) if file.lower().endswith(EXTENSIONS)]

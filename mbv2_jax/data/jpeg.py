@@ -10,6 +10,7 @@ _APP1 = 0xE1  # EXIF, XMP
 _SOS = 0xDA  # start of a scan: entropy-coded data follow
 _BASELINE = (0xC0, 0xC1)  # start of a sequential, Huffman-coded frame
 _OTHER_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC0, 0xC1, 0xC4, 0xC8, 0xCC}
+_ALONE = frozenset([0x00, 0x01, *range(0xD0, 0xDA)])  # have no length, nor a place in a header
 _END = b"\xff\xd9"
 
 
@@ -50,6 +51,8 @@ def read_frame(encoded: bytes) -> Frame | None:
         if marker == 0xFF:  # a fill byte
             position += 1
             continue
+        if marker in _ALONE:
+            return None
         length = int.from_bytes(encoded[position + 2 : position + 4], "big")
         segment = encoded[position + 4 : position + 2 + length]
         if marker == _SOS:

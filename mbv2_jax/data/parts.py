@@ -40,7 +40,7 @@ def read(split: str, sizes: Mapping[str, Sequence[int]], where: str) -> list[Par
 
     Raises:
       UserError: the expression cannot be read, names an unknown split, reaches past the split's
-        end or asks for nothing.
+        end, asks for an example twice or for nothing.
     """
     if split in sizes:
         ranges = [(split, 0, sum(sizes[split]))]
@@ -49,6 +49,10 @@ def read(split: str, sizes: Mapping[str, Sequence[int]], where: str) -> list[Par
     else:
         ranges = _ranges(split, sizes, where)
     found = [Part(name, start, stop) for name, start, stop in ranges if start < stop]
+    if any(overlap([part], found[:number]) for number, part in enumerate(found)):
+        raise UserError(
+            f"the parts of split {split!r} of {where} overlap: some examples would count twice"
+        )
     if not found:
         raise UserError(f"split {split!r} of {where} is empty")
     return found

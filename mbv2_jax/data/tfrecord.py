@@ -148,6 +148,8 @@ def _index(paths: list[str], name: str) -> list[np.ndarray]:
         cached = index_cache.load(_CACHED, location)
         if cached is not None and np.array_equal(cached["key"], key):
             return np.split(cached["offsets"], cached["splits"])
+        if _is_remote(paths[0]):
+            print(f"indexing {name}: all its files are read, once", file=sys.stderr)
         offsets = list(
             tqdm.tqdm(
                 pool.map(_offsets, paths),

@@ -54,8 +54,8 @@ RANGES: dict[str, tuple[float, float | None, bool]] = {
     "num_epochs": (0, None, False),
     "seed": (0, 2**32 - 1, True),
     "label_smoothing": (0, 1, True),
-    "mixup_alpha": (0, None, True),
-    "cutmix_alpha": (0, None, True),
+    "mixup_alpha": (0, 100, True),  # of what is published 1 is the largest; 100 is half and half
+    "cutmix_alpha": (0, 100, True),
     "model.width": (0, None, False),
     "model.num_classes": (1, None, True),
     "model.dropout": (0, 1, True),

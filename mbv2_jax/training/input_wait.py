@@ -14,6 +14,8 @@ from mbv2_jax.data import loader
 # The share of the time, in percent, from which waiting is worth a word.
 WORTH_A_WORD = 10.0
 
+_PATIENCE = 60.0  # seconds; devices that take longer are not waited for
+
 T = TypeVar("T")
 
 
@@ -47,7 +49,8 @@ class InputWait:
         self.seconds = 0.0  # waited so far
         self._asked = self._got = 0.0
         self._steps: queue.SimpleQueue[_Started | None] = queue.SimpleQueue()
-        threading.Thread(target=self._watch, name="input wait", daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, name="input wait", daemon=True)
+        self._thread.start()
 
     def batches(self, batches: Iterator[T]) -> Iterator[T]:
         """Yields the batches; notes when each was asked for and when it came."""
@@ -69,8 +72,12 @@ class InputWait:
         self._steps.put(_Started(self._asked, self._got, output))
 
     def close(self) -> None:
-        """Ends the thread when the devices have finished."""
+        """Ends the thread, which waits for the devices to finish what they were given.
+
+        A thread that is inside of jax when the interpreter ends would abort the process.
+        """
         self._steps.put(None)
+        self._thread.join(_PATIENCE)
 
     def _watch(self) -> None:
         finished = float("inf")  # of the step before

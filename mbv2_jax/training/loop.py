@@ -246,8 +246,7 @@ def _train_batches(
         repeats=data.repeats,
         corrupt=data.corrupt,
         decode_as=data.train_decode,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        **mesh_lib.process(),
     )
     with contextlib.closing(batches):
         yield mesh_lib.prefetch(map(skipped.take_out, batches), run.mesh)

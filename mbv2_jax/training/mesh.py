@@ -7,7 +7,7 @@ become global ones here, a few steps ahead, so that a step does not wait for its
 import collections
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
@@ -59,7 +59,14 @@ def split(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def process() -> dict[str, int]:
+class Process(TypedDict):
+    """A process's place among all, as data/loader.py takes it."""
+
+    process_index: int
+    process_count: int
+
+
+def process() -> Process:
     """Returns this process's place among all, as data/loader.py takes it."""
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 

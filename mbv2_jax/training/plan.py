@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mbv2_jax import model_dir
-from mbv2_jax.data import loader, sources, transforms
+from mbv2_jax.data import fast_decoding, loader, sources, transforms
 from mbv2_jax.errors import UserError
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 from mbv2_jax.training import checkpoint as checkpoints_lib
@@ -115,9 +115,11 @@ def assemble(
     """Makes the parts of a run that a resolved config describes.
 
     Raises:
-      UserError: a transform or the batch size is not possible.
+      UserError: a transform or the batch size is not possible, or a library is missing.
     """
     data = config.data
+    if data.train_decode == "fast":
+        fast_decoding.require()
     steps_per_epoch = loader.steps_per_epoch(len(train_source), config.batch_size, data.last_batch)
     return Plan(
         config=config,

@@ -305,3 +305,22 @@ def test_a_file_that_cannot_be_read_is_one_that_training_may_skip(hundred):
 def test_a_folder_in_a_bucket_is_refused():
     with pytest.raises(UserError, match="a folder of images on a local disk"):
         open_source("folder:gs://bucket/flowers", "train")
+
+
+@pytest.mark.parametrize("lost", ["cat", "dog", "dog/old", "emu"])
+def test_a_folder_that_cannot_be_read_is_told_and_not_remembered(root, cache, monkeypatch, lost):
+    """A disk's passing error must not cost a class or its images, now or at the next start."""
+    scan = os.scandir
+
+    def fail(path):
+        if str(path) == str(root / lost):
+            raise OSError(5, "Input/output error", str(path))
+        return scan(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", fail)
+        with pytest.raises(UserError, match=rf"cannot read the folder .*/{lost}: Input/output"):
+            FolderSource(str(root), "train")
+    source = FolderSource(str(root), "train")
+    assert source.class_names == ("cat", "dog", "emu")
+    assert len(source) == 5

@@ -159,6 +159,17 @@ def test_tfds_split_expressions_work(data_dir):
     assert len(open_source("digits", "all", str(data_dir))) == 1797
 
 
+def test_parts_that_hold_an_example_twice_are_refused(data_dir, tmp_path):
+    """Evaluation counts each example once."""
+    twice = r"overlap: some examples would count twice"
+    assert twice in fails("digits", "test+test[:10%]", data_dir)
+    assert twice in fails("digits", "train[:60%]+train[40%:]", data_dir)
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    for number in range(10):
+        (tmp_path / "train" / "a" / f"{number}.jpg").touch()
+    assert twice in fails(f"folder:{tmp_path}", "train[:60%]+train[40%:]")
+
+
 def test_wrong_tfds_datasets_are_explained(data_dir):
     assert "did you mean 'digits'?" in fails("digist", data_dir=data_dir)
     assert "did you mean 'imagenet2012'?" in fails("imagenet_2012", data_dir=data_dir)

@@ -1,7 +1,7 @@
 """A TFRecord dataset that TFDS wrote with TensorFlow is read without it.
 
 fixtures/eleven_digits was made by fixtures/prepare_digits.py: eleven of scikit-learn's digits in
-three files of 4, 3 and 4 records. tests/data/test_imagenet_tfds.py makes datasets in the same way.
+three files of 4, 3 and 4 records. test_imagenet_document.py makes datasets in the same way.
 """
 
 import io

@@ -1,5 +1,6 @@
 """What training and evaluation may be split from."""
 
+import importlib.util
 import pathlib
 
 import numpy as np
@@ -52,3 +53,13 @@ def test_held_out_images_must_not_be_trained_on(config, tmp_path):
     config.data.source, config.model.num_classes = "digits", 10
     with pytest.raises(UserError, match=r"'train' and 'test\+train\[:5\]' hold the same images"):
         made(config, "train", "test+train[:5]", tmp_path / "run")
+
+
+def test_fast_decoding_without_its_libraries_is_refused_before_anything_is_written(
+    config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    config.data.train_decode = "fast"
+    with pytest.raises(UserError, match=r"pip install simplejpeg cykooz\.resizer"):
+        made(config, "train[15:]", "train[:15]", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
