@@ -5,14 +5,17 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from mbv2_jax.data import classes, loader, parts, sources
+from mbv2_jax.data import classes, loader, parts, sources, transforms
 from mbv2_jax.data.decoding import decode
+from mbv2_jax.data.folder import FolderSource
+from mbv2_jax.data.tfds_source import TfdsSource
 from mbv2_jax.errors import RunFailed, UserError, listed
 
 # Examples of ILSVRC 2012, by the names that TFDS and folders give its splits; and of each class
@@ -20,8 +23,10 @@ from mbv2_jax.errors import RunFailed, UserError, listed
 _IMAGENET = {"train": 1_281_167, "val": 50_000, "validation": 50_000}
 _PER_CLASS = {"val": 50, "validation": 50}
 
-# A folder with so many of ImageNet's 1000 WordNet ids is taken for a copy that lacks the others;
-# with fewer it is a choice of classes, such as ImageNet-100.
+# A folder is taken for a copy of ImageNet, whole or not, where this share of its classes are
+# ImageNet's, and either the config is for all 1000 or the folder has so many of them. Otherwise it
+# is a choice of classes, such as ImageNet-100.
+_SHARE = 0.9
 _A_COPY = 900
 
 _AT_ONCE = 16  # records a report
@@ -44,22 +49,31 @@ def verify(
       sample: how many images of each split to decode, drawn with the config's seed; None: all.
       workers: processes that decode; 0: threads; None: what keeps all cores busy.
 
+    A folder of ImageNet's classes under a config of 1000 classes (model.num_classes) should be all
+    of ImageNet: examples and classes that it lacks are faults. With both splits, so is what they
+    share, and a class that only one of them has: training refuses those.
+
     Raises:
-      UserError: an argument is not possible, or the data cannot be opened.
+      UserError: an argument is not possible, a transform cannot be read, or the data cannot be
+        opened.
       RunFailed: something is wrong with the data.
     """
     if sample is not None and sample < 1:
         raise UserError(f"--sample={sample}: give 1 image or more, or leave it out to decode all")
     if workers is not None and workers < 0:
         raise UserError(f"--workers={workers}: give 0, for threads, or a number of processes")
+    _check_transforms(config)
     data = config.data
     names = {"train": [data.train_split], "eval": [data.eval_split]}.get(
         which, [data.train_split, data.eval_split]
     )
     opened = {name: sources.open_source(data.source, name, data.data_dir) for name in names}
+    between = _unfit(names, [opened[name] for name in names])
+    for fault in between:  # at once: decoding may take hours
+        _say(fault)
     splits = []
     for name, source in opened.items():
-        split = _Split(name, source, _expected(data.source, name, source))
+        split = _Split(name, source, _expected(config, name, source))
         _say(split.summary())
         indices = _drawn(len(source), sample, config.seed)
         split.decode(indices, _processes(len(indices)) if workers is None else workers)
@@ -67,23 +81,59 @@ def verify(
     faults = [f"{split.name}: {fault}" for split in splits for fault in split.faults()]
     for fault in faults:
         _say(fault)
+    faults = between + faults
     print(json.dumps({"ok": not faults, "splits": [split.line() for split in splits]}), flush=True)
     if faults:
         raise RunFailed(f"{data.source} is not as it should be: {listed(faults)}")
 
 
-def _expected(dataset: str, name: str, source: sources.Source) -> str | None:
+def _check_transforms(config: ConfigDict) -> None:
+    """Raises UserError for transforms with which training would not begin."""
+    from mbv2_jax.training import config as config_lib  # here, because jax takes a second
+    from mbv2_jax.training import evaluation
+
+    data = config_lib.with_defaults(config).data
+    transforms.make_transform(data.train_transforms, data.image_size)
+    evaluation.transform(data.eval_transforms, data.image_size)
+
+
+def _unfit(names: Sequence[str], opened: Sequence[FolderSource | TfdsSource]) -> list[str]:
+    """Returns why training refuses these splits together; of one split alone: nothing."""
+    if len(opened) < 2:
+        return []
+    (train, evaluation), faults = opened, []
+    both = "{!r} and {!r}".format(*names)
+    if train.class_names != evaluation.class_names:
+        odd = sorted(set(train.class_names) ^ set(evaluation.class_names))
+        faults.append(f"the classes of {both} differ; in only one of them: {listed(odd)}")
+    if sources.overlap(train, evaluation):
+        faults.append(
+            f"{both} hold the same images, or some of them; name two splits, or parts of one that "
+            "share none, such as 'train[10%:]' and 'train[:10%]'"
+        )
+    return faults
+
+
+def _expected(config: ConfigDict, name: str, source: sources.Source) -> str | None:
     """Returns which split of ImageNet this should be, if any: a key of _IMAGENET."""
+    dataset = config.data.source
     if parts.is_expression(name):
         return None
     if dataset.startswith("folder:"):
-        known = set(classes.IMAGENET_WNIDS)
-        if len(known.intersection(source.class_names)) < _A_COPY:
+        known = _known(source)
+        if known < _SHARE * len(source.class_names):
+            return None
+        if known < _A_COPY and config.model.num_classes != len(classes.IMAGENET_WNIDS):
             return None
         name = os.path.basename(os.path.normpath(getattr(source, "root", name))).lower()
     elif dataset.replace(":", "/").split("/")[0] != "imagenet2012":
         return None
     return name if name in _IMAGENET else None
+
+
+def _known(source: sources.Source) -> int:
+    """Returns how many of its classes are ImageNet's, by WordNet id."""
+    return len(set(classes.IMAGENET_WNIDS).intersection(source.class_names))
 
 
 def _drawn(count: int, sample: int | None, seed: int) -> np.ndarray:
@@ -114,9 +164,11 @@ class _Split:
 
     def summary(self) -> str:
         found = f"{len(self.source):,} examples of {len(self.source.class_names):,} classes"
-        if self.imagenet is None:
-            return f"{self.name}: {found}"
-        return f"{self.name}: {found}; ImageNet has {_IMAGENET[self.imagenet]:,} of 1,000"
+        if self.imagenet is not None:
+            found += f"; ImageNet has {_IMAGENET[self.imagenet]:,} of 1,000"
+        elif known := _known(self.source):
+            found += f"; {known:,} of ImageNet's 1,000 classes"
+        return f"{self.name}: {found}"
 
     def decode(self, indices: np.ndarray, workers: int) -> None:
         """Reads and decodes examples; says of each bad one what is wrong."""

@@ -162,11 +162,47 @@ def test_a_copy_of_imagenet_is_compared_with_it(verify, tmp_path):
     assert error is None
     assert (result["splits"][0]["examples"], result["splits"][0]["expected"]) == (10, None)
 
-    # A part of ImageNet's classes is a dataset of its own.
-    folder = make_folder(tmp_path / "part", {f"val/{wnid}/1.JPEG": image for wnid in wnids[:100]})
+
+def test_a_choice_of_imagenets_classes_is_a_copy_only_where_all_are_wanted(verify, tmp_path):
+    image = photo((8, 8))
+    names = [*classes.IMAGENET_WNIDS[:19], "zebra"]
+    folder = make_folder(tmp_path, {f"val/{name}/1.JPEG": image for name in names})
     source = f"--config.data.source=folder:{folder}"
-    error, _, result = verify("--config=finetune_folder", source, "--split=eval")
+    # A dataset of its own.
+    for arguments in (["--config=finetune_folder"], ["--config=cifar10"]):
+        error, lines, result = verify(
+            *arguments, source, "--config.data.eval_split=val", "--split=eval"
+        )
+        assert error is None and result["splits"][0]["expected"] is None
+        assert lines[0] == "val: 20 examples of 20 classes; 19 of ImageNet's 1,000 classes"
+    # A download that was broken off.
+    error, lines, result = verify("--config=mobilenet_v2_8xb32_in1k", source, "--split=eval")
+    assert isinstance(error, RunFailed) and result["splits"][0]["expected"] == 50_000
+    assert "validation: 20 examples, not 50,000: 49,980 missing" in lines
+    assert any(line.startswith("validation: classes that are missing: ") for line in lines)
+    # Other data, of which a few folders are named so.
+    for number in range(3):
+        make_folder(folder, {f"val/other{number}/1.JPEG": image})
+    error, _, result = verify("--config=mobilenet_v2_8xb32_in1k", source, "--split=eval")
     assert error is None and result["splits"][0]["expected"] is None
+
+
+def test_splits_that_training_refuses_together_are_faults(verify, tmp_path):
+    image = photo((8, 8))
+    folder = make_folder(
+        tmp_path, {f"{name}/1.jpg": image for name in ("train/a", "train/b", "val/a", "val/c")}
+    )
+    arguments = ["--config=finetune_folder", f"--config.data.source=folder:{folder}"]
+    error, lines, result = verify(*arguments)
+    assert isinstance(error, RunFailed) and not result["ok"]
+    assert lines[0] == "the classes of 'train' and 'val' differ; in only one of them: b; c"
+    assert verify(*arguments, "--split=train")[0] is None
+    for split in ("train", "train[:50%]"):
+        error, lines, result = verify(*arguments, f"--config.data.eval_split={split}")
+        assert isinstance(error, RunFailed) and not result["ok"]
+        assert lines[0].startswith(f"'train' and '{split}' hold the same images, or some of them")
+    parts = ["--config.data.train_split=train[50%:]", "--config.data.eval_split=train[:50%]"]
+    assert verify(*arguments, *parts)[0] is None
 
 
 def test_the_whole_of_imagenet_has_nothing_to_say(verify, monkeypatch):
@@ -196,6 +232,9 @@ def test_the_whole_of_imagenet_has_nothing_to_say(verify, monkeypatch):
         (["--config=digits", "--config.data.sourc=x"], ["data.source"]),
         (["--config=digits", "--config.data.source=folder:/no/where"], ["/no/where"]),
         (["--config=digits", "all"], ["'all'"]),
+        (["--config=digits", "--config.data.train_transforms=resise(8)"], ["'resise'"]),
+        (["--config=digits", "--config.data.eval_transforms=resise(8)"], ["'resise'"]),
+        (["--config=digits", "--config.data.eval_transforms=random_crop(8)"], ["is random"]),
     ],
 )
 def test_mistakes_are_one_line(verify, arguments, parts):
