@@ -196,8 +196,9 @@ def test_a_step_that_fails_ends_the_watch_quietly():
 
 
 def test_remedies_fit_the_config_and_the_machine():
-    def remedy(workers: int, train_decode: str, cores: int) -> str:
-        data = ConfigDict({"workers": workers, "train_decode": train_decode})
+    def remedy(workers: int, train_decode: str, cores: int, spec: str | None = None) -> str:
+        data = ConfigDict({"workers": workers, "train_decode": train_decode, "image_size": None})
+        data.train_transforms = spec or "random_resized_crop(size)|random_flip(0.5)"
         return input_wait.remedy(data, cores)
 
     assert remedy(4, "exact", 16) == (
@@ -210,3 +211,9 @@ def test_remedies_fit_the_config_and_the_machine():
     assert remedy(0, "fast", 64).startswith(
         f"--config.data.workers=64 (now 0: {threads} threads), or more"
     )
+    assert remedy(16, "fast", 2) == (
+        "--config.data.workers=2 (now 16: more than the 2 cores), or more cores (now 2)"
+    )
+    # Only a random crop at the beginning lets the decoder leave something out.
+    assert remedy(4, "exact", 4, "resize_edge(256)|random_crop(size)") == "more cores (now 4)"
+    assert "fast" in remedy(4, "exact", 4, "inception_crop(size)")
