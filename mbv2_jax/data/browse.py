@@ -53,21 +53,27 @@ def browse(
     """
     _check(out, count, epoch, seconds, needs)
     from mbv2_jax.training import config as config_lib  # here, because jax takes a second
+    from mbv2_jax.training import skipped
 
-    config_lib.check(config)
+    as_given = config
     config = config_lib.with_defaults(config)
+    config.model.bn_group_size = 0  # the network's: a batch of any size has pictures
+    config_lib.check(config)
     data = config.data
     source = sources.open_source(data.source, data.train_split, data.data_dir)
     batches = _batches(config, source, epoch)
+    if data.workers:
+        _say(f"starting {_makers(data.workers)} on {loader.cores()} cores")
     with contextlib.closing(batches):
-        images, labels = _first(batches, count)
+        take_out = skipped.Skipped(source, _say).take_out
+        images, labels = _first(batches, count, take_out)
         at_a_time = loader.parallel(data.workers)
         rate = _rate(batches, at_a_time, config.batch_size, seconds) if seconds else None
     names = [_english(source.class_names[label]) for label in labels]
     _save(grid(images, names, _caption(config, epoch, images.shape[1])), out)
     print(f"{out}: what training sees first of epoch {epoch}")
     if rate is not None:
-        _compare(config, source, rate, needs)
+        _compare(as_given, source, rate, needs)
 
 
 def _check(out: str, count: int, epoch: int, seconds: float, needs: float | None) -> None:
@@ -105,14 +111,20 @@ def _batches(config: ConfigDict, source: sources.Source, epoch: int) -> loader.B
     )
 
 
-def _first(batches: Iterator[loader.Batch], count: int) -> tuple[np.ndarray, list[int]]:
-    """Returns the first `count` images, (count, S, S, 3) uint8, and their labels."""
+def _first(
+    batches: Iterator[loader.Batch], count: int, take_out: Callable[[loader.Batch], loader.Batch]
+) -> tuple[np.ndarray, list[int]]:
+    """Returns the first `count` images, (count, S, S, 3) uint8, and their labels.
+
+    `take_out` gets the batches, of the last one only the rows that are wanted.
+    """
     images: list[np.ndarray] = []
     labels: list[int] = []
     while len(labels) < count:
-        batch = next(batches)
-        images.append(np.array(batch["image"][: count - len(labels)]))  # a copy: workers' memory
-        labels += batch["label"][: count - len(labels)].tolist()
+        wanted = slice(count - len(labels))
+        batch = take_out({name: array[wanted] for name, array in next(batches).items()})
+        images.append(np.array(batch["image"]))  # a copy: workers' memory
+        labels += batch["label"].tolist()
     return np.concatenate(images), labels
 
 
@@ -207,10 +219,8 @@ def _compare(config: ConfigDict, source: sources.Source, rate: float, needs: flo
     from mbv2_jax.training import input_wait
 
     workers, cores = config.data.workers, loader.cores()
-    makers = loader.parallel(workers)
-    busy = min(cores, makers)
-    one, many = ("worker process", "worker processes") if workers else ("thread", "threads")
-    how = f"{makers} {one if makers == 1 else many}"
+    busy = min(cores, loader.parallel(workers))
+    how = _makers(workers)
     print(f"input: {rate:,.0f} images/s with {how}: {rate / busy:,.0f} a core, {cores} cores here")
     what = "as given"
     if needs is None:
@@ -234,6 +244,13 @@ def _compare(config: ConfigDict, source: sources.Source, rate: float, needs: flo
     )
 
 
+def _makers(workers: int) -> str:
+    """Returns what makes batches, such as "16 worker processes"."""
+    count = loader.parallel(workers)
+    one, many = ("worker process", "worker processes") if workers else ("thread", "threads")
+    return f"{count} {one if count == 1 else many}"
+
+
 def _accelerator(config: ConfigDict, source: sources.Source) -> tuple[float, str] | None:
     """Returns the images per second that the accelerator takes, and what it is; None: no such."""
     from mbv2_jax.training import mesh as mesh_lib
@@ -243,5 +260,9 @@ def _accelerator(config: ConfigDict, source: sources.Source) -> tuple[float, str
     kind = mesh_lib.accelerator(mesh)
     if kind is None:
         return None
-    print("measuring the training step on the accelerator; it is compiled first", file=sys.stderr)
+    _say("measuring the training step on the accelerator; it is compiled first")
     return step_rate.measure(config, source, mesh), f"this config's training step on {kind}"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -24,14 +24,14 @@ SIZE = 128  # of which an image is shown as it is
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
-    """Runs the command in an empty folder; returns what it printed."""
+    """Runs the command in an empty folder; returns what it printed, errors last."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["data", "browse", "--seconds=0", *arguments])
         importlib.reload(command)  # flags are read once
         command.main()
-        return capsys.readouterr().out
+        return "".join(capsys.readouterr())
 
     return run
 
@@ -132,8 +132,25 @@ def test_a_bad_image_is_named_or_replaced(run, photos):
     bad.write_bytes(b"")
     with pytest.raises(UserError, match=f"{bad}: cannot decode"):
         run(*flags(photos), "--count=9")
-    run(*flags(photos), "--count=9", "--config.data.corrupt=skip")
+    skipping = [*flags(photos), "--config.data.corrupt=skip"]
+    # Named is what was to be in the picture, though a batch of 4 holds more than that.
+    printed = [run(*skipping, f"--count={count}") for count in range(1, 10)]
     assert pathlib.Path("browse.png").exists()
+    named = [f"skipping {bad}: cannot decode" in text for text in printed]
+    assert named == sorted(named) and named[-1] and not named[0]
+    assert named.index(True) % 4 != 0  # not from a batch's first row on
+    assert printed[-1].count("skipping") == 1
+
+
+def test_workers_are_announced(run, photos):
+    said = f"starting 1 worker process on {loader.cores()} cores"
+    assert said in run(*flags(photos), "--config.data.workers=1", "--count=1")
+    assert "starting" not in run(*flags(photos), "--count=1")
+
+
+def test_groups_of_batch_statistics_do_not_matter_to_pictures(run, photos):
+    config = ["--config=mobilenet_v2_8xb32_in1k", *flags(photos)[1:]]
+    assert "browse.png" in run(*config, "--count=1", "--config.data.workers=0")
 
 
 def test_rate_is_of_whole_rounds_after_the_warm_up():
@@ -176,6 +193,8 @@ def test_rates_are_compared(compare):
     assert "at this rate a core, 32 would do" in out
     out = compare(2000.0, 8000.0, workers=16, train_decode="fast")
     assert "to change that: more cores (now 16);" in out
+    out = compare(2000.0, 8000.0, workers=20)
+    assert "--config.data.workers=16 (now 20: more than the 16 cores)" in out
     out = compare(2000.0, 8000.0, workers=0)
     assert "with 8 threads: 250 a core" in out
     assert "--config.data.workers=16 (now 0: 8 threads)" in out
