@@ -2,7 +2,7 @@
 
     python -m mbv2_jax.main --config=configs/mobilenet_v2_8xb32_in1k.py --workdir=runs/mobilenet_v2
 
-data: ImageNet-1k, TFDS `imagenet2012` in ArrayRecord form. hardware of the original: 8 GPUs.
+data: ImageNet-1k, TFDS `imagenet2012`. hardware of the original: 8 GPUs.
 steps: 300 epochs of 5,005 at batch 256.
 expected: 71.86 top-1, 90.42 top-5 (the page's; a rerun of this recipe elsewhere gave 71.74, 90.28).
 measured: not run.

@@ -41,7 +41,7 @@ class Skipped:
         """Says how many there were, if any."""
         if self._found:
             first = next(iter(self._found.values()))
-            self._say(f"skipped {len(self._found):,} unreadable images in all; the first: {first}")
+            self._say(f"unreadable images skipped: {len(self._found):,}; the first: {first}")
 
     def _reason(self, index: int) -> str:
         # The worker that met it sends pixels, not words.

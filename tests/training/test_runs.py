@@ -268,7 +268,7 @@ def test_unreadable_images_are_skipped_aloud_or_stop_the_run(
     assert "0 bytes" in reasons[str(bad / "zero.jpg")]
     assert "not the bytes of an image" in reasons[str(bad / "text.png")]
     first = said[0].split(": ")[0]
-    assert f"skipped 3 unreadable images in all; the first: {first}" in err
+    assert f"unreadable images skipped: 3; the first: {first}" in err
     counts = [line["skipped"] for line in commands.metrics(workdir) if line["split"] == "train"]
     assert counts == sorted(counts) and counts[-1] == 3
 
