@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import functools
 import json
 import pathlib
 import sys
@@ -21,9 +20,7 @@ from mbv2_jax.models import profile
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import evaluation, input_wait
 from mbv2_jax.training import mesh as mesh_lib
-from mbv2_jax.training import optimizer as optimizer_lib
-from mbv2_jax.training import state as state_lib
-from mbv2_jax.training import step as step_lib
+from mbv2_jax.training import program as program_lib
 from mbv2_jax.training.checkpoint import Checkpoints
 from mbv2_jax.training.evaluation import Result
 from mbv2_jax.training.logging import RunLog
@@ -115,56 +112,16 @@ def prepare(
 
     Only a run that goes on needs its checkpoints.
     """
-    config, everywhere = run.config, mesh_lib.replicated(run.mesh)
-    key = jax.random.key(config.seed)
-    image = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, 3), np.float32)
-    shapes = jax.eval_shape(run.model.init, key, image)["params"]
-    rate = optimizer_lib.schedule(config, run.steps_per_epoch, run.total_steps)
-    optimizer = optimizer_lib.create(config, rate, shapes)
-    with_ema = config.ema.decay is not None
-    create = functools.partial(
-        state_lib.create,
-        model=run.model,
-        optimizer=optimizer,
-        image_size=config.data.image_size,
-        with_ema=with_ema,
-    )
+    config, key = run.config, jax.random.key(run.config.seed)
+    program = program_lib.build(config, run.model, run.mesh, run.steps_per_epoch, run.total_steps)
     if run.resumed_step is not None:
-        like = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-            jax.eval_shape(create, key),
-        )
         assert checkpoints is not None
-        state = checkpoints.restore(run.resumed_step, like, config)
+        state = checkpoints.restore(run.resumed_step, program.state, config)
     else:
-        state = jax.jit(create, out_shardings=everywhere)(key)
+        state = program.create(key)
         if run.start_from is not None:
-            variables = _with_weights(run, state.evaluated())
-            restart = functools.partial(
-                state_lib.from_variables, optimizer=optimizer, with_ema=with_ema
-            )
-            state = jax.jit(restart, out_shardings=everywhere)(variables)
-    step = functools.partial(
-        step_lib.train_step,
-        model=run.model,
-        optimizer=optimizer,
-        learning_rate=rate,
-        mean=tuple(config.data.mean),
-        std=tuple(config.data.std),
-        label_smoothing=config.label_smoothing,
-        mixup_alpha=config.mixup_alpha,
-        cutmix_alpha=config.cutmix_alpha,
-        ema_decay=config.ema.decay,
-        ema_every_steps=config.ema.every_steps,
-    )
-    split = mesh_lib.split(run.mesh)
-    jitted = jax.jit(
-        step,
-        in_shardings=(everywhere, split, everywhere),
-        out_shardings=(everywhere, everywhere),
-        donate_argnums=0,
-    )
-    return state, lambda state, batch: jitted(state, batch, key)
+            state = program.restart(_with_weights(run, state.evaluated()))
+    return state, lambda state, batch: program.step(state, batch, key)
 
 
 def _with_weights(run: Plan, fresh: Mapping[str, Any]) -> dict[str, Any]:
