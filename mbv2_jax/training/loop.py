@@ -1,11 +1,7 @@
 """Training from a config: steps, evaluations and checkpoints, then the model."""
 
 import contextlib
-import fcntl
-import json
-import pathlib
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,12 +11,13 @@ from ml_collections import ConfigDict
 
 from mbv2_jax import model_dir
 from mbv2_jax.data import labels, loader
-from mbv2_jax.errors import RunFailed, UserError
+from mbv2_jax.errors import RunFailed
 from mbv2_jax.models import profile
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import evaluation, input_wait
 from mbv2_jax.training import mesh as mesh_lib
 from mbv2_jax.training import program as program_lib
+from mbv2_jax.training import workdir as workdir_lib
 from mbv2_jax.training.checkpoint import Checkpoints
 from mbv2_jax.training.evaluation import Result
 from mbv2_jax.training.logging import RunLog
@@ -46,14 +43,14 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
       UserError: see `plan`. RunFailed: the loss became infinite or NaN, or an evaluation failed.
     """
     run = plan(config, workdir, checkpoint)
-    _make_writable(run.workdir)
+    workdir_lib.make_writable(run.workdir)
     with (
-        _alone_in(run.workdir),
+        workdir_lib.alone_in(run.workdir),
         StopRequest() as stop,
         Checkpoints(run.workdir, run.config.checkpoint) as checkpoints,
     ):
         state, step_fn = prepare(run, checkpoints)
-        _write_json(run.workdir / "config.json", run.config.to_dict())
+        workdir_lib.write_json(run.workdir / "config.json", run.config.to_dict())
         result: Result | None = None
         if int(state.step) < run.total_steps:
             if run.resumed_step is not None:
@@ -237,37 +234,3 @@ def info(config: ConfigDict) -> str:
     if config.model.num_classes is None:
         lines.append("model.num_classes is not set: the classifier is left out")
     return "\n".join(lines)
-
-
-def _make_writable(workdir: pathlib.Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from None
-
-
-@contextlib.contextmanager
-def _alone_in(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps a second run out of the workdir, where each would undo what the other writes.
-
-    The lock goes with the process, however that ends.
-    """
-    if jax.process_index() != 0:  # the processes of one run share a workdir
-        yield
-        return
-    with (workdir / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another run is at work in {workdir}: wait for it, or give another --workdir"
-            ) from None
-        yield
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    fresh = path.with_suffix(".json.new")
-    fresh.write_text(json.dumps(value, indent=2) + "\n")
-    fresh.replace(path)
