@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
-from mbv2_jax import model_dir
+from mbv2_jax import bucket, model_dir
 from mbv2_jax.command_line import flatten
 from mbv2_jax.errors import UserError
 from mbv2_jax.training.state import TrainState
@@ -32,7 +32,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: pathlib.Path, config: ConfigDict):
-        self.directory = workdir.absolute() / "checkpoints"
+        self.directory = bucket.absolute(workdir) / "checkpoints"
         metric = config.best_metric
         keep: list[checkpoint_managers.PreservationPolicy] = [
             checkpoint_managers.LatestN(config.keep_last)

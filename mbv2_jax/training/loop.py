@@ -48,7 +48,7 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
     run = plan(config, workdir, checkpoint)
     workdir_lib.make_writable(run.workdir)
     with (
-        workdir_lib.alone_in(run.workdir),
+        workdir_lib.alone_in(run.workdir) as still_ours,
         StopRequest() as stop,
         Checkpoints(run.workdir, run.config.checkpoint) as checkpoints,
     ):
@@ -58,7 +58,7 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
         if int(state.step) < run.total_steps:
             if run.resumed_step is not None:
                 print(f"continuing after step {run.resumed_step}", file=sys.stderr)
-            state, result = _run_logged(run, state, step_fn, checkpoints, stop)
+            state, result = _run_logged(run, state, step_fn, checkpoints, stop, still_ours)
         else:
             done = f"step {int(state.step)} of {run.total_steps}"
             print(f"already finished ({done}): nothing to train", file=sys.stderr)
@@ -71,6 +71,7 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
             return None
         result = result or _score(run, state)
         weights = jax.device_get(state.evaluated())
+        still_ours()
         model_dir.write(run.workdir / "model", **weights, info=run.info(int(state.step)))
     print(f"model: {run.workdir / 'model'}   curves: {run.workdir / 'curves.png'}", file=sys.stderr)
     return result
@@ -82,6 +83,7 @@ def _run_logged(
     step_fn: Callable[..., Any],
     checkpoints: Checkpoints,
     stop: StopRequest,
+    still_ours: Callable[[], None],
 ) -> tuple[TrainState, Result | None]:
     """Does `_run_steps` with a log; a failure names the checkpoint from which to go on."""
     log = RunLog(
@@ -92,6 +94,7 @@ def _run_logged(
         batch_size=run.config.batch_size,
         every_steps=run.config.log.every_steps,
         remedy=input_wait.remedy(run.config.data),
+        still_ours=still_ours,
     )
     with log:
         try:
