@@ -14,11 +14,12 @@ import email.message
 import email.parser
 import http.server
 import json
+import pathlib
 import re
 import struct
 import threading
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import google_crc32c
@@ -40,12 +41,16 @@ class Server:
       objects: of every bucket, by (bucket, name).
       buckets: the names of the buckets that exist.
       forbidden: those of them that nobody may look at or into.
+      hold: is asked before an object is written, with its name; if it says True the writer waits
+        for ever, and `held` is set.
     """
 
     def __init__(self, *buckets: str):
         self.objects: dict[tuple[str, str], Object] = {}
         self.buckets = set(buckets)
         self.forbidden: set[str] = set()
+        self.hold: Callable[[str], bool] = lambda name: False
+        self.held = threading.Event()
         self.uploads: dict[str, tuple[str, str, Mapping[str, str], bytearray]] = {}
         self.lock = threading.RLock()
         self._generation = 1_000_000
@@ -79,6 +84,14 @@ class Server:
     def read(self, bucket: str, name: str) -> bytes:
         """Returns the content of an object."""
         return self.objects[bucket, name].data
+
+    def download(self, bucket: str, prefix: str, folder: pathlib.Path) -> pathlib.Path:
+        """Copies the objects whose names begin with `prefix` to a folder, and returns it."""
+        for name in self.names(bucket, prefix):
+            path = folder / name.removeprefix(prefix)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self.read(bucket, name))
+        return folder
 
     def age(self, bucket: str, name: str, seconds: float) -> None:
         """Lets time pass for one object: it was last written so much earlier."""
@@ -131,10 +144,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 raise _Refused(404, "The specified bucket does not exist.")
             if bucket in self.store.forbidden:
                 raise _Refused(403, "somebody does not have storage.buckets.get access.")
+            if self.command in ("POST", "PUT"):
+                self._upload(bucket, query, body)
+                return
             with self.store.lock:
-                if self.command in ("POST", "PUT"):
-                    self._upload(bucket, query, body)
-                elif not match[2]:
+                if not match[2]:
                     self._json({"kind": "storage#bucket", "name": bucket, "id": bucket})
                 elif name is None:
                     self._list(bucket, query)
@@ -250,8 +264,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._write(bucket, name, query, bytes(data))
 
     def _write(self, bucket: str, name: str, query: Mapping[str, str], data: bytes) -> None:
-        self._precondition(bucket, name, query)
-        self._json(_resource(bucket, name, self.store.put(bucket, name, data)))
+        if self.store.hold(name):
+            self.store.held.set()
+            threading.Event().wait()
+        with self.store.lock:
+            self._precondition(bucket, name, query)
+            self._json(_resource(bucket, name, self.store.put(bucket, name, data)))
 
     def _json(self, value: Any, status: int = 200) -> None:
         self._answer(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
