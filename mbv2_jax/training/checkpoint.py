@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
-from mbv2_jax import model_dir
+from mbv2_jax import bucket, model_dir
 from mbv2_jax.command_line import flatten
 from mbv2_jax.errors import RunFailed, UserError, first_line
 from mbv2_jax.training import processes
@@ -38,7 +38,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: pathlib.Path, config: ConfigDict):
-        self.directory = workdir.absolute() / "checkpoints"
+        self.directory = bucket.absolute(workdir) / "checkpoints"
         metric = config.best_metric
         keep: list[checkpoint_managers.PreservationPolicy] = [
             checkpoint_managers.LatestN(config.keep_last)
@@ -181,8 +181,11 @@ def set_aside(workdir: pathlib.Path, steps: Sequence[int]) -> None:
     """Moves checkpoints that are damaged to WORKDIR/damaged/, out of the way of new ones."""
     for step in steps:
         target = workdir / "damaged" / str(step)
-        shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(exist_ok=True)
+        if bucket.is_address(target):
+            bucket.remove_tree(target)
+        else:
+            shutil.rmtree(target, ignore_errors=True)
         (workdir / "checkpoints" / str(step)).rename(target)
 
 

@@ -46,12 +46,12 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
     say = processes.say
     workdir_lib.make_writable(run.workdir)
     workdir_lib.check_shared(run.workdir, config.distributed)
-    with workdir_lib.alone_in(run.workdir):
+    with workdir_lib.alone_in(run.workdir) as still_ours:
         if processes.index() == 0:
             checkpoints_lib.set_aside(run.workdir, run.damaged)
         processes.exchange("readiness of the workdir", True, config.distributed)
         with StopRequest() as stop, Checkpoints(run.workdir, run.config.checkpoint) as checkpoints:
-            state, result = _go_on(run, checkpoints, stop)
+            state, result = _go_on(run, checkpoints, stop, still_ours)
         step = int(state.step)
         if step < run.total_steps:
             say(
@@ -61,6 +61,7 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
             return None
         result = result or _score(run, state)
         if processes.index() == 0:
+            still_ours()
             weights = jax.device_get(state.evaluated())
             model_dir.write(run.workdir / "model", **weights, info=run.info(step))
     say(f"model: {run.workdir / 'model'}   curves: {run.workdir / 'curves.png'}")
@@ -68,7 +69,7 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
 
 
 def _go_on(
-    run: Plan, checkpoints: Checkpoints, stop: StopRequest
+    run: Plan, checkpoints: Checkpoints, stop: StopRequest, still_ours: Callable[[], None]
 ) -> tuple[TrainState, Result | None]:
     """Trains from where the run is to its end; returns what `_run_steps` does."""
     state, step_fn = prepare(run, checkpoints)
@@ -82,7 +83,7 @@ def _go_on(
         processes.say(f"continuing after step {run.resumed_step}")
     if processes.count() > 1:
         processes.say(f"training on {mesh_lib.describe(run.mesh)}")
-    return _run_logged(run, state, step_fn, checkpoints, stop)
+    return _run_logged(run, state, step_fn, checkpoints, stop, still_ours)
 
 
 def _run_logged(
@@ -91,6 +92,7 @@ def _run_logged(
     step_fn: Callable[..., Any],
     checkpoints: Checkpoints,
     stop: StopRequest,
+    still_ours: Callable[[], None],
 ) -> tuple[TrainState, Result | None]:
     """Does `_run_steps` with a log; a failure names the checkpoint from which to go on."""
     log = RunLog(
@@ -101,6 +103,7 @@ def _run_logged(
         batch_size=run.config.batch_size,
         every_steps=run.config.log.every_steps,
         remedy=input_wait.remedy(run.config.data),
+        still_ours=still_ours,
     )
     with log:
         try:

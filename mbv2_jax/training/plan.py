@@ -9,7 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mbv2_jax import model_dir
+from mbv2_jax import bucket, model_dir
 from mbv2_jax.data import fast_decoding, loader, sources, transforms
 from mbv2_jax.errors import UserError
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
@@ -71,7 +71,7 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> Pla
     config_lib.check(config)
     if not workdir:
         raise UserError("--workdir=DIR is missing: training keeps its checkpoints and logs there")
-    path = pathlib.Path(workdir)
+    path = bucket.place(workdir, "--workdir")
     if path.exists() and not path.is_dir():
         raise UserError(f"--workdir {path} is a file: give a directory")
     mesh = mesh_lib.create()

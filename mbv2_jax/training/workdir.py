@@ -1,4 +1,4 @@
-"""A run's workdir as a place: made, written to, and one run's alone."""
+"""A run's workdir as a place, on a disk or in a bucket: made, written to, and one run's alone."""
 
 import contextlib
 import fcntl
@@ -7,19 +7,23 @@ import pathlib
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from ml_collections import ConfigDict
 
-from mbv2_jax.errors import UserError, listed
+from mbv2_jax import bucket
+from mbv2_jax.errors import RunFailed, UserError, listed
 from mbv2_jax.training import processes
+from mbv2_jax.training.lease import Lease
 
 _VISIBLE_WITHIN = 70.0  # seconds; NFS looks for new files once a minute at the latest
 
 
 def make_writable(workdir: pathlib.Path) -> None:
     """Makes the workdir where there is none; raises UserError where it cannot be written."""
+    if bucket.is_address(workdir):
+        return  # no folders there; and `alone_in` writes
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
@@ -60,17 +64,28 @@ def check_shared(workdir: pathlib.Path, timeouts: ConfigDict) -> None:
 
 
 @contextlib.contextmanager
-def alone_in(workdir: pathlib.Path) -> Iterator[None]:
+def alone_in(workdir: pathlib.Path) -> Iterator[Callable[[], None]]:
     """Keeps a second run out of the workdir, where each would undo what the other writes.
 
-    The lock goes with the process, however that ends.
+    On a disk the lock goes with the process, however that ends; for a bucket see lease.py.
+
+    Yields:
+      Raises RunFailed, when called, if the workdir is another run's by now.
     """
     if processes.index() != 0:  # the processes of one run share a workdir
-        yield
+        yield _still_ours
+        return
+    if bucket.is_address(workdir):
+        with Lease(workdir) as lease:
+            yield lease.check
         return
     with (workdir / ".lock").open("a") as file:
         _lock(file, workdir)
-        yield
+        yield _still_ours
+
+
+def _still_ours() -> None:
+    """Says nothing: on a disk a lock cannot be lost."""
 
 
 def check_alone(workdir: pathlib.Path) -> None:
@@ -78,6 +93,8 @@ def check_alone(workdir: pathlib.Path) -> None:
 
     To be asked before its checkpoints are looked at, which the other run may be deleting.
     """
+    if bucket.is_address(workdir):
+        return  # there `alone_in` has to wait for a sign of life
     if processes.index() == 0 and (workdir / ".lock").exists():
         with (workdir / ".lock").open("a") as file:
             _lock(file, workdir)
@@ -94,6 +111,14 @@ def _lock(file: TextIO, workdir: pathlib.Path) -> None:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a .json file that is complete or not there at all."""
+    text = json.dumps(value, indent=2) + "\n"
+    if bucket.is_address(path):
+        try:
+            with bucket.as_oserror(path):
+                path.write_text(text)
+        except OSError as error:
+            raise RunFailed(f"{path} cannot be written: {error.strerror}") from None
+        return
     fresh = path.with_suffix(".json.new")
-    fresh.write_text(json.dumps(value, indent=2) + "\n")
+    fresh.write_text(text)
     fresh.replace(path)
