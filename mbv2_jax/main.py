@@ -75,13 +75,14 @@ def main() -> None:
         print(loop.info(config))
         return
     place = processes.Place(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
-    with processes.together(place, config.distributed):
+    training = FLAGS.mode == "train"
+    with processes.together(place, config.distributed, heeds_sigterm=training):
         asked = {f"--{name}": FLAGS[name].value for name in HELP if name != "process_id"}
         asked |= command_line.flatten(config.to_dict())
         processes.check_same(
             "command", asked, config.distributed, "Start the same one on every host"
         )
-        if FLAGS.mode == "train":
+        if training:
             result = loop.train(config, FLAGS.workdir, FLAGS.checkpoint)
             if result is not None:
                 evaluation.report(result, expected)

@@ -52,7 +52,7 @@ class Place(NamedTuple):
 
 
 @contextlib.contextmanager
-def together(place: Place, timeouts: ConfigDict) -> Iterator[None]:
+def together(place: Place, timeouts: ConfigDict, *, heeds_sigterm: bool) -> Iterator[None]:
     """Joins the processes of the run, where there are several, for as long as the block lasts.
 
     If the block raises in one process, all end: that one with its own error, the others with its
@@ -62,9 +62,10 @@ def together(place: Place, timeouts: ConfigDict) -> Iterator[None]:
       place: this process's; all None: Slurm, Open MPI and TPU slices are asked, and where there is
         none, this process is the only one.
       timeouts: the config's `distributed` section.
+      heeds_sigterm: whether stop.py deals with SIGTERM in the block; else it ends the process.
 
     Raises:
-      UserError: the place is not possible, or the others did not come in time.
+      UserError: the place is not possible.
     """
     for name, seconds in timeouts.items():
         if seconds < 1:
@@ -73,6 +74,8 @@ def together(place: Place, timeouts: ConfigDict) -> Iterator[None]:
         yield
         return
     words, watch = _LastWords(), None
+    # Which catches SIGTERM.
+    jax.config.update("jax_enable_preemption_service", heeds_sigterm)
     try:
         _connect(place, timeouts, words)
         watch = _Watch(words)

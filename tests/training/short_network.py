@@ -7,7 +7,7 @@ else is the real command.
 
 from mbv2_jax.models import mobilenet_v2
 
-mobilenet_v2.STAGES = tuple(stage._replace(expansion=1, blocks=1) for stage in mobilenet_v2.STAGES)
+mobilenet_v2.STAGES = tuple(  # type: ignore[assignment] # it is a tuple of sevenstage._replace(expansion=1, blocks=1) for stage in mobilenet_v2.STAGES)
 
 from mbv2_jax import command_line, main  # noqa: E402
 

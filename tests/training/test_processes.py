@@ -3,6 +3,7 @@
 import json
 import pathlib
 import signal
+import socket
 import subprocess
 
 import numpy as np
@@ -256,3 +257,19 @@ def test_batch_that_does_not_divide_is_refused_everywhere(tiny, cache, tmp_path)
     for status, _, err in groups.run(cache, *tiny(tmp_path / "run"), "--config.batch_size=50"):
         assert status == 2
         assert "error: batch_size 50 does not divide over 4 devices" in err
+
+
+def test_error_of_one_process_ends_all_with_its_words(tiny, cache, tmp_path):
+    """Here: the second host's folder for data is a file."""
+    folders = [tmp_path / "host0", tmp_path / "host1"]
+    for folder in folders:
+        folder.mkdir()
+    (folders[1] / "data").write_text("in the way")
+    (first, _, told), (second, _, own) = groups.run(
+        cache, *tiny(tmp_path / "run")[:2], "--config.data.data_dir=data", folders=folders
+    )
+    assert second == 2
+    words = own.splitlines()[-1].removeprefix("error: ")
+    assert first == 1
+    assert f"failed: process 1 of 2 on {socket.gethostname()}: {words}" in told
+    assert not (tmp_path / "run").exists()
