@@ -59,8 +59,11 @@ def main() -> None:
     if FLAGS.mode != "eval" and (FLAGS.tta or FLAGS.out):
         raise UserError("--tta and --out go with --mode=eval")
 
-    from mbv2_jax.training import evaluation, loop  # here: jax takes seconds, --help needs none
+    # Here, since jax takes seconds, and --help needs none.
+    from mbv2_jax.training import compilation_cache, evaluation, loop
 
+    if FLAGS.mode != "info":
+        compilation_cache.enable(config.compilation_cache)
     if FLAGS.mode == "info":
         print(loop.info(config))
     elif FLAGS.mode == "train":
