@@ -34,6 +34,9 @@ def get_config() -> ConfigDict:
     # Folder, or gs:// address, that keeps what is compiled between runs; '': none; None: in the
     # user's cache ($XDG_CACHE_HOME or ~/.cache, then mbv2_jax/compiled).
     config.compilation_cache = config_dict.placeholder(str)
+    config.distributed = ConfigDict()  # of runs with several processes
+    config.distributed.initialization_timeout = 300  # seconds that the others may take to appear
+    config.distributed.heartbeat_timeout = 100  # seconds of silence after which one counts as dead
     return config.lock()
 
 

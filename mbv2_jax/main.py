@@ -13,6 +13,10 @@ Examples:
   Check published weights on ImageNet's validation images, against what was published:
     python -m convert mmpretrain --output=runs/mm
     python -m mbv2_jax.main --config=mobilenet_v2_8xb32_in1k --mode=eval --checkpoint=runs/mm
+  Several processes: the same command on each host. TPU slices, Slurm and Open MPI are recognised;
+  elsewhere say who is who (docs/launch.md):
+    python -m mbv2_jax.main --config=digits --workdir=/shared/digits \\
+        --coordinator_address=10.0.0.1:1234 --num_processes=2 --process_id=0
   Parameters and multiply-adds, layer by layer:
     python -m mbv2_jax.main --config=configs/mobilenet_v2_8xb32_in1k.py --mode=info
 """
@@ -35,14 +39,20 @@ HELP = {
     "ImageNet's validation images; none compares with nothing.",
     "out": "FILE for eval to write: a JSON object a line for each image, with its label, loss and "
     "five best classes. One that is there is not overwritten.",
+    "coordinator_address": "HOST:PORT of process 0, which listens there for the others.",
+    "num_processes": "how many processes the run has, over all hosts; 1 keeps to this one where "
+    "Slurm or a TPU slice would have it join others.",
+    "process_id": "which of them this one is, from 0.",
     "mode": "what to do; eval takes --checkpoint or --workdir.",
     "tta": "eval: an image and its mirror image each have half a say, as with mmpretrain's --tta: "
     "the mean of their probabilities counts, in the loss too.",
 }
 # Flags of our own, not absl's global ones: --help shows these and nothing else.
 FLAGS = flags.FlagValues()
-for name in ("workdir", "checkpoint", "expect", "out"):
+for name in ("workdir", "checkpoint", "expect", "out", "coordinator_address"):
     flags.DEFINE_string(name, None, HELP[name], flag_values=FLAGS)
+for name in ("num_processes", "process_id"):
+    flags.DEFINE_integer(name, None, HELP[name], flag_values=FLAGS)
 flags.DEFINE_enum("mode", "train", ["train", "eval", "info"], HELP["mode"], flag_values=FLAGS)
 flags.DEFINE_boolean("tta", False, HELP["tta"], flag_values=FLAGS)
 USAGE = __doc__ + (
@@ -60,20 +70,29 @@ def main() -> None:
         raise UserError("--tta and --out go with --mode=eval")
 
     # Here, since jax takes seconds, and --help needs none.
-    from mbv2_jax.training import compilation_cache, evaluation, loop
+    from mbv2_jax.training import compilation_cache, evaluation, loop, processes
 
-    if FLAGS.mode != "info":
-        compilation_cache.enable(config.compilation_cache)
     if FLAGS.mode == "info":
         print(loop.info(config))
-    elif FLAGS.mode == "train":
-        result = loop.train(config, FLAGS.workdir, FLAGS.checkpoint)
-        if result is not None:
-            evaluation.report(result, expected)
-    else:
-        checkpoint, flip = FLAGS.checkpoint or FLAGS.workdir, FLAGS.tta
-        result, card = evaluation.evaluate(config, checkpoint, overrides, flip=flip, out=FLAGS.out)
-        evaluation.report(result, expected if FLAGS.expect else card)
+        return
+    place = processes.Place(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
+    with processes.together(place, config.distributed):
+        compilation_cache.enable(config.compilation_cache)
+        asked = {f"--{name}": FLAGS[name].value for name in HELP if name != "process_id"}
+        asked |= command_line.flatten(config.to_dict())
+        processes.check_same(
+            "command", asked, config.distributed, "Start the same one on every host"
+        )
+        if FLAGS.mode == "train":
+            result = loop.train(config, FLAGS.workdir, FLAGS.checkpoint)
+            if result is not None:
+                evaluation.report(result, expected)
+        else:
+            checkpoint, flip = FLAGS.checkpoint or FLAGS.workdir, FLAGS.tta
+            result, card = evaluation.evaluate(
+                config, checkpoint, overrides, flip=flip, out=FLAGS.out
+            )
+            evaluation.report(result, expected if FLAGS.expect else card)
 
 
 if __name__ == "__main__":

@@ -138,10 +138,7 @@ def write(path: pathlib.Path, params: Any, batch_stats: Any, info: Mapping[str, 
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
     shutil.rmtree(fresh, ignore_errors=True)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
-    if shutil.disk_usage(path.parent).free < size:
-        # Before Orbax starts: a disk that is full in the middle makes its threads print tracebacks.
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    check_space(path.parent, arrays)
     try:
         _write_into(fresh, arrays, info)
     except BaseException:
@@ -154,9 +151,34 @@ def write(path: pathlib.Path, params: Any, batch_stats: Any, info: Mapping[str, 
     shutil.rmtree(old, ignore_errors=True)
 
 
+def check_space(folder: pathlib.Path, arrays: Any) -> None:
+    """Raises OSError if `folder`, on a disk, has no room for the arrays.
+
+    To be asked before Orbax starts: a disk that is full in the middle makes its threads print
+    tracebacks.
+    """
+    if bucket.is_address(folder):
+        return
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+    if shutil.disk_usage(folder).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """Reads and writes in this process alone, whatever others the run has."""
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=index,
+        active_processes={index} if jax.process_count() > 1 else None,
+        barrier_sync_key_prefix=f"model_dir_{index}",
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
 def _write_into(folder: pathlib.Path, arrays: Any, info: Mapping[str, Any]) -> None:
     """Writes arrays, and then model.json, which vouches for them."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with _checkpointer() as checkpointer:
         checkpointer.save(folder / "arrays", args=ocp.args.PyTreeSave(arrays))
     info = dict(info) | {"arrays_sha256": _sha256(folder / "arrays")}
     (folder / "model.json").write_text(json.dumps(info, indent=2) + "\n")
@@ -212,7 +234,7 @@ def _read_folder(path: pathlib.Path) -> SavedModel:
     elif (path / "state").is_dir() and (path / "model" / "metadata").is_file():
         if bucket.is_address(path) and not (path / "commit_success.txt").is_file():
             raise UserError(f"checkpoint {path} is incomplete: its saving was interrupted")
-        saved = _read_training_checkpoint(path)
+        saved = read_training_checkpoint(path)
     elif (path / "model" / "model.json").is_file() or steps:
         saved = _read_workdir(path, steps)
     else:
@@ -230,7 +252,7 @@ def _read_workdir(path: pathlib.Path, steps: list[int]) -> SavedModel:
         saved = _read_model(path / "model")
         if not steps or saved.info.get("origin", {}).get("step", 0) >= max(steps):
             return saved
-    return _read_training_checkpoint(path / "checkpoints" / str(max(steps)))
+    return read_training_checkpoint(path / "checkpoints" / str(max(steps)))
 
 
 def training_steps(workdir: pathlib.Path) -> list[int]:
@@ -270,13 +292,33 @@ def _sha256(folder: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
-def _read_training_checkpoint(path: pathlib.Path) -> SavedModel:
+def arrays_sha256(arrays: Any) -> str:
+    """Returns the SHA-256 over the names, dtypes, shapes and values of a tree of numpy arrays."""
+    named = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+    }
+    digest = hashlib.sha256()
+    for name, array in sorted(named.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def read_training_checkpoint(path: pathlib.Path) -> SavedModel:
     """Reads a checkpoint of training/checkpoint.py: the averaged weights, where there are some."""
     try:
         info = json.loads((path / "model" / "metadata").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"checkpoint {path} is incomplete or damaged: {error}") from None
     state = _read_arrays(path / "state")
+    found = arrays_sha256(state)
+    # (Checkpoints that were written before they had the line are read as they are.)
+    if info.get("state_sha256", found) != found:
+        raise UserError(
+            f"the arrays in {path / 'state'} are damaged: by their SHA-256, they are not what was "
+            "saved"
+        )
     weights = state.get("ema") or state
     return SavedModel(weights["params"], weights["batch_stats"], info, path)
 
@@ -284,7 +326,7 @@ def _read_training_checkpoint(path: pathlib.Path) -> SavedModel:
 def _read_arrays(path: pathlib.Path) -> dict[str, Any]:
     path = bucket.absolute(path)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with _checkpointer() as checkpointer:
             metadata = checkpointer.metadata(path).item_metadata
             if metadata is None:  # so Orbax says that it found nothing readable
                 raise ValueError("files are missing or damaged")

@@ -10,13 +10,13 @@ import hashlib
 import os
 import pathlib
 import platform
-import sys
 import tempfile
 import warnings
 
 import jax
 
 from mbv2_jax import bucket
+from mbv2_jax.training import processes
 
 
 def enable(setting: str | None) -> None:
@@ -47,10 +47,9 @@ def enable(setting: str | None) -> None:
                 pass
         except OSError as error:
             if setting is not None:
-                print(
+                processes.say(
                     f"compilation_cache={setting} cannot be written: {error.strerror}; everything "
-                    "is compiled anew",
-                    file=sys.stderr,
+                    "is compiled anew"
                 )
             return
         setting = str(folder.absolute())

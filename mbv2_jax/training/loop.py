@@ -1,8 +1,6 @@
 """Training from a config: steps, evaluations and checkpoints, then the model."""
 
 import contextlib
-import functools
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,12 +12,11 @@ from mbv2_jax import model_dir
 from mbv2_jax.data import labels, loader
 from mbv2_jax.errors import RunFailed
 from mbv2_jax.models import profile
+from mbv2_jax.training import checkpoint as checkpoints_lib
 from mbv2_jax.training import config as config_lib
-from mbv2_jax.training import evaluation, input_wait
+from mbv2_jax.training import evaluation, input_wait, processes
 from mbv2_jax.training import mesh as mesh_lib
-from mbv2_jax.training import optimizer as optimizer_lib
-from mbv2_jax.training import state as state_lib
-from mbv2_jax.training import step as step_lib
+from mbv2_jax.training import program as program_lib
 from mbv2_jax.training import workdir as workdir_lib
 from mbv2_jax.training.checkpoint import Checkpoints
 from mbv2_jax.training.evaluation import Result
@@ -47,35 +44,47 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
       UserError: see `plan`. RunFailed: the loss became infinite or NaN, or an evaluation failed.
     """
     run = plan(config, workdir, checkpoint)
+    say = processes.say
     workdir_lib.make_writable(run.workdir)
-    with (
-        workdir_lib.alone_in(run.workdir) as still_ours,
-        StopRequest() as stop,
-        Checkpoints(run.workdir, run.config.checkpoint) as checkpoints,
-    ):
-        state, step_fn = prepare(run, checkpoints)
-        workdir_lib.write_json(run.workdir / "config.json", run.config.to_dict())
-        result: Result | None = None
-        if int(state.step) < run.total_steps:
-            if run.resumed_step is not None:
-                print(f"continuing after step {run.resumed_step}", file=sys.stderr)
-            state, result = _run_logged(run, state, step_fn, checkpoints, stop, still_ours)
-        else:
-            done = f"step {int(state.step)} of {run.total_steps}"
-            print(f"already finished ({done}): nothing to train", file=sys.stderr)
-        if int(state.step) < run.total_steps:
-            print(
-                f"stopped after step {int(state.step)} of {run.total_steps}; it is saved: give the "
-                "same command again to continue",
-                file=sys.stderr,
+    workdir_lib.check_shared(run.workdir, config.distributed)
+    with workdir_lib.alone_in(run.workdir) as still_ours:
+        if processes.index() == 0:
+            checkpoints_lib.set_aside(run.workdir, run.damaged)
+        processes.exchange("readiness of the workdir", True, config.distributed)
+        with StopRequest() as stop, Checkpoints(run.workdir, run.config.checkpoint) as checkpoints:
+            state, result = _go_on(run, checkpoints, stop, still_ours)
+        step = int(state.step)
+        if step < run.total_steps:
+            say(
+                f"stopped after step {step} of {run.total_steps}; it is saved: give the same "
+                "command again to continue"
             )
             return None
         result = result or _score(run, state)
-        weights = jax.device_get(state.evaluated())
-        still_ours()
-        model_dir.write(run.workdir / "model", **weights, info=run.info(int(state.step)))
-    print(f"model: {run.workdir / 'model'}   curves: {run.workdir / 'curves.png'}", file=sys.stderr)
+        if processes.index() == 0:
+            still_ours()
+            weights = jax.device_get(state.evaluated())
+            model_dir.write(run.workdir / "model", **weights, info=run.info(step))
+    say(f"model: {run.workdir / 'model'}   curves: {run.workdir / 'curves.png'}")
     return result
+
+
+def _go_on(
+    run: Plan, checkpoints: Checkpoints, stop: StopRequest, still_ours: Callable[[], None]
+) -> tuple[TrainState, Result | None]:
+    """Trains from where the run is to its end; returns what `_run_steps` does."""
+    state, step_fn = prepare(run, checkpoints)
+    if processes.index() == 0:
+        workdir_lib.write_json(run.workdir / "config.json", run.config.to_dict())
+    step = int(state.step)
+    if step >= run.total_steps:
+        processes.say(f"already finished (step {step} of {run.total_steps}): nothing to train")
+        return state, None
+    if run.resumed_step is not None:
+        processes.say(f"continuing after step {run.resumed_step}")
+    if processes.count() > 1:
+        processes.say(f"training on {mesh_lib.describe(run.mesh)}")
+    return _run_logged(run, state, step_fn, checkpoints, stop, still_ours)
 
 
 def _run_logged(
@@ -101,10 +110,7 @@ def _run_logged(
         try:
             outcome = _run_steps(run, state, step_fn, checkpoints, log, stop)
         except RunFailed as failure:
-            checkpoints.wait()
-            last = checkpoints.latest()
-            good = "none was saved yet" if last is None else checkpoints.directory / str(last)
-            raise RunFailed(f"{failure}; last good checkpoint: {good}") from None
+            raise RunFailed(f"{failure}; last good checkpoint: {checkpoints.newest()}") from None
         log.draw(now=True)
     return outcome
 
@@ -116,56 +122,16 @@ def prepare(
 
     Only a run that goes on needs its checkpoints.
     """
-    config, everywhere = run.config, mesh_lib.replicated(run.mesh)
-    key = jax.random.key(config.seed)
-    image = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, 3), np.float32)
-    shapes = jax.eval_shape(run.model.init, key, image)["params"]
-    rate = optimizer_lib.schedule(config, run.steps_per_epoch, run.total_steps)
-    optimizer = optimizer_lib.create(config, rate, shapes)
-    with_ema = config.ema.decay is not None
-    create = functools.partial(
-        state_lib.create,
-        model=run.model,
-        optimizer=optimizer,
-        image_size=config.data.image_size,
-        with_ema=with_ema,
-    )
+    config, key = run.config, jax.random.key(run.config.seed)
+    program = program_lib.build(config, run.model, run.mesh, run.steps_per_epoch, run.total_steps)
     if run.resumed_step is not None:
-        like = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-            jax.eval_shape(create, key),
-        )
         assert checkpoints is not None
-        state = checkpoints.restore(run.resumed_step, like, config)
+        state = checkpoints.restore(run.resumed_step, program.state, config)
     else:
-        state = jax.jit(create, out_shardings=everywhere)(key)
+        state = program.create(key)
         if run.start_from is not None:
-            variables = _with_weights(run, state.evaluated())
-            restart = functools.partial(
-                state_lib.from_variables, optimizer=optimizer, with_ema=with_ema
-            )
-            state = jax.jit(restart, out_shardings=everywhere)(variables)
-    step = functools.partial(
-        step_lib.train_step,
-        model=run.model,
-        optimizer=optimizer,
-        learning_rate=rate,
-        mean=tuple(config.data.mean),
-        std=tuple(config.data.std),
-        label_smoothing=config.label_smoothing,
-        mixup_alpha=config.mixup_alpha,
-        cutmix_alpha=config.cutmix_alpha,
-        ema_decay=config.ema.decay,
-        ema_every_steps=config.ema.every_steps,
-    )
-    split = mesh_lib.split(run.mesh)
-    jitted = jax.jit(
-        step,
-        in_shardings=(everywhere, split, everywhere),
-        out_shardings=(everywhere, everywhere),
-        donate_argnums=0,
-    )
-    return state, lambda state, batch: jitted(state, batch, key)
+            state = program.restart(_with_weights(run, state.evaluated()))
+    return state, lambda state, batch: program.step(state, batch, key)
 
 
 def _with_weights(run: Plan, fresh: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,9 +148,9 @@ def _with_weights(run: Plan, fresh: Mapping[str, Any]) -> dict[str, Any]:
         why = f"its {len(saved.class_names)} classes are not these {len(names)}"
         if saved.features_only:
             why = "it has none"
-        print(f"starting from {saved.path} with a new classifier: {why}", file=sys.stderr)
+        processes.say(f"starting from {saved.path} with a new classifier: {why}")
     else:
-        print(f"starting from {saved.path}, classifier included", file=sys.stderr)
+        processes.say(f"starting from {saved.path}, classifier included")
     variables = {"params": params, "batch_stats": saved.batch_stats}
     return jax.tree.map(lambda new, old: np.asarray(old, new.dtype), dict(fresh), variables)
 
@@ -221,7 +187,8 @@ def _run_steps(
         for step, batch in trace.around(enumerate(log.timed(batches), start=start + 1)):
             state, metrics = step_fn(state, batch)
             log.step(step, metrics | skipped.metrics())
-            result = None
+            checkpoints.check()
+            stopping, result = stop.reached(step), None
             if run.due(step, eval_every):
                 # Part of the step, also of the one that a signal makes the last: else the run that
                 # goes on would lack this evaluation.
@@ -229,10 +196,10 @@ def _run_steps(
                 result = _score(run, state)
                 log.evaluation(step, result)
                 log.draw()
-            if run.due(step, save_every) or stop.requested:
+            if run.due(step, save_every) or stopping:
                 log.flush()
                 checkpoints.save(state, config, run.info(step), result)
-            if stop.requested:
+            if stopping:
                 break
     log.flush()
     skipped.summary()
