@@ -62,6 +62,16 @@ def accelerator(mesh: Mesh) -> str | None:
     return None if device.platform == "cpu" else f"{mesh.size} x {device.device_kind}"
 
 
+def peak_memory() -> int | None:
+    """Returns the most bytes in use at once, so far, on that of this process's devices with most.
+
+    None where the devices don't count them, as CPUs.
+    """
+    counts = [(device.memory_stats() or {}) for device in jax.local_devices()]
+    peaks = [count["peak_bytes_in_use"] for count in counts if "peak_bytes_in_use" in count]
+    return max(peaks, default=None)
+
+
 def check_batch(mesh: Mesh, batch_size: int) -> None:
     """Raises UserError if a global batch does not divide evenly over the devices."""
     if batch_size % mesh.size:
