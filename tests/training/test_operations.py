@@ -1,8 +1,7 @@
 """What keeps a cluster's owner happy: compiled programs are kept, and chosen steps are traced."""
 
-import gzip
-import json
 import pathlib
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -37,13 +36,7 @@ def fresh(tiny, home, tmp_path_factory) -> pathlib.Path:
     return workdir
 
 
-def assert_same_model(workdir: pathlib.Path, other: pathlib.Path) -> None:
-    ours, theirs = (commands.arrays(folder / "model" / "arrays") for folder in (workdir, other))
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
-
-
+@pytest.mark.slow
 def test_what_was_compiled_is_kept_and_gives_the_same_bits(fresh, tiny, home, tmp_path):
     (folder,) = (home / "mbv2_jax" / "compiled").iterdir()
     kept = {file.name for file in folder.glob("*-cache")}
@@ -53,24 +46,11 @@ def test_what_was_compiled_is_kept_and_gives_the_same_bits(fresh, tiny, home, tm
     assert status == 0, err
     assert f"{HIT} 'jit_train_step'" in err
     assert {file.name for file in folder.glob("*-cache")} == kept
-    assert_same_model(tmp_path / "run", fresh)
     assert commands.metrics(tmp_path / "run") == commands.metrics(fresh)
-
-
-def test_chosen_steps_are_traced_and_the_model_is_the_same(fresh, tiny, home, tmp_path):
-    workdir = tmp_path / "run"
-    status, _, err = run(home, *tiny(workdir), "--config.profile=3:4")
-    assert status == 0, err
-    folder = workdir / "profile" / "plugins" / "profile" / "steps_3-4"
-    assert f"trace of steps 3 to 4: {folder}." in err
-    (planes,) = folder.glob("*_0.xplane.pb")
-    assert b"train_step" in planes.read_bytes()
-    (events,) = folder.glob("*_0.trace.json.gz")
-    named = json.loads(gzip.decompress(events.read_bytes()))["traceEvents"]
-    steps = {event["args"]["step_num"] for event in named if event.get("name") == "train"}
-    assert steps == {"3", "4"}
-    assert_same_model(workdir, fresh)
-    assert commands.metrics(workdir) == commands.metrics(fresh)
+    ours, theirs = (commands.arrays(run / "model/arrays") for run in (tmp_path / "run", fresh))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
 @pytest.mark.parametrize("spec", ["5", "9:3", "0:3", "3:", "3-4", "a:b", "-1:4"])
@@ -90,7 +70,9 @@ def test_a_profile_that_is_no_two_steps_is_refused(spec):
     ],
 )
 def test_steps_that_the_run_does_not_do_are_said(monkeypatch, tmp_path, spec, said, traced):
-    running, seen, lines = [], [], []
+    running: list[str] = []
+    lines: list[str] = []
+    seen: list[int] = []
     monkeypatch.setattr(jax.profiler, "start_trace", running.append)
     monkeypatch.setattr(jax.profiler, "stop_trace", running.clear)
     tracer = trace.Trace(spec, tmp_path, start=2, stop=6, wait=lambda: None, say=lines.append)
@@ -118,12 +100,13 @@ def test_a_trace_ends_with_a_run_that_is_stopped_in_it(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def jax_folder(monkeypatch):
+def jax_folder(monkeypatch) -> Iterator[Callable[[], str | None]]:
     """Reads jax's setting, which is put back in the end."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    before = jax.config.jax_compilation_cache_dir
-    yield lambda: jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", before)
+    name = "jax_compilation_cache_dir"
+    before = jax.config.read(name)
+    yield lambda: jax.config.read(name)
+    jax.config.update(name, before)
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_stops_nothing(jax_folder, tmp_path, capsys):
@@ -138,7 +121,7 @@ def test_where_the_cache_is(jax_folder, tmp_path, monkeypatch):
     assert jax_folder() is None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     compilation_cache.enable(None)
-    assert jax_folder().startswith(str(tmp_path / "home" / "mbv2_jax" / "compiled"))
+    assert pathlib.Path(jax_folder()).parent == tmp_path / "home" / "mbv2_jax" / "compiled"
     compilation_cache.enable(str(tmp_path / "mine"))
     assert jax_folder() == str(tmp_path / "mine")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "theirs")
