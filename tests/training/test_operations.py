@@ -104,8 +104,8 @@ def jax_folder(monkeypatch) -> Iterator[Callable[[], str | None]]:
     """Reads jax's setting, which is put back in the end."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     name = "jax_compilation_cache_dir"
-    before = jax.config.read(name)
-    yield lambda: jax.config.read(name)
+    before = getattr(jax.config, name)
+    yield lambda: getattr(jax.config, name)
     jax.config.update(name, before)
 
 
