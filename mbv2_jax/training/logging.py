@@ -1,6 +1,7 @@
 """What a run tells its user: a progress bar, metrics.jsonl, TensorBoard events and curves.png."""
 
 import collections
+import contextlib
 import json
 import math
 import os
@@ -84,13 +85,15 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._input.close()
         if self._writes:
             self._lines.close()
             self._board.close()
             self._bar.close()
-            self._mirror.close()
+            # What failed already is what matters.
+            with contextlib.suppress(*[RunFailed] if kind else []):
+                self._mirror.close()
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """Yields the batches of the steps; the time until one comes may be waiting for input."""
