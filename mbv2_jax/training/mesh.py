@@ -56,6 +56,11 @@ def describe(mesh: Mesh) -> str:
     return devices if processes == 1 else f"{processes} processes, {devices}"
 
 
+def on_cpu() -> bool:
+    """Whether the devices are CPUs; raises UserError if there are none at all."""
+    return _all_devices()[0].platform == "cpu"
+
+
 def accelerator(mesh: Mesh) -> str | None:
     """Returns what the mesh is made of, such as "8 x TPU v5 lite"; None: of CPUs."""
     device = mesh.devices.flat[0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mbv2_jax.errors import UserError
-from mbv2_jax.training import compilation_cache, trace
+from mbv2_jax.training import compilation_cache, mesh, processes, trace
 from tests.training import commands
 
 SIX_STEPS = ("--config.num_epochs=0.2", "--config.log.every_steps=1")
@@ -114,6 +114,16 @@ def test_a_cache_that_cannot_be_written_is_said_and_stops_nothing(jax_folder, tm
     compilation_cache.enable(str(tmp_path / "file" / "cache"))
     assert "cannot be written: Not a directory; everything is compiled" in capsys.readouterr().err
     assert jax_folder() is None
+
+
+def test_several_processes_on_cpus_keep_nothing(jax_folder, tmp_path, monkeypatch):
+    """Else the first alone would find what it compiled, and lose the others, which compile."""
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    compilation_cache.enable(str(tmp_path / "cache"))
+    assert jax_folder() is None
+    monkeypatch.setattr(mesh, "on_cpu", lambda: False)
+    compilation_cache.enable(str(tmp_path / "cache"))
+    assert jax_folder() == str(tmp_path / "cache")
 
 
 def test_where_the_cache_is(jax_folder, tmp_path, monkeypatch):
