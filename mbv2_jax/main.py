@@ -69,7 +69,8 @@ def main() -> None:
     if FLAGS.mode != "eval" and (FLAGS.tta or FLAGS.out):
         raise UserError("--tta and --out go with --mode=eval")
 
-    from mbv2_jax.training import evaluation, loop, processes  # here: jax takes seconds
+    # Here, since jax takes seconds, and --help needs none.
+    from mbv2_jax.training import compilation_cache, evaluation, loop, processes
 
     if FLAGS.mode == "info":
         print(loop.info(config))
@@ -77,6 +78,7 @@ def main() -> None:
     place = processes.Place(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
     training = FLAGS.mode == "train"
     with processes.together(place, config.distributed, heeds_sigterm=training):
+        compilation_cache.enable(config.compilation_cache)
         asked = {f"--{name}": FLAGS[name].value for name in HELP if name != "process_id"}
         asked |= command_line.flatten(config.to_dict())
         processes.check_same(

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ import tqdm
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mbv2_jax import model_dir
+from mbv2_jax import bucket, model_dir
 from mbv2_jax.data import classes, labels, loader, sources, transforms
 from mbv2_jax.errors import RunFailed, UserError
 from mbv2_jax.model_dir import FIELDS
@@ -73,8 +72,9 @@ def evaluate(
     config_lib.check(config)
     if not checkpoint:
         raise UserError("--mode=eval needs --checkpoint=PATH or --workdir=DIR")
-    if out:
-        predictions.check(pathlib.Path(out))
+    out_path = bucket.place(out, "--out") if out else None
+    if out_path is not None:
+        predictions.check(out_path)
     saved = model_dir.read(checkpoint)
     if saved.features_only:
         raise UserError(
@@ -97,9 +97,9 @@ def evaluate(
         record=batches.append if out else None,
         progress=True,
     )
-    if out:
+    if out_path is not None:
         try:
-            predictions.write(pathlib.Path(out), batches, source)
+            predictions.write(out_path, batches, source)
         except RunFailed as failure:  # what took hours is not lost
             raise RunFailed(f"{failure}; the result is {json.dumps(result)}") from None
     return result, published(saved, found, len(source), overrides, flip)

@@ -25,6 +25,7 @@ from mbv2_jax.training.plan import Plan, plan
 from mbv2_jax.training.skipped import Skipped
 from mbv2_jax.training.state import TrainState
 from mbv2_jax.training.stop import StopRequest
+from mbv2_jax.training.trace import Trace
 
 
 def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None) -> Result | None:
@@ -177,8 +178,18 @@ def _run_steps(
     result: Result | None = None
     log.say("compiling the training step: seconds to minutes")
     skipped = Skipped(run.train_source, log.say_everywhere)
-    with _train_batches(run, start, skipped) as batches:
-        for step, batch in enumerate(log.timed(batches), start=start + 1):
+    with (
+        _train_batches(run, start, skipped) as batches,
+        Trace(
+            config.profile,
+            run.workdir,
+            start=start,
+            stop=run.total_steps,
+            wait=log.flush,
+            say=log.say,
+        ) as trace,
+    ):
+        for step, batch in trace.around(enumerate(log.timed(batches), start=start + 1)):
             state, metrics = step_fn(state, batch)
             log.step(step, metrics | skipped.metrics())
             checkpoints.check()

@@ -38,20 +38,28 @@ def get_config():
 """
 
 
-def environment(cache: pathlib.Path, devices: int = 1, **extra: str) -> dict[str, str]:
-    """CPU devices; compiled programs are kept in `cache`, or every start would take 20 s."""
-    return os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+def environment(
+    cache: pathlib.Path | None, devices: int = 1, extra: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """CPU devices; compiled programs are kept in `cache`, or every start would take 20 s.
+
+    Where that is None, what is kept is up to the command. `extra` is set besides.
+    """
+    kept = {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        **extra,
     }
+    devices_of = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    inherited = {name: value for name, value in os.environ.items() if name not in kept}
+    return inherited | devices_of | (kept if cache else {}) | dict(extra or {})
 
 
 def start(
-    cache: pathlib.Path,
+    cache: pathlib.Path | None,
     *arguments: str,
     devices: int = 1,
     module: str = "mbv2_jax.main",
@@ -66,7 +74,7 @@ def start(
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=cwd,
-        env=environment(cache, devices, **env or {}) | {"PYTHONPATH": str(REPOSITORY)},
+        env=environment(cache, devices, env) | {"PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -75,7 +83,7 @@ def start(
     )
 
 
-def run(cache: pathlib.Path, *arguments: str, **how: Any) -> tuple[int, str, str]:
+def run(cache: pathlib.Path | None, *arguments: str, **how: Any) -> tuple[int, str, str]:
     """Runs it to the end; returns exit status, standard output and standard error."""
     process = start(cache, *arguments, **how)
     out, err = process.communicate(timeout=300)
@@ -86,8 +94,8 @@ def metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """Returns metrics.jsonl, without the values that are not of the run but of the clock."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
-        line.pop("images_per_second", None)
-        line.pop("input_wait", None)
+        for name in ("images_per_second", "step_ms", "input_wait", "hbm_peak_gib"):
+            line.pop(name, None)
     return lines
 
 
