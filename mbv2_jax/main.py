@@ -15,8 +15,12 @@ Examples:
     python -m mbv2_jax.main --config=mobilenet_v2_8xb32_in1k --mode=eval --checkpoint=runs/mm
   Parameters and multiply-adds, layer by layer:
     python -m mbv2_jax.main --config=configs/mobilenet_v2_8xb32_in1k.py --mode=info
+  Does a recipe fit a TPU slice, and what does a step cost there? No TPU is needed, only libtpu:
+    pip install 'mbv2_jax[tpu]'
+    python -m mbv2_jax.main --config=mobilenet_v2_tpu_4096 --mode=compile --topology=v5e:16x16
 """
 
+import json
 import sys
 
 from absl import flags
@@ -35,15 +39,20 @@ HELP = {
     "ImageNet's validation images; none compares with nothing.",
     "out": "FILE for eval to write: a JSON object a line for each image, with its label, loss and "
     "five best classes. One that is there is not overwritten.",
-    "mode": "what to do; eval takes --checkpoint or --workdir.",
+    "topology": "NAME of the TPU slice that compile compiles the training step for: its generation "
+    "and its chips a side, such as v5e:2x4, v5e:16x16, v6e:4x4, v4:2x2x2.",
+    "mode": "what to do; eval takes --checkpoint or --workdir, compile --topology. The last line "
+    "that train, eval and compile print is JSON.",
     "tta": "eval: an image and its mirror image each have half a say, as with mmpretrain's --tta: "
     "the mean of their probabilities counts, in the loss too.",
 }
 # Flags of our own, not absl's global ones: --help shows these and nothing else.
 FLAGS = flags.FlagValues()
-for name in ("workdir", "checkpoint", "expect", "out"):
+for name in ("workdir", "checkpoint", "expect", "out", "topology"):
     flags.DEFINE_string(name, None, HELP[name], flag_values=FLAGS)
-flags.DEFINE_enum("mode", "train", ["train", "eval", "info"], HELP["mode"], flag_values=FLAGS)
+flags.DEFINE_enum(
+    "mode", "train", ["train", "eval", "info", "compile"], HELP["mode"], flag_values=FLAGS
+)
 flags.DEFINE_boolean("tta", False, HELP["tta"], flag_values=FLAGS)
 USAGE = __doc__ + (
     "\nConfig:\n  --config=FILE.py[:ARG] or --config=NAME[:ARG] of an installed recipe\n"
@@ -58,10 +67,16 @@ def main() -> None:
     expected = command_line.expectation("--expect", FLAGS.expect)
     if FLAGS.mode != "eval" and (FLAGS.tta or FLAGS.out):
         raise UserError("--tta and --out go with --mode=eval")
+    if FLAGS.mode != "compile" and FLAGS.topology:
+        raise UserError("--topology goes with --mode=compile")
 
-    from mbv2_jax.training import evaluation, loop  # here: jax takes seconds, --help needs none
+    # Here: jax takes seconds, and --help needs none.
+    from mbv2_jax.training import compile as compile_lib
+    from mbv2_jax.training import evaluation, loop
 
-    if FLAGS.mode == "info":
+    if FLAGS.mode == "compile":
+        print(json.dumps(compile_lib.report(config, FLAGS.topology)))
+    elif FLAGS.mode == "info":
         print(loop.info(config))
     elif FLAGS.mode == "train":
         result = loop.train(config, FLAGS.workdir, FLAGS.checkpoint)
