@@ -29,6 +29,9 @@ def get_config() -> ConfigDict:
     config.log = ConfigDict()
     config.log.every_steps = 50  # steps between two lines of metrics.jsonl
     config.log.eval_every_epochs = 1.0  # epochs between evaluations; the last step evaluates too
+    config.distributed = ConfigDict()  # of runs with several processes
+    config.distributed.initialization_timeout = 300  # seconds that the others may take to appear
+    config.distributed.heartbeat_timeout = 100  # seconds of silence after which one counts as dead
     return config.lock()
 
 

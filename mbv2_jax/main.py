@@ -13,6 +13,10 @@ Examples:
   Check published weights on ImageNet's validation images, against what was published:
     python -m convert mmpretrain --output=runs/mm
     python -m mbv2_jax.main --config=mobilenet_v2_8xb32_in1k --mode=eval --checkpoint=runs/mm
+  Several processes: the same command on each host. TPU slices, Slurm and Open MPI are recognised;
+  elsewhere say who is who (docs/launch.md):
+    python -m mbv2_jax.main --config=digits --workdir=/shared/digits \\
+        --coordinator_address=10.0.0.1:1234 --num_processes=2 --process_id=0
   Parameters and multiply-adds, layer by layer:
     python -m mbv2_jax.main --config=configs/mobilenet_v2_8xb32_in1k.py --mode=info
   Does a recipe fit a TPU slice, and what does a step cost there? No TPU is needed, only libtpu:
@@ -39,6 +43,10 @@ HELP = {
     "ImageNet's validation images; none compares with nothing.",
     "out": "FILE for eval to write: a JSON object a line for each image, with its label, loss and "
     "five best classes. One that is there is not overwritten.",
+    "coordinator_address": "HOST:PORT of process 0, which listens there for the others.",
+    "num_processes": "how many processes the run has, over all hosts; 1 keeps to this one where "
+    "Slurm or a TPU slice would have it join others.",
+    "process_id": "which of them this one is, from 0.",
     "topology": "NAME of the TPU slice that compile compiles the training step for: its generation "
     "and its chips a side, such as v5e:2x4, v5e:16x16, v6e:4x4, v4:2x2x2.",
     "mode": "what to do; eval takes --checkpoint or --workdir, compile --topology. The last line "
@@ -48,11 +56,12 @@ HELP = {
 }
 # Flags of our own, not absl's global ones: --help shows these and nothing else.
 FLAGS = flags.FlagValues()
-for name in ("workdir", "checkpoint", "expect", "out", "topology"):
+for name in ("workdir", "checkpoint", "expect", "out", "topology", "coordinator_address"):
     flags.DEFINE_string(name, None, HELP[name], flag_values=FLAGS)
-flags.DEFINE_enum(
-    "mode", "train", ["train", "eval", "info", "compile"], HELP["mode"], flag_values=FLAGS
-)
+for name in ("num_processes", "process_id"):
+    flags.DEFINE_integer(name, None, HELP[name], flag_values=FLAGS)
+MODES = ["train", "eval", "info", "compile"]
+flags.DEFINE_enum("mode", "train", MODES, HELP["mode"], flag_values=FLAGS)
 flags.DEFINE_boolean("tta", False, HELP["tta"], flag_values=FLAGS)
 USAGE = __doc__ + (
     "\nConfig:\n  --config=FILE.py[:ARG] or --config=NAME[:ARG] of an installed recipe\n"
@@ -72,20 +81,31 @@ def main() -> None:
 
     # Here: jax takes seconds, and --help needs none.
     from mbv2_jax.training import compile as compile_lib
-    from mbv2_jax.training import evaluation, loop
+    from mbv2_jax.training import evaluation, loop, processes
 
     if FLAGS.mode == "compile":
         print(json.dumps(compile_lib.report(config, FLAGS.topology)))
-    elif FLAGS.mode == "info":
+        return
+    if FLAGS.mode == "info":
         print(loop.info(config))
-    elif FLAGS.mode == "train":
-        result = loop.train(config, FLAGS.workdir, FLAGS.checkpoint)
-        if result is not None:
-            evaluation.report(result, expected)
-    else:
-        checkpoint, flip = FLAGS.checkpoint or FLAGS.workdir, FLAGS.tta
-        result, card = evaluation.evaluate(config, checkpoint, overrides, flip=flip, out=FLAGS.out)
-        evaluation.report(result, expected if FLAGS.expect else card)
+        return
+    place = processes.Place(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
+    with processes.together(place, config.distributed):
+        asked = {f"--{name}": FLAGS[name].value for name in HELP if name != "process_id"}
+        asked |= command_line.flatten(config.to_dict())
+        processes.check_same(
+            "command", asked, config.distributed, "Start the same one on every host"
+        )
+        if FLAGS.mode == "train":
+            result = loop.train(config, FLAGS.workdir, FLAGS.checkpoint)
+            if result is not None:
+                evaluation.report(result, expected)
+        else:
+            checkpoint, flip = FLAGS.checkpoint or FLAGS.workdir, FLAGS.tta
+            result, card = evaluation.evaluate(
+                config, checkpoint, overrides, flip=flip, out=FLAGS.out
+            )
+            evaluation.report(result, expected if FLAGS.expect else card)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mbv2_jax.errors import UserError
+from mbv2_jax import bucket
+from mbv2_jax.errors import UserError, first_line
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 
 FORMAT = 1
@@ -128,20 +129,18 @@ def write(path: pathlib.Path, params: Any, batch_stats: Any, info: Mapping[str, 
     Raises:
       OSError, ValueError (Orbax's): it cannot be written, for want of space perhaps.
     """
+    arrays = {"params": params, "batch_stats": batch_stats}
+    if bucket.is_address(path):
+        with bucket.as_oserror(path):
+            _write_to_bucket(path, arrays, info)
+        return
     path = path.resolve()  # of a link, what it points to
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
     shutil.rmtree(fresh, ignore_errors=True)
-    arrays = {"params": params, "batch_stats": batch_stats}
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
-    if shutil.disk_usage(path.parent).free < size:
-        # Before Orbax starts: a disk that is full in the middle makes its threads print tracebacks.
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    check_space(path.parent, arrays)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            checkpointer.save(fresh / "arrays", args=ocp.args.PyTreeSave(arrays))
-        info = dict(info) | {"arrays_sha256": _sha256(fresh / "arrays")}
-        (fresh / "model.json").write_text(json.dumps(info, indent=2) + "\n")
+        _write_into(fresh, arrays, info)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
@@ -150,6 +149,50 @@ def write(path: pathlib.Path, params: Any, batch_stats: Any, info: Mapping[str, 
         path.rename(old)
     fresh.rename(path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def check_space(folder: pathlib.Path, arrays: Any) -> None:
+    """Raises OSError if `folder`, on a disk, has no room for the arrays.
+
+    To be asked before Orbax starts: a disk that is full in the middle makes its threads print
+    tracebacks.
+    """
+    if bucket.is_address(folder):
+        return
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+    if shutil.disk_usage(folder).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """Reads and writes in this process alone, whatever others the run has."""
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=index,
+        active_processes={index} if jax.process_count() > 1 else None,
+        barrier_sync_key_prefix=f"model_dir_{index}",
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _write_into(folder: pathlib.Path, arrays: Any, info: Mapping[str, Any]) -> None:
+    """Writes arrays, and then model.json, which vouches for them."""
+    with _checkpointer() as checkpointer:
+        checkpointer.save(folder / "arrays", args=ocp.args.PyTreeSave(arrays))
+    info = dict(info) | {"arrays_sha256": _sha256(folder / "arrays")}
+    (folder / "model.json").write_text(json.dumps(info, indent=2) + "\n")
+
+
+def _write_to_bucket(path: pathlib.Path, arrays: Any, info: Mapping[str, Any]) -> None:
+    """Writes a model directory where no folder can be renamed.
+
+    model.json says that the arrays are complete: an old one goes first, and the new one comes last.
+    A process that dies meanwhile leaves no model here; its run's newest checkpoint has the same.
+    """
+    (path / "model.json").unlink(missing_ok=True)
+    bucket.remove_tree(path / "arrays")
+    _write_into(path, arrays, info)
 
 
 def read(path: str | os.PathLike[str]) -> SavedModel:
@@ -163,6 +206,8 @@ def read(path: str | os.PathLike[str]) -> SavedModel:
       UserError: there is nothing of the kind at `path`, or arrays and model.json disagree.
     """
     source = os.path.expanduser(path)
+    if bucket.is_address(source):
+        return _read_from_bucket(source)
     if not os.path.isdir(source):
         from mbv2_jax.convert import importer  # here: convert/ imports this module
 
@@ -170,12 +215,26 @@ def read(path: str | os.PathLike[str]) -> SavedModel:
         for line in imported.warnings:
             print(f"{source}: {line}", file=sys.stderr)
         return imported.saved
-    path = pathlib.Path(source)
+    return _read_folder(pathlib.Path(source))
+
+
+def _read_from_bucket(address: str) -> SavedModel:
+    path = bucket.place(address, "--checkpoint")
+    try:
+        with bucket.as_oserror(path):
+            return _read_folder(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _read_folder(path: pathlib.Path) -> SavedModel:
     steps = training_steps(path)
     if (path / "model.json").is_file():
         saved = _read_model(path)
     elif (path / "state").is_dir() and (path / "model" / "metadata").is_file():
-        saved = _read_training_checkpoint(path)
+        if bucket.is_address(path) and not (path / "commit_success.txt").is_file():
+            raise UserError(f"checkpoint {path} is incomplete: its saving was interrupted")
+        saved = read_training_checkpoint(path)
     elif (path / "model" / "model.json").is_file() or steps:
         saved = _read_workdir(path, steps)
     else:
@@ -193,7 +252,7 @@ def _read_workdir(path: pathlib.Path, steps: list[int]) -> SavedModel:
         saved = _read_model(path / "model")
         if not steps or saved.info.get("origin", {}).get("step", 0) >= max(steps):
             return saved
-    return _read_training_checkpoint(path / "checkpoints" / str(max(steps)))
+    return read_training_checkpoint(path / "checkpoints" / str(max(steps)))
 
 
 def training_steps(workdir: pathlib.Path) -> list[int]:
@@ -207,7 +266,7 @@ def _read_model(path: pathlib.Path) -> SavedModel:
         info = json.loads((path / "model.json").read_text())
         sha256 = _sha256(path / "arrays")
     except OSError as error:
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
+        raise UserError(f"{error.filename} cannot be read: {first_line(error)}") from None
     except ValueError as error:
         raise UserError(f"{path / 'model.json'} is not JSON: {error}") from None
     found = info.get("format") if isinstance(info, dict) else None
@@ -227,37 +286,55 @@ def _read_model(path: pathlib.Path) -> SavedModel:
 def _sha256(folder: pathlib.Path) -> str:
     """Returns the SHA-256 over the names, sizes and contents of a folder's files."""
     digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        content = file.read_bytes()
-        digest.update(f"{file.relative_to(folder).as_posix()} {len(content)}\n".encode())
+    for name, content in bucket.contents(folder):
+        digest.update(f"{name} {len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()
 
 
-def _read_training_checkpoint(path: pathlib.Path) -> SavedModel:
+def arrays_sha256(arrays: Any) -> str:
+    """Returns the SHA-256 over the names, dtypes, shapes and values of a tree of numpy arrays."""
+    named = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+    }
+    digest = hashlib.sha256()
+    for name, array in sorted(named.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def read_training_checkpoint(path: pathlib.Path) -> SavedModel:
     """Reads a checkpoint of training/checkpoint.py: the averaged weights, where there are some."""
     try:
         info = json.loads((path / "model" / "metadata").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"checkpoint {path} is incomplete or damaged: {error}") from None
     state = _read_arrays(path / "state")
+    found = arrays_sha256(state)
+    # (Checkpoints that were written before they had the line are read as they are.)
+    if info.get("state_sha256", found) != found:
+        raise UserError(
+            f"the arrays in {path / 'state'} are damaged: by their SHA-256, they are not what was "
+            "saved"
+        )
     weights = state.get("ema") or state
     return SavedModel(weights["params"], weights["batch_stats"], info, path)
 
 
 def _read_arrays(path: pathlib.Path) -> dict[str, Any]:
+    path = bucket.absolute(path)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            metadata = checkpointer.metadata(path.absolute()).item_metadata
+        with _checkpointer() as checkpointer:
+            metadata = checkpointer.metadata(path).item_metadata
             if metadata is None:  # so Orbax says that it found nothing readable
                 raise ValueError("files are missing or damaged")
             # As numpy: the devices that wrote it need not be here.
             restore = jax.tree.map(
                 lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree
             )
-            return checkpointer.restore(
-                path.absolute(), args=ocp.args.PyTreeRestore(restore_args=restore)
-            )
+            return checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=restore))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"the arrays in {path} cannot be read: {str(error)[:200]}") from None
 

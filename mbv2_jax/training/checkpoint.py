@@ -8,18 +8,24 @@ Orbax writes into a temporary directory and renames it when all is there: a proc
 the middle of a save leaves the checkpoints before it, and nothing that looks like a new one.
 """
 
+import contextlib
+import errno
 import json
+import os
 import pathlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
-from mbv2_jax import model_dir
+from mbv2_jax import bucket, model_dir
 from mbv2_jax.command_line import flatten
-from mbv2_jax.errors import UserError
+from mbv2_jax.errors import RunFailed, UserError, first_line
+from mbv2_jax.training import processes
 from mbv2_jax.training.state import TrainState
 
 
@@ -32,7 +38,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: pathlib.Path, config: ConfigDict):
-        self.directory = workdir.absolute() / "checkpoints"
+        self.directory = bucket.absolute(workdir) / "checkpoints"
         metric = config.best_metric
         keep: list[checkpoint_managers.PreservationPolicy] = [
             checkpoint_managers.LatestN(config.keep_last)
@@ -61,12 +67,40 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if kind is None:
+            with self._writing():
+                self._manager.close()
+        else:
+            with contextlib.suppress(Exception):  # what failed already is what matters
+                self._manager.close()
 
-    def latest(self) -> int | None:
-        """Returns the step of the newest complete checkpoint, None if there is none."""
-        return self._manager.latest_step()
+    def newest(self) -> str:
+        """Returns where the newest complete checkpoint is, for messages; waits for its writing."""
+        with contextlib.suppress(Exception):  # one that failed is not complete
+            self._manager.wait_until_finished()
+        steps = model_dir.training_steps(self.directory.parent)
+        return str(self.directory / str(max(steps))) if steps else "none was saved yet"
+
+    def check(self) -> None:
+        """Raises RunFailed if what is being saved in the background cannot be."""
+        with self._writing():
+            self._manager.check_for_errors()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Says in a line that a checkpoint cannot be written."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:  # of another process that is gone
+            raise
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = "the disk is full" if _no_space(error) else first_line(error)
+            raise RunFailed(
+                f"a checkpoint cannot be saved in {self.directory}: {reason}. Those that were "
+                f"there are as they were; the newest: {self.newest()}. Once there is room, give "
+                "the same command again to go on from it"
+            ) from None
 
     def save(
         self,
@@ -82,18 +116,22 @@ class Checkpoints:
           config: the resolved config.
           info: model.json.
           metrics: of an evaluation of this very state, by which the best are kept; else None.
+
+        Raises:
+          RunFailed: it cannot be written, or the one before, whose writing just ended, could not.
         """
+        arrays = jax.device_get(state) if processes.index() == 0 else None
+        if arrays is not None:
+            info = dict(info) | {"state_sha256": model_dir.arrays_sha256(arrays)}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             config=ocp.args.JsonSave(config.to_dict()),
             model=ocp.args.JsonSave(dict(info)),
         )
         metrics = dict(metrics) if metrics else None
-        self._manager.save(int(state.step), args=items, metrics=metrics, force=True)
-
-    def wait(self) -> None:
-        """Returns when everything asked for is on disk."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            model_dir.check_space(self.directory, state)
+            self._manager.save(int(state.step), args=items, metrics=metrics, force=True)
 
     def restore(self, step: int, like: TrainState, config: ConfigDict) -> TrainState:
         """Returns the state of checkpoint `step`.
@@ -120,6 +158,37 @@ class Checkpoints:
         return self._manager.restore(step, args=items)["state"]
 
 
+def newest_faults(workdir: pathlib.Path, steps: Sequence[int]) -> dict[int, str]:
+    """Returns {step: what is wrong} of the checkpoints that are newer than the newest whole one.
+
+    Args:
+      workdir: the run's.
+      steps: its checkpoints.
+    """
+    faults: dict[int, str] = {}
+    for step in sorted(steps, reverse=True):
+        try:
+            saved_config(workdir, step)
+            model_dir.read_training_checkpoint(workdir / "checkpoints" / str(step))
+        except (UserError, OSError, ValueError) as error:
+            faults[step] = str(error)
+        else:
+            break
+    return faults
+
+
+def set_aside(workdir: pathlib.Path, steps: Sequence[int]) -> None:
+    """Moves checkpoints that are damaged to WORKDIR/damaged/, out of the way of new ones."""
+    for step in steps:
+        target = workdir / "damaged" / str(step)
+        target.parent.mkdir(exist_ok=True)
+        if bucket.is_address(target):
+            bucket.remove_tree(target)
+        else:
+            shutil.rmtree(target, ignore_errors=True)
+        (workdir / "checkpoints" / str(step)).rename(target)
+
+
 def saved_config(workdir: pathlib.Path, step: int) -> dict[str, Any]:
     """Returns the config that checkpoint `step` of a workdir was trained with."""
     return json.loads((workdir / "checkpoints" / str(step) / "config" / "metadata").read_text())
@@ -128,6 +197,16 @@ def saved_config(workdir: pathlib.Path, step: int) -> dict[str, Any]:
 def saved_info(workdir: pathlib.Path, step: int) -> dict[str, Any]:
     """Returns the model.json of checkpoint `step` of a workdir."""
     return json.loads((workdir / "checkpoints" / str(step) / "model" / "metadata").read_text())
+
+
+def _no_space(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, is of a full disk; tensorstore's are only words."""
+    while error is not None:
+        words = str(error)
+        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in words:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,6 @@
 """Checks a run's config, and fills in what it leaves to the checkpoint or to the data."""
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from mbv2_jax.command_line import flatten
 from mbv2_jax.errors import UserError, nearest
 from mbv2_jax.model_dir import FIELDS, SavedModel
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from mbv2_jax.training import processes
 
 # What a field that is None means where no checkpoint says otherwise: the page's model.
 DEFAULTS: dict[str, Any] = {
@@ -199,12 +199,12 @@ def as_saved(config: ConfigDict, saved: SavedModel, overrides: Mapping[str, Any]
                     f"{name} is {overrides[name]}, but {saved.path} was trained with {value}, and "
                     "its arrays have those shapes"
                 )
-            print(f"{name}: {overrides[name]} instead of the checkpoint's {value}", file=sys.stderr)
+            processes.say(f"{name}: {overrides[name]} instead of the checkpoint's {value}")
         else:
             _set(config, name, value)
     if config.data.image_size != saved.field("data.image_size"):
         # Its edge, unlike its crop, is a number that does not follow the size.
-        print(f"data.eval_transforms is {config.data.eval_transforms}", file=sys.stderr)
+        processes.say(f"data.eval_transforms is {config.data.eval_transforms}")
     check(config)
     return config
 

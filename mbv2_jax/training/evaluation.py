@@ -22,7 +22,7 @@ from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 from mbv2_jax.tasks import classification
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import mesh as mesh_lib
-from mbv2_jax.training import predictions
+from mbv2_jax.training import predictions, processes
 from mbv2_jax.training import step as step_lib
 
 Result = dict[str, float | int]
@@ -114,7 +114,7 @@ def _open_source(
         source.class_names, saved.class_names, data=data.source, model=str(saved.path)
     )
     if how:
-        print(how, file=sys.stderr)
+        processes.say(how)
     return labels.Relabelled(source, found, saved.class_names), found
 
 
@@ -261,15 +261,16 @@ def report(result: Result, expected: tuple[float, float] | Card | None) -> None:
     if isinstance(expected, Card):
         figures = "top1 {:.2f}, top5 {:.2f}".format(*expected.figures)
         verdict = f"; not compared, since {expected.unlike}" if expected.unlike else ""
-        print(f"published by {expected.source}: {figures}{verdict}", file=sys.stderr)
+        processes.say(f"published by {expected.source}: {figures}{verdict}")
         expected = None if expected.unlike else expected.figures
+    say = functools.partial(processes.say, file=sys.stdout)
     far = False
     for name, wanted in zip(("top1", "top5"), expected or (), strict=False):
         got = result[name]
         # Percentages are stated with two digits: so is the comparison.
         difference = round(got - wanted, 2)
         far |= not abs(difference) <= EXPECTED_WITHIN
-        print(f"{name}: expected {wanted:.2f}, got {got:.2f}, difference {difference:+.2f}")
-    print(json.dumps(result), flush=True)
+        say(f"{name}: expected {wanted:.2f}, got {got:.2f}, difference {difference:+.2f}")
+    say(json.dumps(result))
     if far:
         raise RunFailed(f"the result is not within {EXPECTED_WITHIN} of what was expected")

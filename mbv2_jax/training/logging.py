@@ -7,7 +7,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -16,6 +16,7 @@ import tqdm
 
 from mbv2_jax.errors import RunFailed
 from mbv2_jax.training.input_wait import WORTH_A_WORD, InputWait
+from mbv2_jax.training.mirror import Mirror
 
 T = TypeVar("T")
 
@@ -41,6 +42,7 @@ class RunLog:
       batch_size: examples a step, to tell the rate.
       every_steps: steps between two lines of training metrics.
       remedy: what would make the input faster, said where the devices wait for it.
+      still_ours: raises RunFailed where the workdir is another run's by now.
     """
 
     def __init__(
@@ -53,8 +55,9 @@ class RunLog:
         batch_size: int,
         every_steps: int,
         remedy: str,
+        still_ours: Callable[[], None] = lambda: None,
     ):
-        self._workdir, self._stop, self._steps_per_epoch = workdir, stop, steps_per_epoch
+        self._stop, self._steps_per_epoch = stop, steps_per_epoch
         self._batch_size, self._every_steps, self._remedy = batch_size, every_steps, remedy
         self._pending: collections.deque[tuple[int, Mapping[str, Any]]] = collections.deque()
         self._writes = jax.process_index() == 0
@@ -63,9 +66,11 @@ class RunLog:
         self._drawn = time.monotonic()
         if not self._writes:
             return
-        self._lines = _reopen(workdir / "metrics.jsonl", start)
+        self._mirror = Mirror(workdir, still_ours)
+        folder = self._folder = self._mirror.folder
+        self._lines = _reopen(folder / "metrics.jsonl", start)
         self._board = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start + 1 if start else None
+            str(folder / "tensorboard"), purge_step=start + 1 if start else None
         )
         self._bar = tqdm.tqdm(
             total=stop,
@@ -84,6 +89,7 @@ class RunLog:
             self._lines.close()
             self._board.close()
             self._bar.close()
+            self._mirror.close()
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """Yields the batches of the steps; the time until one comes may be waiting for input."""
@@ -115,6 +121,7 @@ class RunLog:
             self._lines.flush()
             os.fsync(self._lines.fileno())
             self._board.flush()
+            self._mirror.copy()
 
     def evaluation(self, step: int, result: Mapping[str, float]) -> None:
         """Writes the result of an evaluation after `step`."""
@@ -140,7 +147,7 @@ class RunLog:
         """Draws curves.png from metrics.jsonl, at most once a minute unless `now`."""
         if self._writes and (now or time.monotonic() - self._drawn > CURVES_INTERVAL):
             self._lines.flush()
-            draw_curves(self._workdir)
+            draw_curves(self._folder)
             self._drawn = time.monotonic()
 
     def _epoch(self, step: int) -> float:
@@ -208,6 +215,7 @@ class RunLog:
         )
         for name, value in values.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
+        self._mirror.now_and_then()
 
 
 def _reopen(path: pathlib.Path, start: int) -> Any:

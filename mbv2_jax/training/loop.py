@@ -1,11 +1,6 @@
 """Training from a config: steps, evaluations and checkpoints, then the model."""
 
 import contextlib
-import fcntl
-import json
-import pathlib
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,12 +10,14 @@ from ml_collections import ConfigDict
 
 from mbv2_jax import model_dir
 from mbv2_jax.data import labels, loader
-from mbv2_jax.errors import RunFailed, UserError
+from mbv2_jax.errors import RunFailed
 from mbv2_jax.models import profile
+from mbv2_jax.training import checkpoint as checkpoints_lib
 from mbv2_jax.training import config as config_lib
-from mbv2_jax.training import evaluation, input_wait
+from mbv2_jax.training import evaluation, input_wait, processes
 from mbv2_jax.training import mesh as mesh_lib
 from mbv2_jax.training import program as program_lib
+from mbv2_jax.training import workdir as workdir_lib
 from mbv2_jax.training.checkpoint import Checkpoints
 from mbv2_jax.training.evaluation import Result
 from mbv2_jax.training.logging import RunLog
@@ -46,34 +43,47 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
       UserError: see `plan`. RunFailed: the loss became infinite or NaN, or an evaluation failed.
     """
     run = plan(config, workdir, checkpoint)
-    _make_writable(run.workdir)
-    with (
-        _alone_in(run.workdir),
-        StopRequest() as stop,
-        Checkpoints(run.workdir, run.config.checkpoint) as checkpoints,
-    ):
-        state, step_fn = prepare(run, checkpoints)
-        _write_json(run.workdir / "config.json", run.config.to_dict())
-        result: Result | None = None
-        if int(state.step) < run.total_steps:
-            if run.resumed_step is not None:
-                print(f"continuing after step {run.resumed_step}", file=sys.stderr)
-            state, result = _run_logged(run, state, step_fn, checkpoints, stop)
-        else:
-            done = f"step {int(state.step)} of {run.total_steps}"
-            print(f"already finished ({done}): nothing to train", file=sys.stderr)
-        if int(state.step) < run.total_steps:
-            print(
-                f"stopped after step {int(state.step)} of {run.total_steps}; it is saved: give the "
-                "same command again to continue",
-                file=sys.stderr,
+    say = processes.say
+    workdir_lib.make_writable(run.workdir)
+    workdir_lib.check_shared(run.workdir, config.distributed)
+    with workdir_lib.alone_in(run.workdir) as still_ours:
+        if processes.index() == 0:
+            checkpoints_lib.set_aside(run.workdir, run.damaged)
+        processes.exchange("readiness of the workdir", True, config.distributed)
+        with StopRequest() as stop, Checkpoints(run.workdir, run.config.checkpoint) as checkpoints:
+            state, result = _go_on(run, checkpoints, stop, still_ours)
+        step = int(state.step)
+        if step < run.total_steps:
+            say(
+                f"stopped after step {step} of {run.total_steps}; it is saved: give the same "
+                "command again to continue"
             )
             return None
         result = result or _score(run, state)
-        weights = jax.device_get(state.evaluated())
-        model_dir.write(run.workdir / "model", **weights, info=run.info(int(state.step)))
-    print(f"model: {run.workdir / 'model'}   curves: {run.workdir / 'curves.png'}", file=sys.stderr)
+        if processes.index() == 0:
+            still_ours()
+            weights = jax.device_get(state.evaluated())
+            model_dir.write(run.workdir / "model", **weights, info=run.info(step))
+    say(f"model: {run.workdir / 'model'}   curves: {run.workdir / 'curves.png'}")
     return result
+
+
+def _go_on(
+    run: Plan, checkpoints: Checkpoints, stop: StopRequest, still_ours: Callable[[], None]
+) -> tuple[TrainState, Result | None]:
+    """Trains from where the run is to its end; returns what `_run_steps` does."""
+    state, step_fn = prepare(run, checkpoints)
+    if processes.index() == 0:
+        workdir_lib.write_json(run.workdir / "config.json", run.config.to_dict())
+    step = int(state.step)
+    if step >= run.total_steps:
+        processes.say(f"already finished (step {step} of {run.total_steps}): nothing to train")
+        return state, None
+    if run.resumed_step is not None:
+        processes.say(f"continuing after step {run.resumed_step}")
+    if processes.count() > 1:
+        processes.say(f"training on {mesh_lib.describe(run.mesh)}")
+    return _run_logged(run, state, step_fn, checkpoints, stop, still_ours)
 
 
 def _run_logged(
@@ -82,6 +92,7 @@ def _run_logged(
     step_fn: Callable[..., Any],
     checkpoints: Checkpoints,
     stop: StopRequest,
+    still_ours: Callable[[], None],
 ) -> tuple[TrainState, Result | None]:
     """Does `_run_steps` with a log; a failure names the checkpoint from which to go on."""
     log = RunLog(
@@ -92,15 +103,13 @@ def _run_logged(
         batch_size=run.config.batch_size,
         every_steps=run.config.log.every_steps,
         remedy=input_wait.remedy(run.config.data),
+        still_ours=still_ours,
     )
     with log:
         try:
             outcome = _run_steps(run, state, step_fn, checkpoints, log, stop)
         except RunFailed as failure:
-            checkpoints.wait()
-            last = checkpoints.latest()
-            good = "none was saved yet" if last is None else checkpoints.directory / str(last)
-            raise RunFailed(f"{failure}; last good checkpoint: {good}") from None
+            raise RunFailed(f"{failure}; last good checkpoint: {checkpoints.newest()}") from None
         log.draw(now=True)
     return outcome
 
@@ -138,9 +147,9 @@ def _with_weights(run: Plan, fresh: Mapping[str, Any]) -> dict[str, Any]:
         why = f"its {len(saved.class_names)} classes are not these {len(names)}"
         if saved.features_only:
             why = "it has none"
-        print(f"starting from {saved.path} with a new classifier: {why}", file=sys.stderr)
+        processes.say(f"starting from {saved.path} with a new classifier: {why}")
     else:
-        print(f"starting from {saved.path}, classifier included", file=sys.stderr)
+        processes.say(f"starting from {saved.path}, classifier included")
     variables = {"params": params, "batch_stats": saved.batch_stats}
     return jax.tree.map(lambda new, old: np.asarray(old, new.dtype), dict(fresh), variables)
 
@@ -167,7 +176,8 @@ def _run_steps(
         for step, batch in enumerate(log.timed(batches), start=start + 1):
             state, metrics = step_fn(state, batch)
             log.step(step, metrics | skipped.metrics())
-            result = None
+            checkpoints.check()
+            stopping, result = stop.reached(step), None
             if run.due(step, eval_every):
                 # Part of the step, also of the one that a signal makes the last: else the run that
                 # goes on would lack this evaluation.
@@ -175,10 +185,10 @@ def _run_steps(
                 result = _score(run, state)
                 log.evaluation(step, result)
                 log.draw()
-            if run.due(step, save_every) or stop.requested:
+            if run.due(step, save_every) or stopping:
                 log.flush()
                 checkpoints.save(state, config, run.info(step), result)
-            if stop.requested:
+            if stopping:
                 break
     log.flush()
     skipped.summary()
@@ -237,37 +247,3 @@ def info(config: ConfigDict) -> str:
     if config.model.num_classes is None:
         lines.append("model.num_classes is not set: the classifier is left out")
     return "\n".join(lines)
-
-
-def _make_writable(workdir: pathlib.Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from None
-
-
-@contextlib.contextmanager
-def _alone_in(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps a second run out of the workdir, where each would undo what the other writes.
-
-    The lock goes with the process, however that ends.
-    """
-    if jax.process_index() != 0:  # the processes of one run share a workdir
-        yield
-        return
-    with (workdir / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another run is at work in {workdir}: wait for it, or give another --workdir"
-            ) from None
-        yield
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    fresh = path.with_suffix(".json.new")
-    fresh.write_text(json.dumps(value, indent=2) + "\n")
-    fresh.replace(path)

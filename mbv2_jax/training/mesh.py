@@ -17,9 +17,24 @@ from mbv2_jax.errors import UserError
 
 
 def create(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh over `devices`, by default all there are, with the axis `data`."""
-    devices = _all_devices() if devices is None else list(devices)
-    return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
+    """Returns the mesh over `devices`, by default all of all processes, with the axis `data`.
+
+    They are in the order of the processes, and not, as jax.make_mesh has it, of how they are wired:
+    so the rows of a global batch do not depend on how many processes bring them, and what goes
+    over the wires, sums over all devices, has no order.
+
+    Raises:
+      UserError: no device is found, or some process has more of them than another.
+    """
+    found = _all_devices() if devices is None else devices
+    found = sorted(found, key=lambda device: (device.process_index, device.id))
+    counts = collections.Counter(device.process_index for device in found)
+    if len(set(counts.values())) > 1:
+        raise UserError(
+            "every process must have as many devices as the others; by process they have "
+            + ", ".join(str(counts[index]) for index in sorted(counts))
+        )
+    return Mesh(np.asarray(found), ("data",), axis_types=(AxisType.Auto,))
 
 
 def _all_devices() -> list[jax.Device]:
@@ -31,6 +46,14 @@ def _all_devices() -> list[jax.Device]:
             f"jax finds no device of {wanted}: install the extra for it (pip install "
             f"'mbv2_jax[cuda]' or '[tpu]'), or unset JAX_PLATFORMS. {' '.join(str(error).split())}"
         ) from None
+
+
+def describe(mesh: Mesh) -> str:
+    """Returns such as "2 processes, 8 devices (TPU v5 lite)"."""
+    processes = jax.process_count()
+    devices = f"{mesh.size} device{'s' if mesh.size > 1 else ''}"
+    devices += f" ({mesh.devices.flat[0].device_kind})"
+    return devices if processes == 1 else f"{processes} processes, {devices}"
 
 
 def accelerator(mesh: Mesh) -> str | None:

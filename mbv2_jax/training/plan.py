@@ -4,20 +4,20 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import sys
 from typing import Any
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mbv2_jax import model_dir
+from mbv2_jax import bucket, model_dir
 from mbv2_jax.data import fast_decoding, loader, sources, transforms
 from mbv2_jax.errors import UserError
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 from mbv2_jax.training import checkpoint as checkpoints_lib
 from mbv2_jax.training import config as config_lib
-from mbv2_jax.training import evaluation
+from mbv2_jax.training import evaluation, processes
 from mbv2_jax.training import mesh as mesh_lib
+from mbv2_jax.training import workdir as workdir_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Plan:
     eval_transform: transforms.Transform
     start_from: model_dir.SavedModel | None  # weights to start from; None: random, or a resumed run
     resumed_step: int | None
+    damaged: tuple[int, ...]  # steps of later checkpoints, which cannot be read
     mesh: Mesh
     model: MobileNetV2
     steps_per_epoch: int
@@ -46,6 +47,8 @@ class Plan:
             "sha256": config_hash,
             "step": step,
             "train_examples": len(self.train_source),
+            "processes": processes.count(),
+            "devices": self.mesh.size,
         }
         fields = config_lib.model_fields(self.config)
         return model_dir.describe(fields, tuple(self.train_source.class_names), origin)
@@ -68,15 +71,26 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> Pla
     config_lib.check(config)
     if not workdir:
         raise UserError("--workdir=DIR is missing: training keeps its checkpoints and logs there")
-    path = pathlib.Path(workdir)
+    path = bucket.place(workdir, "--workdir")
     if path.exists() and not path.is_dir():
         raise UserError(f"--workdir {path} is a file: give a directory")
     mesh = mesh_lib.create()
     mesh_lib.check_batch(mesh, config.batch_size)
+    workdir_lib.check_alone(path)
     train_source, eval_source = _open_data(config.data)
+    processes.check_same(
+        "data",
+        {
+            f"{config.data.source}: {what}": value
+            for name, source in (("training", train_source), ("evaluation", eval_source))
+            for what, value in _summary(name, source).items()
+        },
+        config.distributed,
+        "Every host must read the same data, from a bucket, a shared disk, or copies of its own",
+    )
     # Where a run begins, in this order: the newest checkpoint in its workdir; the weights of
     # --checkpoint; random weights.
-    resumed = max(model_dir.training_steps(path), default=None)
+    resumed, damaged = _newest_checkpoint(path, config.distributed)
     previous = checkpoints_lib.saved_config(path, resumed) if resumed is not None else None
     start_from = model_dir.read(checkpoint) if checkpoint and resumed is None else None
     config = config_lib.resolve(config, train_source.class_names, start_from, previous)
@@ -86,11 +100,12 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> Pla
             "random. Give --checkpoint=PATH to start from, or --config.model.frozen_stages=-1"
         )
     if previous is not None and checkpoint:
-        print(f"{path} holds a checkpoint: --checkpoint is not read", file=sys.stderr)
+        processes.say(f"{path} holds a checkpoint: --checkpoint is not read")
     if resumed is not None and previous is not None:
         _compare_data(path, resumed, train_source)
+        _compare_devices(path, resumed, mesh)
         for line in checkpoints_lib.differences(previous, config.to_dict()):
-            print(f"changed since step {resumed}: {line}", file=sys.stderr)
+            processes.say(f"changed since step {resumed}: {line}")
     return assemble(
         config,
         train_source,
@@ -99,6 +114,7 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> Pla
         workdir=path,
         start_from=start_from,
         resumed_step=resumed,
+        damaged=damaged,
     )
 
 
@@ -111,6 +127,7 @@ def assemble(
     workdir: pathlib.Path = pathlib.Path(),
     start_from: model_dir.SavedModel | None = None,
     resumed_step: int | None = None,
+    damaged: tuple[int, ...] = (),
 ) -> Plan:
     """Makes the parts of a run that a resolved config describes.
 
@@ -130,6 +147,7 @@ def assemble(
         eval_transform=evaluation.transform(data.eval_transforms, data.image_size),
         start_from=start_from,
         resumed_step=resumed_step,
+        damaged=damaged,
         mesh=mesh,
         model=config_lib.model(config),
         steps_per_epoch=steps_per_epoch,
@@ -156,6 +174,17 @@ def _open_data(data: ConfigDict) -> tuple[sources.Source, sources.Source]:
     return train_source, eval_source
 
 
+def _summary(name: str, source: sources.Source) -> dict[str, Any]:
+    """What tells a split from another one, without reading its images."""
+    names = hashlib.sha256("\n".join(source.class_names).encode()).hexdigest()
+    ends = [source.describe(index) for index in (0, len(source) - 1)]
+    return {
+        f"{name} examples": len(source),
+        f"SHA-256 of {name} classes": names,
+        f"first and last of {name}": [pathlib.Path(end).name for end in ends],
+    }
+
+
 def _compare_data(workdir: pathlib.Path, step: int, source: sources.Source) -> None:
     """Refuses to go on with other classes, and says when there are more or fewer examples."""
     info = checkpoints_lib.saved_info(workdir, step)
@@ -167,8 +196,50 @@ def _compare_data(workdir: pathlib.Path, step: int, source: sources.Source) -> N
         )
     before = info["origin"]["train_examples"]
     if before != len(source):
-        print(
+        processes.say(
             f"changed since step {step}: training examples: {before} -> {len(source)}; epochs are "
-            "counted anew by their number, and the learning rate follows",
-            file=sys.stderr,
+            "counted anew by their number, and the learning rate follows"
         )
+
+
+def _compare_devices(workdir: pathlib.Path, step: int, mesh: Mesh) -> None:
+    """Says when the run goes on on another number of devices, and what that changes."""
+    before = checkpoints_lib.saved_info(workdir, step)["origin"].get("devices", mesh.size)
+    if before != mesh.size:
+        processes.say(
+            f"changed since step {step}: devices: {before} -> {mesh.size}; state, batches and "
+            "their order stay the same, sums are taken in another order, which is seen in their "
+            "last digits"
+        )
+
+
+def _newest_checkpoint(
+    workdir: pathlib.Path, timeouts: ConfigDict
+) -> tuple[int | None, tuple[int, ...]]:
+    """Returns the step of the newest checkpoint that is whole, and those of later, damaged ones.
+
+    The first process looks, for all.
+
+    Raises:
+      UserError: the processes see different checkpoints, or none that is there is whole.
+    """
+    steps = model_dir.training_steps(workdir)
+    processes.check_same(
+        "checkpoints",
+        {str(workdir / "checkpoints"): steps},
+        timeouts,
+        "A workdir must be a directory that all hosts share",
+    )
+    faults: dict[int, str] = {}
+    if processes.index() == 0:
+        faults = checkpoints_lib.newest_faults(workdir, steps)
+    damaged = processes.exchange("damaged checkpoints", sorted(faults), timeouts)[0]
+    whole = max(set(steps) - set(damaged), default=None)
+    for step, fault in faults.items():
+        processes.say(f"checkpoint of step {step} is damaged, and not used: {fault}")
+    if steps and whole is None:
+        raise UserError(
+            f"no checkpoint in {workdir / 'checkpoints'} is whole; to begin anew, give another "
+            "--workdir"
+        )
+    return whole, tuple(damaged)

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -37,7 +38,7 @@ def get_config():
 """
 
 
-def environment(cache: pathlib.Path, devices: int = 1) -> dict[str, str]:
+def environment(cache: pathlib.Path, devices: int = 1, **extra: str) -> dict[str, str]:
     """CPU devices; compiled programs are kept in `cache`, or every start would take 20 s."""
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -45,15 +46,22 @@ def environment(cache: pathlib.Path, devices: int = 1) -> dict[str, str]:
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        **extra,
     }
 
 
-def start(cache: pathlib.Path, *arguments: str, devices: int = 1) -> subprocess.Popen[str]:
-    """Starts `python -m mbv2_jax.main ARGUMENTS`."""
+def start(
+    cache: pathlib.Path,
+    *arguments: str,
+    devices: int = 1,
+    module: str = "mbv2_jax.main",
+    env: Mapping[str, str] | None = None,
+) -> subprocess.Popen[str]:
+    """Starts `python -m mbv2_jax.main ARGUMENTS`, with `env` in its environment besides."""
     return subprocess.Popen(
-        [sys.executable, "-m", "mbv2_jax.main", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=REPOSITORY,
-        env=environment(cache, devices),
+        env=environment(cache, devices, **env or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -61,9 +69,9 @@ def start(cache: pathlib.Path, *arguments: str, devices: int = 1) -> subprocess.
     )
 
 
-def run(cache: pathlib.Path, *arguments: str, devices: int = 1) -> tuple[int, str, str]:
+def run(cache: pathlib.Path, *arguments: str, **how: Any) -> tuple[int, str, str]:
     """Runs it to the end; returns exit status, standard output and standard error."""
-    process = start(cache, *arguments, devices=devices)
+    process = start(cache, *arguments, **how)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 

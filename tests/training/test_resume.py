@@ -9,7 +9,10 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import PIL.Image
+import pytest
 
+from tests import fake_gcs
 from tests.training import commands
 
 
@@ -95,6 +98,11 @@ def test_killed_and_continued_run_equals_the_unbroken_one(tiny, cache, unbroken,
     assert f"continuing after step {stopped}" in err
 
     assert out.splitlines()[-1] == last_line
+    assert_equal_runs(workdir, whole)
+
+
+def assert_equal_runs(workdir: pathlib.Path, whole: pathlib.Path) -> None:
+    """Asserts that two finished workdirs hold the same logs, states and models, bit for bit."""
     assert commands.metrics(workdir) == commands.metrics(whole)
     final = checkpoints(whole)[-1]
     assert checkpoints(workdir)[-1] == final
@@ -139,3 +147,86 @@ def test_finished_run_started_again_prints_the_same_line(tiny, cache, unbroken):
     assert out.splitlines()[-1] == last_line
     changed = {path.name for path, time in before.items() if path.stat().st_mtime_ns != time}
     assert changed <= {"config.json"}
+
+
+class BucketRun:
+    """A run of the tiny config in a bucket, which can be killed when it writes a certain object."""
+
+    prefix = "runs/tiny/"
+
+    def __init__(self, server: fake_gcs.Server, cache: pathlib.Path, arguments: list[str]):
+        self.server, self.cache = server, cache
+        self.arguments = [*arguments, "--config.checkpoint.every_steps=20"]
+
+    def is_complete(self, step: int) -> bool:
+        return f"{self.prefix}checkpoints/{step}/commit_success.txt" in self.server.names("bucket")
+
+    def kill_when_it_writes(self, name: str, after: int | None = None) -> None:
+        """`after`: only when that checkpoint is complete."""
+        server = self.server
+        server.held.clear()
+        server.hold = lambda written: (
+            written == self.prefix + name and (after is None or self.is_complete(after))
+        )
+        process = commands.start(self.cache, *self.arguments, env=server.environment)
+        wait_for(server.held.is_set, process)
+        kill(process)
+        server.hold = lambda written: False
+        server.age("bucket", f"{self.prefix}.lock", 61)  # a minute passes
+
+    def finish(self) -> tuple[str, str]:
+        """Returns standard output and standard error."""
+        status, out, err = commands.run(self.cache, *self.arguments, env=self.server.environment)
+        assert status == 0, err
+        return out, err
+
+
+@pytest.fixture
+def in_bucket(tiny, cache):
+    with fake_gcs.Server("bucket") as server:
+        yield BucketRun(server, cache, tiny("gs://bucket/runs/tiny"))
+
+
+def test_run_in_a_bucket_that_is_killed_in_a_save_equals_the_unbroken_one(
+    in_bucket, unbroken, tmp_path
+):
+    whole, last_line = unbroken
+    in_bucket.kill_when_it_writes("checkpoints/40/commit_success.txt")
+    assert in_bucket.is_complete(20) and not in_bucket.is_complete(40)
+    out, err = in_bucket.finish()
+    assert "continuing after step 20" in err
+    assert out.splitlines()[-1] == last_line
+    server = in_bucket.server
+    assert_equal_runs(server.download("bucket", in_bucket.prefix, tmp_path / "run"), whole)
+    left = {name.split("/")[2] for name in server.names("bucket", in_bucket.prefix)}
+    assert left == {
+        "checkpoints", "config.json", "curves.png", "metrics.jsonl", "model", "tensorboard",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_run_in_a_bucket_is_killed_finished_evaluated_and_predicted_with(
+    in_bucket, tiny, cache, unbroken, tmp_path
+):
+    whole, last_line = unbroken
+    # Between two saves: the log goes further than the newest checkpoint.
+    in_bucket.kill_when_it_writes("metrics.jsonl", after=20)
+    out, err = in_bucket.finish()
+    assert "continuing after step 20" in err
+    server, address = in_bucket.server, "gs://bucket/runs/tiny"
+    assert_equal_runs(server.download("bucket", in_bucket.prefix, tmp_path / "run"), whole)
+
+    out, err = in_bucket.finish()
+    assert "already finished" in err
+    assert out.splitlines()[-1] == last_line
+    env = server.environment
+    status, out, err = commands.run(cache, *tiny(address), "--mode=eval", env=env)
+    assert (status, out.splitlines()[-1]) == (0, last_line), err
+    PIL.Image.new("RGB", (16, 16)).save(tmp_path / "black.png")
+    predict = [str(tmp_path / "black.png"), "--json", "--topk=1", "--checkpoint"]
+    answers = [
+        commands.run(cache, *predict, place, module="mbv2_jax.predict", env=env)
+        for place in (address, str(whole))
+    ]
+    assert answers[0][0] == 0, answers[0][2]
+    assert answers[0][1] == answers[1][1] != ""
