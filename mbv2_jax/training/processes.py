@@ -272,8 +272,8 @@ def _end(error: BaseException, words: "_LastWords", watch: "_Watch | None") -> N
     if status and jax.distributed.is_initialized():
         with contextlib.suppress(Exception):  # the others may be gone already
             _client().key_value_set(_FAILED, f"{_name()}: {_said(error)}")
-            # The first process hosts what the others read this from.
-            time.sleep(3 * _POLL)
+            # The first process hosts what the others read this from, and must outlive that.
+            time.sleep(5 * _POLL)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -328,8 +328,8 @@ class _Watch:
                 said = client.key_value_try_get(_FAILED)
             except Exception:  # nobody has; or the service is gone, which JAX ends us for
                 continue
-            if self._done.is_set():
-                return  # this process is ending, by an error of its own
+            if self._done.wait(2 * _POLL):
+                return  # this process is ending, by an error of its own: the same one, perhaps
             self._words.set("")
             print(f"failed: {said}\n{_name()} ends with it. {_AGAIN}", file=sys.stderr, flush=True)
             os._exit(1)
@@ -342,7 +342,7 @@ class _LastWords:
     """
 
     def __init__(self) -> None:
-        program = "import sys\nfor line in sys.stdin: pass\nsys.stderr.write(line.lstrip())"
+        program = "import sys; sys.stderr.write([*sys.stdin, ''][-2:][0].lstrip())"
         self._process = subprocess.Popen(
             [sys.executable, "-IS", "-c", program],
             stdin=subprocess.PIPE,
