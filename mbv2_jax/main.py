@@ -84,7 +84,7 @@ def main() -> None:
     from mbv2_jax.training import evaluation, loop, processes
 
     if FLAGS.mode == "compile":
-        print(json.dumps(compile_lib.report(config, FLAGS.topology)))
+        print(json.dumps(compile_lib.compile_for(config, FLAGS.topology)[0]))
         return
     if FLAGS.mode == "info":
         print(loop.info(config))
