@@ -31,6 +31,8 @@ from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 
 FORMAT = 1
 
+_MARGIN = 16 << 20  # bytes that a disk needs beyond the arrays: descriptions of them, and logs
+
 # Where model.json keeps what a config calls by another name: config field -> (section, key).
 FIELDS = {
     "model.width": ("architecture", "width"),
@@ -160,7 +162,7 @@ def check_space(folder: pathlib.Path, arrays: Any) -> None:
     if bucket.is_address(folder):
         return
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
-    if shutil.disk_usage(folder).free < size:
+    if shutil.disk_usage(folder).free < size + _MARGIN:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 

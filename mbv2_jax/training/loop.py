@@ -51,8 +51,16 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
         if processes.index() == 0:
             checkpoints_lib.set_aside(run.workdir, run.damaged)
         processes.exchange("readiness of the workdir", True, config.distributed)
-        with StopRequest() as stop, Checkpoints(run.workdir, run.config.checkpoint) as checkpoints:
-            state, result = _go_on(run, checkpoints, stop, still_ours)
+        try:
+            with (
+                StopRequest() as stop,
+                Checkpoints(run.workdir, run.config.checkpoint) as checkpoints,
+            ):
+                state, result = _go_on(run, checkpoints, stop, still_ours)
+        except RunFailed as failure:
+            steps = model_dir.training_steps(run.workdir)
+            good = run.workdir / "checkpoints" / str(steps[-1]) if steps else "none was saved yet"
+            raise RunFailed(f"{failure}; last good checkpoint: {good}") from None
         step = int(state.step)
         if step < run.total_steps:
             say(
@@ -95,7 +103,7 @@ def _run_logged(
     stop: StopRequest,
     still_ours: Callable[[], None],
 ) -> tuple[TrainState, Result | None]:
-    """Does `_run_steps` with a log; a failure names the checkpoint from which to go on."""
+    """Does `_run_steps` with a log."""
     log = RunLog(
         run.workdir,
         start=int(state.step),
@@ -107,10 +115,7 @@ def _run_logged(
         still_ours=still_ours,
     )
     with log:
-        try:
-            outcome = _run_steps(run, state, step_fn, checkpoints, log, stop)
-        except RunFailed as failure:
-            raise RunFailed(f"{failure}; last good checkpoint: {checkpoints.newest()}") from None
+        outcome = _run_steps(run, state, step_fn, checkpoints, log, stop)
         log.draw(now=True)
     return outcome
 

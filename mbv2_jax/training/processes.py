@@ -259,8 +259,8 @@ def _end(error: BaseException, words: "_LastWords", watch: "_Watch | None") -> N
     if watch is not None:
         watch.close()
     if isinstance(error, jax.errors.JaxRuntimeError):
-        text = "a computation of all processes broke off, perhaps because another one died"
-        error = RunFailed(f"{text}: {first_line(error)}. {_AGAIN}")
+        text = "what all processes compute together broke off, perhaps because one of them died"
+        error = RunFailed(f"{_name()}: {text}: {first_line(error)}. {_AGAIN}")
     if isinstance(error, SystemExit):
         status = error.code if isinstance(error.code, int) else 1
     else:

@@ -5,7 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -64,15 +64,21 @@ def start(
     devices: int = 1,
     module: str = "mbv2_jax.main",
     env: Mapping[str, str] | None = None,
+    preexec_fn: Callable[[], None] | None = None,
+    cwd: pathlib.Path = REPOSITORY,
 ) -> subprocess.Popen[str]:
-    """Starts `python -m mbv2_jax.main ARGUMENTS`, with `env` in its environment besides."""
+    """Starts `python -m mbv2_jax.main ARGUMENTS`, with `env` in its environment besides.
+
+    `preexec_fn`, where there is one, is called in the new process before anything else.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
-        cwd=REPOSITORY,
-        env=environment(cache, devices, env),
+        cwd=cwd,
+        env=environment(cache, devices, env) | {"PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=preexec_fn,
         start_new_session=True,  # so that a test can signal the whole group, as a terminal does
     )
 
@@ -96,6 +102,9 @@ def metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
 def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Returns every array that Orbax saved at `path`, by name."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = checkpointer.restore(path)
+        saved = checkpointer.metadata(path).item_metadata.tree
+        # As numpy: the devices that wrote it need not be here.
+        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+        tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=plain))
     flat = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(key): np.asarray(value) for key, value in flat}
