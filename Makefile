@@ -7,6 +7,8 @@ PEERS := $(VENV)/.installed-peers
 # TensorFlow and TFDS's command, in an environment of their own (docs/imagenet.md).
 TF := .venv-tensorflow
 TENSORFLOW := $(TF)/.installed
+# The TPU's compiler, which needs no TPU.
+LIBTPU := $(VENV)/.installed-libtpu
 LOCKS := $(wildcard requirements/py3*.txt)
 DEMO := runs/digits
 
@@ -24,7 +26,7 @@ LOCK = requirements/py$$($(BIN)/python -c 'import sys; print("%d%d" % sys.versio
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $$(test -t 1 || echo --quiet)
 
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-tensorflow demo test test-slow test-tensorflow bench-input lint format lock clean
+.PHONY: help venv venv-tensorflow demo test test-slow test-tensorflow test-tpu bench-input lint format lock clean
 
 help:
 	@echo 'Usage: make TARGET [PYTHON=/path/to/python]'
@@ -33,6 +35,7 @@ help:
 	@echo '  test             linter, type checker and tests, against the real PyTorch models'
 	@echo '  test-slow        the tests that take minutes each, which `make test` leaves out'
 	@echo '  test-tensorflow  the tests that run TFDS with TensorFlow, in an environment of its own'
+	@echo '  test-tpu         compiles the TPU recipe for TPU slices (x86-64 Linux; no TPU needed)'
 	@echo '  bench-input      the input pipeline beside its peers: make bench-input PHOTOS=DIR'
 	@echo '  lint             linter, formatter (checking only) and type checker'
 	@echo '  format           let the formatter and the linter mend what they can'
@@ -80,6 +83,13 @@ $(PEERS): requirements/peers.txt $(CORE)
 	$(PIP_INSTALL) --no-deps -c $(VENV)/lock-pins.txt -r requirements/peers.txt
 	@touch $@
 
+# jax names the one libtpu that fits it; Linux on x86-64 only.
+$(LIBTPU): $(CORE)
+	@echo 'installing libtpu: a minute, about 700 MB'; set -e; \
+	$(PIP_INSTALL) --no-deps "$$($(BIN)/python -c 'import importlib.metadata as m; \
+	    print(next(r.split(";")[0] for r in m.requires("jax") if r.startswith("libtpu")))')"
+	@touch $@
+
 venv-tensorflow: $(TENSORFLOW)
 
 # Not in $(VENV): nothing that trains may lean on TensorFlow. One lock serves every Python.
@@ -113,6 +123,9 @@ test-slow: $(PEERS)
 
 test-tensorflow: $(PEERS) $(TENSORFLOW)
 	$(BIN)/python -m pytest -m tensorflow
+
+test-tpu: $(LIBTPU)
+	$(BIN)/python -m pytest -m tpu tests/training/test_compile.py
 
 # Quiet machines measure best. Writes benchmarks/input_pipeline.csv.
 bench-input: $(PEERS) $(TENSORFLOW)

@@ -19,11 +19,16 @@ Examples:
         --coordinator_address=10.0.0.1:1234 --num_processes=2 --process_id=0
   Parameters and multiply-adds, layer by layer:
     python -m mbv2_jax.main --config=configs/mobilenet_v2_8xb32_in1k.py --mode=info
+  Does a recipe fit a TPU slice, and what does a step cost there? No TPU is needed, only libtpu:
+    pip install 'mbv2_jax[tpu]'
+    python -m mbv2_jax.main --config=mobilenet_v2_tpu_4096 --mode=compile --topology=v5e:16x16
 """
 
+import json
 import sys
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from mbv2_jax import command_line
 from mbv2_jax.errors import UserError
@@ -43,17 +48,21 @@ HELP = {
     "num_processes": "how many processes the run has, over all hosts; 1 keeps to this one where "
     "Slurm or a TPU slice would have it join others.",
     "process_id": "which of them this one is, from 0.",
-    "mode": "what to do; eval takes --checkpoint or --workdir.",
+    "topology": "NAME of the TPU slice that compile compiles the training step for: its generation "
+    "and its chips a side, such as v5e:2x4, v5e:16x16, v6e:4x4, v4:2x2x2.",
+    "mode": "what to do; eval takes --checkpoint or --workdir, compile --topology. The last line "
+    "that train, eval and compile print is JSON.",
     "tta": "eval: an image and its mirror image each have half a say, as with mmpretrain's --tta: "
     "the mean of their probabilities counts, in the loss too.",
 }
 # Flags of our own, not absl's global ones: --help shows these and nothing else.
 FLAGS = flags.FlagValues()
-for name in ("workdir", "checkpoint", "expect", "out", "coordinator_address"):
+for name in ("workdir", "checkpoint", "expect", "out", "topology", "coordinator_address"):
     flags.DEFINE_string(name, None, HELP[name], flag_values=FLAGS)
 for name in ("num_processes", "process_id"):
     flags.DEFINE_integer(name, None, HELP[name], flag_values=FLAGS)
-flags.DEFINE_enum("mode", "train", ["train", "eval", "info"], HELP["mode"], flag_values=FLAGS)
+MODES = ["train", "eval", "info", "compile"]
+flags.DEFINE_enum("mode", "train", MODES, HELP["mode"], flag_values=FLAGS)
 flags.DEFINE_boolean("tta", False, HELP["tta"], flag_values=FLAGS)
 USAGE = __doc__ + (
     "\nConfig:\n  --config=FILE.py[:ARG] or --config=NAME[:ARG] of an installed recipe\n"
@@ -64,35 +73,45 @@ USAGE = __doc__ + (
 def main() -> None:
     """Parses the command line and makes one call."""
     config = command_line.parse(FLAGS, sys.argv, USAGE)
-    overrides = command_line.overrides(FLAGS)
-    expected = command_line.expectation("--expect", FLAGS.expect)
+    command_line.expectation("--expect", FLAGS.expect)  # refused before anything takes time
     if FLAGS.mode != "eval" and (FLAGS.tta or FLAGS.out):
         raise UserError("--tta and --out go with --mode=eval")
+    if FLAGS.mode != "compile" and FLAGS.topology:
+        raise UserError("--topology goes with --mode=compile")
 
-    # Here, since jax takes seconds, and --help needs none.
-    from mbv2_jax.training import compilation_cache, evaluation, loop, processes
+    # Here: jax takes seconds, and --help needs none.
+    from mbv2_jax.training import compile as compile_lib
+    from mbv2_jax.training import loop, processes
 
     if FLAGS.mode == "info":
         print(loop.info(config))
-        return
-    place = processes.Place(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
-    with processes.together(place, config.distributed):
-        compilation_cache.enable(config.compilation_cache)
-        asked = {f"--{name}": FLAGS[name].value for name in HELP if name != "process_id"}
-        asked |= command_line.flatten(config.to_dict())
-        processes.check_same(
-            "command", asked, config.distributed, "Start the same one on every host"
-        )
-        if FLAGS.mode == "train":
-            result = loop.train(config, FLAGS.workdir, FLAGS.checkpoint)
-            if result is not None:
-                evaluation.report(result, expected)
-        else:
-            checkpoint, flip = FLAGS.checkpoint or FLAGS.workdir, FLAGS.tta
-            result, card = evaluation.evaluate(
-                config, checkpoint, overrides, flip=flip, out=FLAGS.out
-            )
-            evaluation.report(result, expected if FLAGS.expect else card)
+    elif FLAGS.mode == "compile":
+        print(json.dumps(compile_lib.report(config, FLAGS.topology)))
+    else:
+        place = processes.Place(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
+        training = FLAGS.mode == "train"
+        with processes.together(place, config.distributed, heeds_sigterm=training):
+            run(config)
+
+
+def run(config: ConfigDict) -> None:
+    """Trains or evaluates, in every process of the run."""
+    from mbv2_jax.training import compilation_cache, evaluation, loop, processes
+
+    overrides = command_line.overrides(FLAGS)
+    expected = command_line.expectation("--expect", FLAGS.expect)
+    compilation_cache.enable(config.compilation_cache)
+    asked = {f"--{name}": FLAGS[name].value for name in HELP if name != "process_id"}
+    asked |= command_line.flatten(config.to_dict())
+    processes.check_same("command", asked, config.distributed, "Start the same one on every host")
+    if FLAGS.mode == "train":
+        result = loop.train(config, FLAGS.workdir, FLAGS.checkpoint)
+        if result is not None:
+            evaluation.report(result, expected)
+    else:
+        checkpoint, flip = FLAGS.checkpoint or FLAGS.workdir, FLAGS.tta
+        result, card = evaluation.evaluate(config, checkpoint, overrides, flip=flip, out=FLAGS.out)
+        evaluation.report(result, expected if FLAGS.expect else card)
 
 
 if __name__ == "__main__":

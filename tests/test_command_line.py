@@ -52,7 +52,7 @@ def cases(photos: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     (files / "type.py").write_text(recipe + "    c.batch_size = 'many'\n    return c\n")
     (files / "syntax.py").write_text("def get_config(:\n")
     (files / "nothing.py").write_text("def get_config():\n    pass\n")
-    digits = "--config=configs/digits.py"
+    digits, tpu = "--config=configs/digits.py", "--config=mobilenet_v2_tpu_4096"
     same = f"--config.data.source=folder:{photos}"
     return {
         "no config": ([], ["--config=NAME is missing", "'digits'"]),
@@ -110,6 +110,15 @@ def cases(photos: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> dic
         ),
         "expect": ([digits, "--expect=71"], ["--expect=71", "TOP1,TOP5"]),
         "flags of eval": ([digits, "--tta"], ["--tta and --out go with --mode=eval"]),
+        "no topology": ([tpu, "--mode=compile"], ["--topology=NAME", "v5e:2x4"]),
+        "topology": ([tpu, "--mode=compile", "--topology=v5litepod-8"], ["v5litepod-8", "v5e:"]),
+        "generation": ([tpu, "--mode=compile", "--topology=v5f:2x4"], ["'v5f'", "'v5e'"]),
+        "sides": ([tpu, "--mode=compile", "--topology=v4:2x2"], ["v4:2x2", "3 sides"]),
+        "flags of compile": ([digits, "--topology=v5e:2x4"], ["goes with --mode=compile"]),
+        "classes left open": (
+            [digits, "--mode=compile", "--topology=v5e:2x4"],
+            ["--config.model.num_classes="],
+        ),
         "devices": ([digits, "--config.batch_size=66", "4 devices"], ["66", "4 devices", "64"]),
     }
 

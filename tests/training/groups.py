@@ -78,7 +78,7 @@ def finish(
             out, err = process.communicate(timeout=max(1.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
             kill(group)
-            raise AssertionError(f"still at work after {within} s: {process.args}") from None
+            raise AssertionError(f"still at work after {within} s: {process.args!r}") from None
         results.append((process.returncode, out, err))
     return results
 

@@ -2,12 +2,18 @@
 
 import json
 import pathlib
+import random
+import re
 import signal
+import socket
 import subprocess
 
 import numpy as np
 import pytest
 
+from mbv2_jax.configs import default
+from mbv2_jax.errors import UserError
+from mbv2_jax.training import processes
 from tests.training import commands, groups
 from tests.training.test_resume import checkpoints, logged_step
 
@@ -256,3 +262,70 @@ def test_batch_that_does_not_divide_is_refused_everywhere(tiny, cache, tmp_path)
     for status, _, err in groups.run(cache, *tiny(tmp_path / "run"), "--config.batch_size=50"):
         assert status == 2
         assert "error: batch_size 50 does not divide over 4 devices" in err
+
+
+def test_error_of_one_process_ends_all_with_its_words(tiny, cache, tmp_path):
+    """Here: the second host's folder for data is a file."""
+    folders = [tmp_path / "host0", tmp_path / "host1"]
+    for folder in folders:
+        folder.mkdir()
+    (folders[1] / "data").write_text("in the way")
+    (first, _, told), (second, _, own) = groups.run(
+        cache, *tiny(tmp_path / "run")[:2], "--config.data.data_dir=data", folders=folders
+    )
+    assert second == 2
+    words = own.splitlines()[-1].removeprefix("error: ")
+    assert first == 1
+    assert f"failed: process 1 of 2 on {socket.gethostname()}: {words}" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_slurm_tells_the_processes_apart(tiny, cache, tmp_path):
+    """With the variables that srun sets; jax's own reading of them."""
+    port = groups.free_port()
+    while port < 2**16 - 2**12:  # of these jax takes the one that the job's number says
+        port = random.randrange(2**16 - 2**12, 2**16)
+    job = {
+        "SLURM_JOB_ID": str(port - 2**16 + 2**12),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{port}",
+    }
+    group = [
+        commands.start(
+            cache,
+            *tiny(tmp_path / "run"),
+            f"--config.seed={task}",  # refused, once they have met
+            env=job | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)},
+        )
+        for task in range(2)
+    ]
+    for status, _, err in groups.finish(group):
+        assert status == 2
+        assert "process 1 has seed=1, process 0 0. Start the same one on every host" in err
+    # A script of sbatch is one process, though the job has more.
+    alone = {name: value for name, value in job.items() if name != "SLURM_STEP_NODELIST"}
+    status, _, err = commands.run(
+        cache, *tiny(tmp_path / "run"), "--config.batch_size=0", env=alone | {"SLURM_PROCID": "0"}
+    )
+    assert status == 2 and "error: batch_size is 0" in err
+
+
+PLACE = processes.Place("10.0.0.1:1234", 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (processes.Place(num_processes=2), "--num_processes=N and --process_id=I go together"),
+        (PLACE._replace(coordinator_address="here"), "--coordinator_address=here: give HOST:PORT"),
+        (PLACE._replace(process_id=2), "--process_id=2 of --num_processes=2: processes are num"),
+    ],
+)
+def test_places_that_are_not_possible_are_refused(place, message):
+    timeouts = default.get_config().distributed
+    with (
+        pytest.raises(UserError, match=re.escape(message)),
+        processes.together(place, timeouts, heeds_sigterm=False),
+    ):
+        raise AssertionError("joined")

@@ -1,0 +1,194 @@
+"""Compiles a config's training step for a TPU slice that is not there, and says what it costs.
+
+libtpu holds the TPU's compiler, which runs on any x86-64 Linux machine: no TPU is needed or
+touched, and no data either.
+"""
+
+import importlib.util
+import math
+import os
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mbv2_jax.data import transforms
+from mbv2_jax.errors import RunFailed, UserError, first_line, nearest
+from mbv2_jax.training import config as config_lib
+from mbv2_jax.training import mesh as mesh_lib
+from mbv2_jax.training import program as program_lib
+
+# As libtpu names them: how many sides a slice of each has, and what libtpu is to be told besides;
+# on Cloud TPU the two cores of a v4 chip are one device.
+GENERATIONS: dict[str, tuple[int, dict[str, Any]]] = {
+    "v4": (3, {"chip_config_name": "megacore"}),
+    "v5e": (2, {}),
+    "v5p": (3, {}),
+    "v6e": (2, {}),
+    "tpu7x": (3, {}),
+}
+FORM = "names are a generation and its chips a side, such as v5e:2x4, v5e:16x16, v6e:4x4, v5p:2x2x2"
+
+# Without these libtpu looks for the TPU of the machine it runs on, and only one process may use it.
+# The type only quietens it: the topology's name decides.
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+# Instructions of optimised HLO by which devices exchange data. The second half of an asynchronous
+# one, -done, is not another exchange.
+_COLLECTIVE = re.compile(
+    r" (all-reduce|all-gather|reduce-scatter|(?:ragged-)?all-to-all|collective-permute"
+    r"|collective-broadcast)(?:-start)?\("
+)
+
+# Of the learning rate's schedule, which depends on the data: constants that change no cost.
+_STEPS_PER_EPOCH, _EPOCHS = 1000, 100
+
+
+def report(config: ConfigDict, topology: str | None) -> dict[str, Any]:
+    """Compiles the training step for `topology`, a TPU slice's name.
+
+    Returns:
+      topology: its name. devices: how many. global_batch, per_device_batch: examples a step.
+      Of the program that each device runs, as the compiler counts:
+      hbm_bytes: the most memory it holds at a time, parameters and batch included.
+      flops: operations a step. bytes_per_image: what it reads and writes, in bytes, fusion by
+        fusion, over per_device_batch.
+      all_reduces: exchanges between the devices, of any kind: also all-gather, reduce-scatter, ...
+      compile_seconds: how long compiling took, tracing included.
+
+    Raises:
+      UserError: libtpu is missing, no such topology, a batch that does not divide over it, or a
+        config that leaves the classes open. RunFailed: the step does not fit the memory.
+    """
+    config_lib.check(config)
+    config = config_lib.with_defaults(config)
+    if config.model.num_classes is None:
+        raise UserError(
+            "model.num_classes is not set, and compiling opens no data to count the classes: give "
+            "--config.model.num_classes=1000, say"
+        )
+    mesh = topology_mesh(topology)
+    start = time.monotonic()
+    compiled = compile_step(config, mesh)
+    seconds = time.monotonic() - start
+    per_device = config.batch_size // mesh.size
+    cost: Any = compiled.cost_analysis()
+    return {
+        "topology": topology,
+        "devices": mesh.size,
+        "global_batch": config.batch_size,
+        "per_device_batch": per_device,
+        "hbm_bytes": _memory(compiled.memory_analysis()),
+        "flops": int(cost["flops"]),
+        "bytes_per_image": round(cost["bytes accessed"] / per_device),
+        "all_reduces": exchanges(compiled),
+        "compile_seconds": round(seconds, 1),
+    }
+
+
+def exchanges(compiled: jax.stages.Compiled) -> int:
+    """Returns how many collective operations a compiled program holds, of any kind."""
+    return len(_COLLECTIVE.findall(compiled.as_text() or ""))
+
+
+def topology_mesh(name: str | None) -> Mesh:
+    """Returns the mesh of a TPU slice by its name, such as "v5e:2x4"; its devices are descriptions.
+
+    Raises:
+      UserError: no such topology, or no libtpu.
+    """
+    if not name:
+        raise UserError(f"--mode=compile needs --topology=NAME: {FORM}")
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
+    if not match:
+        raise UserError(f"--topology={name}: {FORM}")
+    generation, chips = match.group(1), match.group(2).split("x")
+    if generation not in GENERATIONS:
+        raise UserError(
+            f"--topology={name}: no TPU {generation!r}; {nearest(generation, GENERATIONS)}"
+        )
+    axes, options = GENERATIONS[generation]
+    if len(chips) != axes:
+        raise UserError(f"--topology={name}: a slice of {generation} has {axes} sides; {FORM}")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "compiling for a TPU needs libtpu, not a TPU: pip install 'mbv2_jax[tpu]' (Linux, "
+            "x86-64)"
+        )
+    jax.config.update("jax_platforms", "cpu")  # a TPU that is there stays free for others
+    os.environ.update(ENVIRONMENT)
+    if set(chips) == {"1"}:  # a host of one chip; otherwise libtpu thinks of four
+        options = options | {"chips_per_host_bounds": (1, 1, 1)}
+    try:
+        description = topologies.get_topology_desc(name, "tpu", **options)
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"--topology={name}: libtpu refuses it ({first_line(error)}); {FORM}"
+        ) from None
+    return mesh_lib.create(description.devices)
+
+
+def compile_step(
+    config: ConfigDict, mesh: Mesh, options: Mapping[str, Any] | None = None
+) -> jax.stages.Compiled:
+    """Compiles the training step of a config without None for the devices of `mesh`.
+
+    Args:
+      config: its data is not opened.
+      mesh: of real devices or of described ones.
+      options: XLA's, for this compilation.
+
+    Raises:
+      UserError: the batch does not divide. RunFailed: the step does not fit the devices' memory.
+    """
+    mesh_lib.check_batch(mesh, config.batch_size)
+    program = program_lib.build(
+        config, config_lib.model(config), mesh, _STEPS_PER_EPOCH, _STEPS_PER_EPOCH * _EPOCHS
+    )
+    side = transforms.make_transform(config.data.train_transforms, config.data.image_size)
+    pixels = (config.batch_size, side.output_size, side.output_size, 3)
+    batch = {
+        "image": jax.ShapeDtypeStruct(pixels, np.uint8),
+        "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32),
+    }
+    lowered = program.step.lower(program.state, batch, jax.eval_shape(jax.random.key, 0))
+    try:
+        return lowered.compile(dict(options or {}))
+    except jax.errors.JaxRuntimeError as error:
+        raise _no_room(error, config.batch_size // mesh.size) or error from None
+
+
+def _memory(analysis: Any) -> int:
+    """The most bytes of HBM in use: what goes in and out, once where it is donated, and between."""
+    sizes = (
+        analysis.argument_size_in_bytes,
+        analysis.output_size_in_bytes,
+        -analysis.alias_size_in_bytes,
+        analysis.temp_size_in_bytes,
+        analysis.generated_code_size_in_bytes,
+    )
+    return int(math.fsum(sizes))
+
+
+def _no_room(error: Exception, per_device: int) -> RunFailed | None:
+    """What to say where the compiler ran out of memory for the devices; None: it did not."""
+    match = re.search(r"Used (\S+) of (\S+) hbm", str(error))
+    if match is None:
+        return None
+    needed, available = match.groups()
+    return RunFailed(
+        f"the training step does not fit: {per_device} images a device need {needed} of HBM, and a "
+        f"device has {available}. Give a smaller batch_size, more devices, or "
+        "--config.model.remat=true"
+    )
