@@ -13,7 +13,7 @@ import tqdm
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mbv2_jax import bucket, model_dir
+from mbv2_jax import model_dir
 from mbv2_jax.data import classes, labels, loader, sources, transforms
 from mbv2_jax.errors import RunFailed, UserError
 from mbv2_jax.model_dir import FIELDS
@@ -72,9 +72,7 @@ def evaluate(
     config_lib.check(config)
     if not checkpoint:
         raise UserError("--mode=eval needs --checkpoint=PATH or --workdir=DIR")
-    out_path = bucket.place(out, "--out") if out else None
-    if out_path is not None:
-        predictions.check(out_path)
+    out_path = predictions.place(out) if out else None
     saved = model_dir.read(checkpoint)
     if saved.features_only:
         raise UserError(

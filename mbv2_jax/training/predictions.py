@@ -13,19 +13,25 @@ from mbv2_jax.data.sources import Source
 from mbv2_jax.errors import RunFailed, UserError
 
 
-def check(path: pathlib.Path) -> None:
-    """Raises UserError where `write` could not write `path`, or would overwrite it."""
+def place(out: str) -> pathlib.Path:
+    """Returns the path of --out, on a disk or in a bucket.
+
+    Raises:
+      UserError: `write` could not write there, or would overwrite it.
+    """
+    path = bucket.place(out, "--out")
     try:
         with bucket.as_oserror(path):
             exists = path.exists()
         if exists:
             raise UserError(f"--out={path} exists already: delete it, or give another name")
         if bucket.is_address(path):
-            return
+            return path
         _fresh(path).touch()
         _fresh(path).unlink(missing_ok=True)  # each process of a run checks it
     except OSError as error:
         raise UserError(f"--out={path} cannot be written: {error.strerror}") from None
+    return path
 
 
 def write(path: pathlib.Path, batches: Sequence[Mapping[str, np.ndarray]], source: Source) -> None:

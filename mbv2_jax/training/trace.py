@@ -117,8 +117,10 @@ class Trace:
         finally:
             with contextlib.suppress(OSError):
                 shutil.rmtree(folder)
+        root = os.fspath(self._root)
+        here = f"gcloud storage cp -r {root} . && " if bucket.is_address(root) else ""
         self._say(
             f"trace of steps {self._first} to {self._last}: {self._target}. To look at it: pip "
-            f"install xprof, then xprof --logdir={os.fspath(self._root)}; or open its "
+            f"install xprof, then {here}xprof --logdir={'profile' if here else root}; or open its "
             ".trace.json.gz in https://ui.perfetto.dev"
         )
