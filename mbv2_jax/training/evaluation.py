@@ -73,7 +73,7 @@ def evaluate(
     if not checkpoint:
         raise UserError("--mode=eval needs --checkpoint=PATH or --workdir=DIR")
     out_path = predictions.place(out) if out else None
-    saved = model_dir.read(checkpoint)
+    saved = read_checkpoint(checkpoint, config.distributed)
     if saved.features_only:
         raise UserError(
             f"{saved.path} has no classifier, only features: train one on your data with "
@@ -101,6 +101,22 @@ def evaluate(
         except RunFailed as failure:  # what took hours is not lost
             raise RunFailed(f"{failure}; the result is {json.dumps(result)}") from None
     return result, published(saved, found, len(source), overrides, flip)
+
+
+def read_checkpoint(checkpoint: str, timeouts: ConfigDict) -> model_dir.SavedModel:
+    """Reads a model in every process; raises UserError where it is another one in some of them.
+
+    Args:
+      checkpoint: whatever model_dir.read takes.
+      timeouts: the config's `distributed` section.
+    """
+    saved = model_dir.read(checkpoint)
+    if processes.count() > 1:
+        digest = model_dir.arrays_sha256([saved.params, saved.batch_stats])
+        remedy = "Give one that all hosts share, or the same file on each"
+        name = f"SHA-256 of {checkpoint}'s arrays"
+        processes.check_same("checkpoint", {name: digest}, timeouts, remedy)
+    return saved
 
 
 def _open_source(

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mbv2_jax import model_dir
 from mbv2_jax.data import labels, loader
-from mbv2_jax.errors import RunFailed
+from mbv2_jax.errors import RunFailed, first_line
 from mbv2_jax.models import profile
 from mbv2_jax.training import checkpoint as checkpoints_lib
 from mbv2_jax.training import config as config_lib
@@ -44,7 +44,6 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
       UserError: see `plan`. RunFailed: the loss became infinite or NaN, or an evaluation failed.
     """
     run = plan(config, workdir, checkpoint)
-    say = processes.say
     workdir_lib.make_writable(run.workdir)
     workdir_lib.check_shared(run.workdir, config.distributed)
     with workdir_lib.alone_in(run.workdir) as still_ours:
@@ -52,28 +51,33 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
             checkpoints_lib.set_aside(run.workdir, run.damaged)
         processes.exchange("readiness of the workdir", True, config.distributed)
         try:
-            with (
-                StopRequest() as stop,
-                Checkpoints(run.workdir, run.config.checkpoint) as checkpoints,
-            ):
-                state, result = _go_on(run, checkpoints, stop, still_ours)
-        except RunFailed as failure:
+            return _train_here(run, still_ours)
+        except (RunFailed, OSError) as failure:
+            text = str(failure)
+            if isinstance(failure, OSError):  # a full disk, or one that is gone
+                text = f"{failure.filename or run.workdir}: {first_line(failure)}"
             steps = model_dir.training_steps(run.workdir)
             good = run.workdir / "checkpoints" / str(steps[-1]) if steps else "none was saved yet"
-            raise RunFailed(f"{failure}; last good checkpoint: {good}") from None
-        step = int(state.step)
-        if step < run.total_steps:
-            say(
-                f"stopped after step {step} of {run.total_steps}; it is saved: give the same "
-                "command again to continue"
-            )
-            return None
-        result = result or _score(run, state)
-        if processes.index() == 0:
-            still_ours()
-            weights = jax.device_get(state.evaluated())
-            model_dir.write(run.workdir / "model", **weights, info=run.info(step))
-    say(f"model: {run.workdir / 'model'}   curves: {run.workdir / 'curves.png'}")
+            raise RunFailed(f"{text}; last good checkpoint: {good}") from None
+
+
+def _train_here(run: Plan, still_ours: Callable[[], None]) -> Result | None:
+    """Trains, and writes the model, in a workdir that is this run's alone."""
+    with StopRequest() as stop, Checkpoints(run.workdir, run.config.checkpoint) as checkpoints:
+        state, result = _go_on(run, checkpoints, stop, still_ours)
+    step = int(state.step)
+    if step < run.total_steps:
+        processes.say(
+            f"stopped after step {step} of {run.total_steps}; it is saved: give the same command "
+            "again to continue"
+        )
+        return None
+    result = result or _score(run, state)
+    if processes.index() == 0:
+        still_ours()
+        weights = jax.device_get(state.evaluated())
+        model_dir.write(run.workdir / "model", **weights, info=run.info(step))
+    processes.say(f"model: {run.workdir / 'model'}   curves: {run.workdir / 'curves.png'}")
     return result
 
 

@@ -77,22 +77,14 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> Pla
     mesh = mesh_lib.create()
     mesh_lib.check_batch(mesh, config.batch_size)
     workdir_lib.check_alone(path)
-    train_source, eval_source = _open_data(config.data)
-    processes.check_same(
-        "data",
-        {
-            f"{config.data.source}: {what}": value
-            for name, source in (("training", train_source), ("evaluation", eval_source))
-            for what, value in _summary(name, source).items()
-        },
-        config.distributed,
-        "Every host must read the same data, from a bucket, a shared disk, or copies of its own",
-    )
+    train_source, eval_source = _open_data(config.data, config.distributed)
     # Where a run begins, in this order: the newest checkpoint in its workdir; the weights of
     # --checkpoint; random weights.
     resumed, damaged = _newest_checkpoint(path, config.distributed)
     previous = checkpoints_lib.saved_config(path, resumed) if resumed is not None else None
-    start_from = model_dir.read(checkpoint) if checkpoint and resumed is None else None
+    start_from = None
+    if checkpoint and resumed is None:
+        start_from = evaluation.read_checkpoint(checkpoint, config.distributed)
     config = config_lib.resolve(config, train_source.class_names, start_from, previous)
     if config.model.frozen_stages >= 0 and resumed is None and start_from is None:
         raise UserError(
@@ -155,7 +147,7 @@ def assemble(
     )
 
 
-def _open_data(data: ConfigDict) -> tuple[sources.Source, sources.Source]:
+def _open_data(data: ConfigDict, timeouts: ConfigDict) -> tuple[sources.Source, sources.Source]:
     """Returns the training and the evaluation split: different images of the same classes."""
     train_source = sources.open_source(data.source, data.train_split, data.data_dir)
     eval_source = sources.open_source(data.source, data.eval_split, data.data_dir)
@@ -171,6 +163,9 @@ def _open_data(data: ConfigDict) -> tuple[sources.Source, sources.Source]:
             "some of them; name two splits (of a folder: PATH/train/CLASS and PATH/val/CLASS), or "
             "parts of one that share none, such as 'train[10%:]' and 'train[:10%]'"
         )
+    seen = _summary("training", train_source) | _summary("evaluation", eval_source)
+    remedy = "Every host must read the same, from a bucket, a shared disk, or copies of its own"
+    processes.check_same("data", seen, timeouts, f"{data.source}: {remedy}")
     return train_source, eval_source
 
 

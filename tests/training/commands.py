@@ -5,7 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -64,13 +64,9 @@ def start(
     devices: int = 1,
     module: str = "mbv2_jax.main",
     env: Mapping[str, str] | None = None,
-    preexec_fn: Callable[[], None] | None = None,
     cwd: pathlib.Path = REPOSITORY,
 ) -> subprocess.Popen[str]:
-    """Starts `python -m mbv2_jax.main ARGUMENTS`, with `env` in its environment besides.
-
-    `preexec_fn`, where there is one, is called in the new process before anything else.
-    """
+    """Starts `python -m mbv2_jax.main ARGUMENTS`, with `env` in its environment besides."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=cwd,
@@ -78,7 +74,6 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=preexec_fn,
         start_new_session=True,  # so that a test can signal the whole group, as a terminal does
     )
 

@@ -83,8 +83,25 @@ def test_no_whole_checkpoint_is_an_error_and_nothing_is_overwritten(
     assert "by their SHA-256, they are not what was saved" in err or "cannot be read" in err
 
 
+def run_limited(cache: pathlib.Path, *arguments: str, size: int) -> tuple[int, str, str]:
+    """As commands.run, with the stand-in for a full disk: no file may be larger."""
+    process = commands.start(cache, *arguments)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, size))
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def test_disk_that_is_full_from_the_beginning_is_said(tiny, cache, unbroken, tmp_path):
+    workdir = tmp_path / "run"
+    status, out, err = run_limited(cache, *tiny(workdir), size=1000)
+    assert (status, out) == (1, ""), err
+    last = err.splitlines()[-1]
+    assert last.startswith(f"failed: {workdir}"), last
+    assert last.endswith("File too large; last good checkpoint: none was saved yet")
+    assert "Traceback" not in err
+
+
 def test_save_that_fails_stops_the_run_and_leaves_the_earlier_ones(tiny, cache, unbroken, tmp_path):
-    """The stand-in for a full disk: a limit on the size of files, below that of the arrays'."""
     whole, line = unbroken
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
@@ -92,12 +109,9 @@ def test_save_that_fails_stops_the_run_and_leaves_the_earlier_ones(tiny, cache, 
     shutil.rmtree(workdir / "checkpoints" / str(newest))
     saved = commands.arrays(workdir / "checkpoints" / str(before) / "state")
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-
-    process = commands.start(cache, *tiny(workdir), preexec_fn=limit)
-    out, err = process.communicate(timeout=300)
-    assert (process.returncode, out) == (1, ""), err
+    # Below the size of the arrays, above that of all else.
+    status, out, err = run_limited(cache, *tiny(workdir), size=200_000)
+    assert (status, out) == (1, ""), err
     last = err.splitlines()[-1]
     assert last.startswith(f"failed: a checkpoint cannot be saved in {workdir}/checkpoints: ")
     assert last.endswith(f"last good checkpoint: {workdir}/checkpoints/{before}")
