@@ -32,6 +32,8 @@ def start(
 ) -> list[subprocess.Popen[str]]:
     """Starts the processes of one run; jax computes in float64 where the config wants it.
 
+    A single one is told nothing of processes.
+
     Args:
       cache: as commands.start takes it.
       arguments: of all.
@@ -44,13 +46,12 @@ def start(
     """
     port = free_port()
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1"
+    joined = [f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={processes}"]
     return [
         commands.start(
             cache,
             *arguments,
-            f"--coordinator_address=127.0.0.1:{port}",
-            f"--num_processes={processes}",
-            f"--process_id={index}",
+            *([*joined, f"--process_id={index}"] if processes > 1 else []),
             f"--config.distributed.heartbeat_timeout={HEARTBEAT}",
             *(each[index] if each else ()),
             module=module,
