@@ -211,6 +211,7 @@ def test_run_in_a_bucket_is_killed_finished_evaluated_and_predicted_with(
     whole, last_line = unbroken
     # Between two saves: the log goes further than the newest checkpoint.
     in_bucket.kill_when_it_writes("metrics.jsonl", after=20)
+    in_bucket.arguments.append("--config.data.workers=2")
     out, err = in_bucket.finish()
     assert "continuing after step 20" in err
     server, address = in_bucket.server, "gs://bucket/runs/tiny"
