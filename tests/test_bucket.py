@@ -134,7 +134,8 @@ def test_a_tree_is_moved_with_its_marks_first(server):
     server.put("bucket", "from/treetop", b"not of it")
     bucket.move_tree(workdir("from/tree"), workdir("to/tree"))
     assert server.names("bucket", "from/") == ["from/treetop"]
-    moved = {server.objects["bucket", name].generation: name for name in server.names("bucket", "to/")}
+    names = server.names("bucket", "to/")
+    moved = {server.objects["bucket", name].generation: name for name in names}
     assert [moved[when].removeprefix("to/tree/") for when in sorted(moved)] == [
         "commit_success.txt", "state/commit_success.txt", "a", "state/b",
     ]  # fmt: skip
