@@ -50,7 +50,11 @@ def _model() -> ConfigDict:
     model.padding = config_dict.placeholder(str)  # 'torch' (symmetric) | 'same' (TensorFlow's)
     model.bn_epsilon = config_dict.placeholder(float)  # added to the variance; torch's is 1e-5
     model.bn_momentum = config_dict.placeholder(float)  # share of the old average kept each step
-    model.bn_group_size = 0  # examples that share statistics in training; 0: the global batch
+    # Which examples share statistics in training: 0: the global batch; 'device': each device's
+    # share of it; N: each N consecutive ones. Running statistics are the groups' mean. Fastest is
+    # 'device', which depends on the number of devices; with 0, or N spanning devices, every layer
+    # waits for an exchange between them; N below a device's share moves more bytes.
+    model.bn_group_size = config_dict.FieldReference(0, field_type=object)
     model.dtype = "float32"  # of the computation; parameters and statistics stay float32
     model.remat = False  # recompute each block in the backward pass: less memory, more work
     model.frozen_stages = -1  # 0: the stem is frozen; k: layer1..layer<k> too; -1: nothing

@@ -11,7 +11,8 @@ source: official/vision/configs/experiments/image_classification/imagenet_mobile
 `mobilenet_imagenet` in official/vision/configs/image_classification.py of
 https://github.com/tensorflow/models
 other than there:
-- BatchNorm's statistics are of the global batch; there, of each core's share.
+- BatchNorm's statistics are of each device's share of the batch, as there; how large that share
+  was, is not published.
 - Kernels of depthwise convolutions decay, too.
 - RMSProp's mean squares start at 1; there, at 0.
 - The staircase counts during the warm-up, too: the rate is up to 8.5 % higher, and equal from the
@@ -39,7 +40,7 @@ def get_config() -> ConfigDict:
     config.model.padding = "same"
     config.model.bn_epsilon = 1e-3
     config.model.bn_momentum = 0.997
-    config.model.bn_group_size = 0
+    config.model.bn_group_size = "device"
     config.model.dtype = "bfloat16"
 
     config.data.source = "imagenet2012"

@@ -86,7 +86,7 @@ def main() -> None:
     if FLAGS.mode == "info":
         print(loop.info(config))
     elif FLAGS.mode == "compile":
-        print(json.dumps(compile_lib.report(config, FLAGS.topology)))
+        print(json.dumps(compile_lib.compile_for(config, FLAGS.topology)[0]))
     else:
         place = processes.Place(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
         training = FLAGS.mode == "train"

@@ -89,11 +89,9 @@ class BatchNorm(nn.Module):
     """Batch normalisation with torch's running statistics (torch.nn.BatchNorm2d).
 
     Three things differ from `flax.linen.BatchNorm`. The running variance is the unbiased one,
-    n / (n - 1), as torch keeps it. The batch's variance is the mean of (x - mean)^2, a second pass
-    over x, and not E[x^2] - E[x]^2: in float32 that difference loses every digit once a channel's
-    mean is some thousand times its deviation, and already costs four where it is a hundred times; a
-    frozen or badly scaled input gets there. And statistics can be taken per group of the batch: the
-    recipe behind the published weights normalised each replica's 32 images by themselves.
+    n / (n - 1), as torch keeps it. Statistics can be taken per group of the batch: the recipe
+    behind the published weights normalised each replica's 32 images by themselves. And the batch's
+    variance is, in float32 or wider, the mean of (x - mean)^2: see `_normalize`.
 
     Under `jax.jit` a batch sharded over devices is one array, so the statistics are global.
 
@@ -136,14 +134,34 @@ class BatchNorm(nn.Module):
             return ((x.astype(kept) - mean.value) * factor + bias).astype(self.dtype)
 
         groups, count = self._groups(x.shape)
-        grouped = x.astype(kept).reshape(groups, -1, *x.shape[1:])  # (G, N/G, H, W, C)
-        batch_mean = grouped.mean((1, 2, 3), keepdims=True)  # (G, 1, 1, 1, C)
-        centred = grouped - batch_mean
-        batch_var = lax.square(centred).mean((1, 2, 3), keepdims=True)  # (G, 1, 1, 1, C), biased
+        grouped = x.reshape(groups, -1, *x.shape[1:])  # (G, N/G, H, W, C)
+        y, batch_mean, batch_var = self._normalize(grouped, scale, bias)
         self._update(mean, batch_mean)
         self._update(var, batch_var * (count / (count - 1)))
-        y = centred * (scale * lax.rsqrt(batch_var + self.epsilon)) + bias
         return y.reshape(x.shape).astype(self.dtype)
+
+    def _normalize(
+        self, x: jax.Array, scale: jax.Array, bias: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns x (G, N/G, H, W, C) normalised, and the groups' mean and biased variance.
+
+        In float32 and wider the variance takes a second pass over x. E[x^2] - E[x]^2 loses every
+        digit there once a channel's mean is some thousand times its deviation, and four where it is
+        a hundred times; a frozen or badly scaled input gets there. Of a bfloat16 x, rounded to
+        2^-9 of its size, both sums are taken at once: what their difference loses in float32 is
+        less than what the rounding of x had lost before. It is memory that takes the time there,
+        and neither this nor the gradient of it reads x a second time (docs/tpu_step.md).
+        """
+        wide = x.astype(scale.dtype)
+        mean = wide.mean((1, 2, 3), keepdims=True)  # (G, 1, 1, 1, C)
+        if x.dtype == scale.dtype:
+            centred = wide - mean
+            var = lax.square(centred).mean((1, 2, 3), keepdims=True)
+            return centred * (scale * lax.rsqrt(var + self.epsilon)) + bias, mean, var
+        square = lax.square(wide).mean((1, 2, 3), keepdims=True)
+        var = jnp.maximum(square - lax.square(mean), 0)
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        return wide * factor + (bias - mean * factor), mean, var
 
     def _groups(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Returns the number of groups, and the values per channel in each."""

@@ -55,15 +55,24 @@ _COLLECTIVE = re.compile(
 _STEPS_PER_EPOCH, _EPOCHS = 1000, 100
 
 
-def report(config: ConfigDict, topology: str | None) -> dict[str, Any]:
-    """Compiles the training step for `topology`, a TPU slice's name.
+def compile_for(
+    config: ConfigDict, topology: str | None, options: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], jax.stages.Compiled]:
+    """Compiles the training step of a config for `topology`, a TPU slice's name.
+
+    Args:
+      config: a recipe's; its data is not opened.
+      topology: such as "v5e:2x4"; the slice itself is not needed.
+      options: XLA's, for this compilation.
 
     Returns:
+      The compiled program, and a report of it:
       topology: its name. devices: how many. global_batch, per_device_batch: examples a step.
-      Of the program that each device runs, as the compiler counts:
-      hbm_bytes: the most memory it holds at a time, parameters and batch included.
-      flops: operations a step. bytes_per_image: what it reads and writes, in bytes, fusion by
-        fusion, over per_device_batch.
+      hbm_bytes: the most memory a device holds at a time, parameters and batch included.
+      flops: operations of a step on one device.
+      bytes_per_image: what the program of one device reads and writes, in bytes over
+        per_device_batch: XLA's "bytes accessed", operands and results of every instruction wherever
+        they lie, copies between HBM and the chip's own memory included (docs/tpu_step.md).
       all_reduces: exchanges between the devices, of any kind: also all-gather, reduce-scatter, ...
       compile_seconds: how long compiling took, tracing included.
 
@@ -80,11 +89,11 @@ def report(config: ConfigDict, topology: str | None) -> dict[str, Any]:
         )
     mesh = topology_mesh(topology)
     start = time.monotonic()
-    compiled = compile_step(config, mesh)
+    compiled = compile_step(config, mesh, options)
     seconds = time.monotonic() - start
     per_device = config.batch_size // mesh.size
     cost: Any = compiled.cost_analysis()
-    return {
+    report = {
         "topology": topology,
         "devices": mesh.size,
         "global_batch": config.batch_size,
@@ -95,6 +104,7 @@ def report(config: ConfigDict, topology: str | None) -> dict[str, Any]:
         "all_reduces": exchanges(compiled),
         "compile_seconds": round(seconds, 1),
     }
+    return report, compiled
 
 
 def exchanges(compiled: jax.stages.Compiled) -> int:
@@ -153,9 +163,8 @@ def compile_step(
       UserError: the batch does not divide. RunFailed: the step does not fit the devices' memory.
     """
     mesh_lib.check_batch(mesh, config.batch_size)
-    program = program_lib.build(
-        config, config_lib.model(config), mesh, _STEPS_PER_EPOCH, _STEPS_PER_EPOCH * _EPOCHS
-    )
+    model = config_lib.model(config, mesh.size)
+    program = program_lib.build(config, model, mesh, _STEPS_PER_EPOCH, _STEPS_PER_EPOCH * _EPOCHS)
     side = transforms.make_transform(config.data.train_transforms, config.data.image_size)
     pixels = (config.batch_size, side.output_size, side.output_size, 3)
     batch = {

@@ -48,6 +48,9 @@ OPTIONS: dict[str, Sequence[str]] = {
     "checkpoint.best_metric": ("top1", "top5", "loss"),
 }
 
+# What model.bn_group_size may be besides a number: each device's share of the batch.
+PER_DEVICE = "device"
+
 # Field -> (smallest, largest or None, whether the smallest itself is allowed).
 RANGES: dict[str, tuple[float, float | None, bool]] = {
     "batch_size": (1, None, True),
@@ -61,7 +64,6 @@ RANGES: dict[str, tuple[float, float | None, bool]] = {
     "model.dropout": (0, 1, True),
     "model.bn_epsilon": (0, None, False),
     "model.bn_momentum": (0, 1, True),
-    "model.bn_group_size": (0, None, True),
     "model.frozen_stages": (-1, 7, True),
     "data.image_size": (1, None, True),
     "data.workers": (0, None, True),
@@ -111,11 +113,24 @@ def check(config: ConfigDict) -> None:
     cache = flat["compilation_cache"] or ""
     if "://" in cache and not cache.startswith("gs://"):
         raise UserError(f"compilation_cache is {cache!r}: it must be a folder, or gs://BUCKET/...")
-    if flat["model.bn_group_size"] and config.batch_size % config.model.bn_group_size:
+    _check_groups(flat["model.bn_group_size"], config.batch_size)
+
+
+def _check_groups(size: Any, batch_size: int) -> None:
+    name = "model.bn_group_size"
+    if isinstance(size, str) and size != PER_DEVICE:
+        raise UserError(f"{name} is {size!r}: {nearest(size, [PER_DEVICE])}, or a number")
+    if size == PER_DEVICE:
+        return
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise UserError(
-            f"batch_size {config.batch_size} does not divide into groups of model.bn_group_size "
-            f"{config.model.bn_group_size}"
+            f"{name} is {size}: it must be 0 (the global batch), {PER_DEVICE!r} (each device's "
+            "share of it) or a number of examples"
         )
+    if size > batch_size:
+        raise UserError(f"{name} {size} is more than batch_size {batch_size}: give 0 for all of it")
+    if size and batch_size % size:
+        raise UserError(f"batch_size {batch_size} does not divide into groups of {name} {size}")
 
 
 def _check_tuples(flat: Mapping[str, Any]) -> None:
@@ -243,7 +258,14 @@ def model_fields(config: ConfigDict) -> dict[str, Any]:
     return {name: flat[name] for name in FIELDS}
 
 
-def model(config: ConfigDict) -> MobileNetV2:
-    """Returns the network of a resolved config, as it is trained."""
+def model(config: ConfigDict, devices: int = 1) -> MobileNetV2:
+    """Returns the network of a resolved config, as it is trained.
+
+    Args:
+      config: from `resolve`.
+      devices: over how many a batch is split; only `model.bn_group_size` 'device' depends on it.
+    """
     attributes = config.model.to_dict()
+    if config.model.bn_group_size == PER_DEVICE:
+        attributes["bn_group_size"] = config.batch_size // devices
     return MobileNetV2(**attributes | {"dtype": jax.numpy.dtype(config.model.dtype)})

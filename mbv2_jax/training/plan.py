@@ -149,7 +149,7 @@ def assemble(
         resumed_step=resumed_step,
         damaged=damaged,
         mesh=mesh,
-        model=config_lib.model(config),
+        model=config_lib.model(config, mesh.size),
         steps_per_epoch=steps_per_epoch,
         total_steps=max(1, loader.epochs_to_steps(config.num_epochs, steps_per_epoch)),
     )

@@ -272,8 +272,7 @@ def _end(error: BaseException, words: "_LastWords", watch: "_Watch | None") -> N
     if status and jax.distributed.is_initialized():
         with contextlib.suppress(Exception):  # the others may be gone already
             _client().key_value_set(_FAILED, f"{_name()}: {_said(error)}")
-            # The first process hosts what the others read this from, and must outlive that.
-            time.sleep(5 * _POLL)
+        _linger()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -332,7 +331,17 @@ class _Watch:
                 return  # this process is ending, by an error of its own: the same one, perhaps
             self._words.set("")
             print(f"failed: {said}\n{_name()} ends with it. {_AGAIN}", file=sys.stderr, flush=True)
+            _linger()
             os._exit(1)
+
+
+def _linger() -> None:
+    """Gives the others time to read what was said.
+
+    The first process hosts what they read it from, and JAX aborts whoever loses that.
+    """
+    if index() == 0:
+        time.sleep(5 * _POLL)
 
 
 class _LastWords:

@@ -17,7 +17,8 @@ from mbv2_jax.errors import RunFailed, UserError, listed
 from mbv2_jax.training import processes
 from mbv2_jax.training.lease import Lease
 
-_VISIBLE_WITHIN = 70.0  # seconds; NFS looks for new files once a minute at the latest
+# Seconds. A name that was never asked for is in no cache of NFS: its server is asked.
+_VISIBLE_WITHIN = 10.0
 
 
 def make_writable(workdir: pathlib.Path) -> None:

@@ -35,7 +35,14 @@ def lose_the_config(step: pathlib.Path) -> None:
     (step / "config" / "metadata").unlink()
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, truncate, lose_the_config])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip_a_bit,
+        pytest.param(truncate, marks=pytest.mark.slow),
+        pytest.param(lose_the_config, marks=pytest.mark.slow),
+    ],
+)
 def test_falls_back_to_the_checkpoint_before(
     tiny, cache, unbroken, tmp_path, damage: Callable[[pathlib.Path], None]
 ):

@@ -212,6 +212,7 @@ def test_goes_on_with_other_processes_and_devices(tiny, cache, two, tmp_path):
     close(workdir, whole)
 
 
+@pytest.mark.slow
 def test_evaluates_as_one_process(tiny, cache, two):
     whole, line = two
     arguments = [*tiny(whole), *RUN, "--mode=eval", "--config.batch_size=28"]

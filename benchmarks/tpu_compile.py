@@ -1,0 +1,190 @@
+"""What the compiled TPU step of a recipe reads and writes, and in which operations.
+
+    python -m benchmarks.tpu_compile [--config=mobilenet_v2_tpu_4096] [--topology=v5e:2x4]
+        [--batch=1024] [--options=NAME=VALUE,...] [--hlo=FILE] [--top=20] [--label=TEXT]
+
+Nothing is run: libtpu compiles ahead of time (`make test-tpu` installs it; minutes on two cores).
+--hlo keeps the compiled program's text in a file, --label adds a row to benchmarks/tpu_step.csv.
+docs/tpu_step.md explains the figures.
+
+XLA's own count, "bytes accessed", adds up operands and results wherever they lie. A TPU core has a
+memory on the chip, too, and the compiler adds copies between that and HBM, each of which XLA counts
+three to four times. So three figures are given, all in MB an image: XLA's count; what the
+operations themselves read and write, copies left out; and what crosses between HBM and the chip.
+"""
+
+import argparse
+import collections
+import csv
+import dataclasses
+import os
+import pathlib
+import re
+import sys
+
+from mbv2_jax import command_line
+from mbv2_jax.training import compile as compile_lib
+
+CSV = pathlib.Path(__file__).resolve().parent / "tpu_step.csv"
+SIZES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "u8": 1, "s8": 1, "pred": 1}
+
+# Names for what is there already: nothing is read or written.
+NAMES = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "custom-call"}
+MOVES = {"copy-start", "slice-start"}  # between HBM and the chip; -done is the same one's end
+
+_ARRAY = re.compile(rf"\b({'|'.join(SIZES)})\[([\d,]*)\](\{{[^}}]*\}})?")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(([^)]*)\)(.*)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """An operand or a result: its bytes, as shaped, and whether it lies on the chip."""
+
+    shape: str
+    size: int
+    on_chip: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """An instruction of the entry computation that reads and writes memory."""
+
+    name: str
+    opcode: str
+    source: str  # the JAX operation that it, or the heart of its fusion, came from
+    reads: tuple[Array, ...]
+    writes: tuple[Array, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes read and written, wherever they lie."""
+        return sum(array.size for array in self.reads + self.writes)
+
+    @property
+    def hbm(self) -> int:
+        """Those of them that lie in HBM."""
+        return sum(array.size for array in self.reads + self.writes if not array.on_chip)
+
+    @property
+    def kind(self) -> str:
+        """What it is: a move, or in which direction it computes what."""
+        if self.opcode in MOVES:
+            return "moves between HBM and chip"
+        direction = "backward" if "transpose(" in self.source else "forward"
+        return f"{direction} {self.source.rpartition('/')[2] or self.opcode}"
+
+
+def operations(text: str) -> list[Operation]:
+    """Returns the operations of a compiled program's entry computation, in order.
+
+    Args:
+      text: `jax.stages.Compiled.as_text()`.
+    """
+    results: dict[str, tuple[Array, ...]] = {}
+    found = []
+    for line in text[text.index("\nENTRY") :].splitlines()[2:]:
+        match = _INSTRUCTION.match(line)
+        if not match:
+            continue
+        name, shape, opcode, arguments, rest = match.groups()
+        writes = results[name] = _arrays(shape)
+        if opcode in NAMES or opcode.endswith("-done"):
+            continue
+        reads = tuple(
+            array
+            for operand in re.findall(r"%([\w.\-]+)", arguments)
+            for array in results.get(operand, ())
+        )
+        if opcode in MOVES:  # the result of a -start also names the source; a slice is a part of it
+            moved = writes[0] if opcode == "copy-start" else writes[1]
+            reads = (dataclasses.replace(reads[0], size=moved.size),)
+            writes = (moved,)
+        source = re.search(r'op_name="([^"]*)"', rest)
+        found.append(Operation(name, opcode, source[1] if source else "", reads, writes))
+    return found
+
+
+def _arrays(shape: str) -> tuple[Array, ...]:
+    arrays = []
+    for dtype, sides, layout in _ARRAY.findall(shape):
+        size = SIZES[dtype]
+        for side in filter(None, sides.split(",")):
+            size *= int(side)
+        arrays.append(Array(f"{dtype}[{sides}]", size, bool(re.search(r"S\(\d\)", layout))))
+    return tuple(arrays)
+
+
+def summary(found: list[Operation], images: int) -> dict[str, float]:
+    """Returns MB an image: of operations without the moves, of HBM, and of each kind above 0.1."""
+    megabyte = 1e6 * images
+    moves = sum(operation.size for operation in found if operation.opcode in MOVES)
+    kinds: collections.Counter[str] = collections.Counter()
+    for operation in found:
+        kinds[operation.kind] += operation.size
+    return {
+        "operations": (sum(operation.size for operation in found) - moves) / megabyte,
+        "HBM": sum(operation.hbm for operation in found) / megabyte,
+    } | {kind: size / megabyte for kind, size in kinds.most_common() if size > 0.1 * megabyte}
+
+
+def table(found: list[Operation], images: int, top: int) -> str:
+    """Returns the operations that read and write most, a line each; * marks what is on the chip."""
+    lines = []
+    for operation in sorted(found, key=lambda operation: -operation.size)[:top]:
+        reads, writes = (
+            " ".join(
+                array.shape + "*" * array.on_chip for array in arrays if array.size > 100 * images
+            )
+            for arrays in (operation.reads, operation.writes)
+        )
+        size = operation.size / (1e6 * images)
+        lines.append(f"{size:6.2f}  {operation.source}\n        {reads} -> {writes}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Compiles, prints the table and the sums, and writes what is asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="mobilenet_v2_tpu_4096")
+    parser.add_argument("--topology", default="v5e:2x4")
+    parser.add_argument("--batch", type=int, default=1024, help="global")
+    parser.add_argument("--group-size", help="model.bn_group_size, if not the recipe's")
+    parser.add_argument("--options", default="", help="XLA's, NAME=VALUE,...")
+    parser.add_argument("--hlo", help="file for the compiled program's text")
+    parser.add_argument("--top", type=int, default=20)
+    parser.add_argument("--label", help="adds a row of this name to benchmarks/tpu_step.csv")
+    arguments = parser.parse_args()
+
+    config = command_line.load_config(arguments.config)
+    config.batch_size = arguments.batch
+    if arguments.group_size:
+        size = arguments.group_size
+        config.model.bn_group_size = int(size) if size.isdigit() else size
+    options = dict(option.split("=") for option in arguments.options.split(",") if option)
+    report, compiled = compile_lib.compile_for(config, arguments.topology, options)
+    text = compiled.as_text() or ""
+    if arguments.hlo:
+        pathlib.Path(arguments.hlo).write_text(text)
+    found, images = operations(text), report["per_device_batch"]
+    print(table(found, images, arguments.top), end="\n\n")
+    sums = {"XLA's count": report["bytes_per_image"] / 1e6} | summary(found, images)
+    print("\n".join(f"{value:7.1f} MB an image  {name}" for name, value in sums.items()))
+    if arguments.label:
+        _append(arguments.label, report, sums)
+
+
+def _append(label: str, report: dict, sums: dict[str, float]) -> None:
+    row = {"what": label} | report
+    row |= {"operations_mb": round(sums["operations"], 1), "hbm_mb": round(sums["HBM"], 1)}
+    fresh = not CSV.exists()
+    with CSV.open("a", newline="") as file:
+        writer = csv.DictWriter(file, row, lineterminator=os.linesep)
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.run(main))

@@ -1,0 +1,106 @@
+"""model.bn_group_size on four devices, against torch's data-parallel replicas."""
+
+import copy
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from mbv2_jax.configs import default
+from mbv2_jax.training import compile as compile_lib
+from mbv2_jax.training import config as config_lib
+from mbv2_jax.training import mesh as mesh_lib
+from mbv2_jax.training import program as program_lib
+from tests.parity import peers
+
+CLASSES, BATCH, SIZE, RATE = 7, 8, 64, 2.0**-12
+
+
+def make_config(group_size: Any) -> Any:
+    config = default.get_config()
+    config.batch_size = BATCH
+    config.model.width = 0.1
+    config.model.dtype = "float64"
+    config.model.num_classes = CLASSES
+    config.model.bn_group_size = group_size
+    config.data.image_size = SIZE
+    config.data.train_transforms = "resize(size)"
+    config.schedule.base_lr = RATE
+    config.optimizer.momentum = 0.0
+    config_lib.check(config)
+    return config_lib.with_defaults(config)
+
+
+def build(config: Any) -> program_lib.Program:
+    """The training step on four devices, each with two examples."""
+    mesh = mesh_lib.create()
+    assert mesh.size == 4
+    return program_lib.build(config, config_lib.model(config, mesh.size), mesh, 1000, 1000)
+
+
+def torchs(model: torch.nn.Module, batch: dict[str, np.ndarray], groups: int) -> Any:
+    """Means over replicas with a share of the batch each: loss, gradients, running statistics.
+
+    So DistributedDataParallel averages gradients; of the statistics it keeps one replica's.
+    """
+    replicas = [copy.deepcopy(model) for _ in range(groups)]
+    mean, std = (config_lib.DEFAULTS[f"data.{name}"] for name in ("mean", "std"))
+    images = (batch["image"].astype(np.float64) - mean) / std
+    losses = []
+    shares = zip(np.split(images, groups), np.split(batch["label"], groups), strict=True)
+    for replica, (image, label) in zip(replicas, shares, strict=True):
+        loss = torch.nn.functional.cross_entropy(
+            replica(peers.nchw(image)), torch.from_numpy(label).long()
+        )
+        loss.backward()
+        losses.append(loss.item())
+        for parameter in replica.parameters():
+            parameter.data = parameter.grad
+    trees = [(peers.parameters(replica), peers.statistics(replica)) for replica in replicas]
+    gradients, statistics = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *trees)
+    return np.mean(losses), gradients, statistics
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    network = peers.torchvision().models.mobilenet_v2(
+        num_classes=CLASSES, width_mult=0.1, dropout=0.0
+    )
+    peers.randomize(network, seed=1)
+    return network.double().train()
+
+
+# With four devices of two examples each, 4 is a group of two devices. No map is smaller than 2 x 2.
+@pytest.mark.parametrize(("group_size", "groups"), [("device", 4), (4, 2), (0, 1)])
+def test_a_step_is_that_of_torchs_replicas(model, group_size, groups):
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8),
+        "label": rng.integers(0, CLASSES, BATCH).astype(np.int32),
+    }
+    loss, gradients, statistics = torchs(model, batch, groups)
+    with jax.enable_x64(True):
+        program = build(make_config(group_size))
+        before = peers.as_jax(
+            {"params": peers.parameters(model), "batch_stats": peers.statistics(model)}
+        )
+        arguments = (program.restart(before), batch, jax.random.key(0))
+        compiled = program.step.lower(*arguments).compile()
+        state, metrics = compiled(*arguments)
+        moved = jax.tree.map(lambda a, b: (a - b) / RATE, before["params"], state.params)
+        found = jax.device_get((metrics["loss"], moved, state.batch_stats))
+    # float64 both. The gradient is a difference of parameters of size 1 over 2^-12 of it, which
+    # leaves 1e-12; fifty normalisations of few values make it some hundred times that.
+    np.testing.assert_allclose(found[0], loss, rtol=1e-9)
+    for ours, theirs in zip(found[1:], (gradients, statistics), strict=True):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9), ours, theirs
+        )
+    # Gradients and metrics are summed over the devices in any case, a few at a time; each of the 52
+    # normalisations exchanges its sums, forwards and backwards, where groups span devices.
+    if group_size == "device":
+        assert compile_lib.exchanges(compiled) < 52
+    else:
+        assert compile_lib.exchanges(compiled) >= 2 * 52
