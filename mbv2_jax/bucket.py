@@ -72,6 +72,21 @@ def remove_tree(path: pathlib.Path) -> None:
     path.rmtree(missing_ok=True)  # type: ignore[attr-defined] # epath's
 
 
+def move_tree(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Moves all that is in a folder of a bucket to another one, object by object.
+
+    The marks that say that something is complete go first: what is left, if the process dies
+    meanwhile, passes for incomplete.
+    """
+    import fsspec
+
+    system, old = fsspec.url_to_fs(os.fspath(source))
+    _, new = fsspec.url_to_fs(os.fspath(target))
+    names = [name.removeprefix(old) for name in system.find(old)]
+    for name in sorted(names, key=lambda name: (not name.endswith("commit_success.txt"), name)):
+        system.mv_file(old + name, new + name)
+
+
 def contents(folder: pathlib.Path) -> Iterator[tuple[str, bytes]]:
     """Yields name (relative, with /) and content of every file in a folder and below, sorted.
 

@@ -144,21 +144,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 raise _Refused(404, "The specified bucket does not exist.")
             if bucket in self.store.forbidden:
                 raise _Refused(403, "somebody does not have storage.buckets.get access.")
-            if self.command in ("POST", "PUT"):
+            if self.command == "POST" and "/moveTo/o/" in url.path:
+                self._move(bucket, *match[3].split("/moveTo/o/"))
+            elif self.command in ("POST", "PUT"):
                 self._upload(bucket, query, body)
-                return
-            with self.store.lock:
-                if not match[2]:
-                    self._json({"kind": "storage#bucket", "name": bucket, "id": bucket})
-                elif name is None:
-                    self._list(bucket, query)
-                elif self.command == "DELETE":
-                    self._precondition(bucket, name, query)
-                    self._find(bucket, name)
-                    del self.store.objects[bucket, name]
-                    self._answer(204, b"")
-                else:
-                    self._read(bucket, name, query)
+            elif not match[2]:
+                self._json({"kind": "storage#bucket", "name": bucket, "id": bucket})
+            elif name is None:
+                self._list(bucket, query)
+            elif self.command == "DELETE":
+                self._delete(bucket, name, query)
+            else:
+                self._read(bucket, name, query)
         except _Refused as refused:
             error = {"code": refused.status, "message": str(refused)}
             self._json({"error": error}, refused.status)
@@ -187,9 +184,24 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if query.get("ifGenerationMatch", generation) != generation:
             raise _Refused(412, "At least one of the pre-conditions you specified did not hold.")
 
+    def _delete(self, bucket: str, name: str, query: Mapping[str, str]) -> None:
+        with self.store.lock:
+            self._precondition(bucket, name, query)
+            self._find(bucket, name)
+            del self.store.objects[bucket, name]
+        self._answer(204, b"")
+
+    def _move(self, bucket: str, source: str, target: str) -> None:
+        source, target = map(urllib.parse.unquote, (source, target))
+        with self.store.lock:
+            found = self.store.put(bucket, target, self._find(bucket, source).data)
+            del self.store.objects[bucket, source]
+        self._json(_resource(bucket, target, found))
+
     def _read(self, bucket: str, name: str, query: Mapping[str, str]) -> None:
-        found = self._find(bucket, name)
-        self._precondition(bucket, name, query)
+        with self.store.lock:
+            found = self._find(bucket, name)
+            self._precondition(bucket, name, query)
         if query.get("ifGenerationNotMatch") == str(found.generation):
             self._answer(304, b"")
             return
@@ -220,7 +232,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         items: list[dict[str, Any]] = []
         prefixes: set[str] = set()
         last, token = "", None
-        for name in self.store.names(bucket, prefix):
+        with self.store.lock:
+            everything = list(self.store.objects.items())
+        objects = {name: found for (owner, name), found in everything if owner == bucket}
+        for name in sorted(name for name in objects if name.startswith(prefix)):
             if name < first or (end and name >= end) or (after and name <= after):
                 continue
             if len(items) + len(prefixes) >= limit:
@@ -230,7 +245,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if delimiter and found:
                 prefixes.add(prefix + inside + delimiter)
             else:
-                items.append(_resource(bucket, name, self.store.objects[bucket, name]))
+                items.append(_resource(bucket, name, objects[name]))
             last = name
         answer: dict[str, Any] = {"kind": "storage#objects", "items": items}
         answer |= {"prefixes": sorted(prefixes)} if prefixes else {}

@@ -128,6 +128,20 @@ def test_damaged_arrays_in_a_bucket_are_noticed(server):
         model_dir.read("gs://bucket/models/bad")
 
 
+def test_a_tree_is_moved_with_its_marks_first(server):
+    for name in ("a", "commit_success.txt", "state/b", "state/commit_success.txt"):
+        server.put("bucket", f"from/tree/{name}", name.encode())
+    server.put("bucket", "from/treetop", b"not of it")
+    bucket.move_tree(workdir("from/tree"), workdir("to/tree"))
+    assert server.names("bucket", "from/") == ["from/treetop"]
+    names = server.names("bucket", "to/")
+    moved = {server.objects["bucket", name].generation: name for name in names}
+    assert [moved[when].removeprefix("to/tree/") for when in sorted(moved)] == [
+        "commit_success.txt", "state/commit_success.txt", "a", "state/b",
+    ]  # fmt: skip
+    assert server.read("bucket", "to/tree/state/b") == b"state/b"
+
+
 def test_logs_are_copied_when_they_changed_and_only_while_the_workdir_is_ours(server):
     server.put("bucket", "logs/metrics.jsonl", b"old\n")
     ours = True

@@ -172,13 +172,14 @@ def newest_faults(workdir: pathlib.Path, steps: Sequence[int]) -> dict[int, str]
 def set_aside(workdir: pathlib.Path, steps: Sequence[int]) -> None:
     """Moves checkpoints that are damaged to WORKDIR/damaged/, out of the way of new ones."""
     for step in steps:
-        target = workdir / "damaged" / str(step)
-        target.parent.mkdir(exist_ok=True)
+        source, target = workdir / "checkpoints" / str(step), workdir / "damaged" / str(step)
         if bucket.is_address(target):
             bucket.remove_tree(target)
-        else:
-            shutil.rmtree(target, ignore_errors=True)
-        (workdir / "checkpoints" / str(step)).rename(target)
+            bucket.move_tree(source, target)
+            continue
+        target.parent.mkdir(exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        source.rename(target)
 
 
 def saved_config(workdir: pathlib.Path, step: int) -> dict[str, Any]:

@@ -88,7 +88,9 @@ class Trace:
         for step, batch in steps:
             if step == self._first:
                 self._folder = tempfile.mkdtemp(prefix="mbv2_jax-")
-                jax.profiler.start_trace(self._folder)
+                options = jax.profiler.ProfileOptions()
+                options.python_tracer_level = 0  # each call of a function: slows what is measured
+                jax.profiler.start_trace(self._folder, profiler_options=options)
             if self._folder is None:
                 yield step, batch
                 continue

@@ -73,7 +73,7 @@ def test_steps_that_the_run_does_not_do_are_said(monkeypatch, tmp_path, spec, sa
     running: list[str] = []
     lines: list[str] = []
     seen: list[int] = []
-    monkeypatch.setattr(jax.profiler, "start_trace", running.append)
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, **_: running.append(folder))
     monkeypatch.setattr(jax.profiler, "stop_trace", running.clear)
     tracer = trace.Trace(spec, tmp_path, start=2, stop=6, wait=lambda: None, say=lines.append)
     with tracer as steps:
@@ -88,7 +88,7 @@ def test_steps_that_the_run_does_not_do_are_said(monkeypatch, tmp_path, spec, sa
 
 def test_a_trace_ends_with_a_run_that_is_stopped_in_it(monkeypatch, tmp_path):
     running: list[str] = []
-    monkeypatch.setattr(jax.profiler, "start_trace", running.append)
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, **_: running.append(folder))
     monkeypatch.setattr(jax.profiler, "stop_trace", running.clear)
     tracer = trace.Trace("3:6", tmp_path, start=2, stop=6, wait=lambda: None, say=print)
     with tracer as steps:

@@ -211,6 +211,7 @@ def test_run_in_a_bucket_is_killed_finished_evaluated_and_predicted_with(
     whole, last_line = unbroken
     # Between two saves: the log goes further than the newest checkpoint.
     in_bucket.kill_when_it_writes("metrics.jsonl", after=20)
+    in_bucket.arguments.append("--config.data.workers=2")
     out, err = in_bucket.finish()
     assert "continuing after step 20" in err
     server, address = in_bucket.server, "gs://bucket/runs/tiny"
@@ -234,3 +235,20 @@ def test_run_in_a_bucket_is_killed_finished_evaluated_and_predicted_with(
     ]
     assert answers[0][0] == 0, answers[0][2]
     assert answers[0][1] == answers[1][1] != ""
+
+
+@pytest.mark.slow
+def test_damaged_checkpoint_in_a_bucket_is_set_aside(in_bucket, unbroken, tmp_path):
+    whole, last_line = unbroken
+    in_bucket.kill_when_it_writes("model/model.json")
+    assert in_bucket.is_complete(60)
+    server, state = in_bucket.server, f"{in_bucket.prefix}checkpoints/60/state/d/"
+    (name,) = server.names("bucket", state)
+    server.put("bucket", name, server.read("bucket", name)[:-100])
+    out, err = in_bucket.finish()
+    assert "checkpoint of step 60 is damaged, and not used" in err
+    assert "continuing after step 40" in err
+    assert out.splitlines()[-1] == last_line
+    run = server.download("bucket", in_bucket.prefix, tmp_path / "run")
+    assert_equal_runs(run, whole)
+    assert (run / "damaged" / "60" / "state").is_dir()
