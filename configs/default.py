@@ -29,6 +29,11 @@ def get_config() -> ConfigDict:
     config.log = ConfigDict()
     config.log.every_steps = 50  # steps between two lines of metrics.jsonl
     config.log.eval_every_epochs = 1.0  # epochs between evaluations; the last step evaluates too
+    # 'FIRST:LAST': steps, counted from 1, of which to write a profiler's trace; None: none.
+    config.profile = config_dict.placeholder(str)
+    # Folder, or gs:// address, that keeps what is compiled between runs; '': none; None: in the
+    # user's cache ($XDG_CACHE_HOME or ~/.cache, then mbv2_jax/compiled).
+    config.compilation_cache = config_dict.placeholder(str)
     config.distributed = ConfigDict()  # of runs with several processes
     config.distributed.initialization_timeout = 300  # seconds that the others may take to appear
     config.distributed.heartbeat_timeout = 100  # seconds of silence after which one counts as dead

@@ -28,6 +28,7 @@ import json
 import sys
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from mbv2_jax import command_line
 from mbv2_jax.errors import UserError
@@ -72,8 +73,7 @@ USAGE = __doc__ + (
 def main() -> None:
     """Parses the command line and makes one call."""
     config = command_line.parse(FLAGS, sys.argv, USAGE)
-    overrides = command_line.overrides(FLAGS)
-    expected = command_line.expectation("--expect", FLAGS.expect)
+    command_line.expectation("--expect", FLAGS.expect)  # refused before anything takes time
     if FLAGS.mode != "eval" and (FLAGS.tta or FLAGS.out):
         raise UserError("--tta and --out go with --mode=eval")
     if FLAGS.mode != "compile" and FLAGS.topology:
@@ -81,31 +81,37 @@ def main() -> None:
 
     # Here: jax takes seconds, and --help needs none.
     from mbv2_jax.training import compile as compile_lib
-    from mbv2_jax.training import evaluation, loop, processes
+    from mbv2_jax.training import loop, processes
 
-    if FLAGS.mode == "compile":
-        print(json.dumps(compile_lib.compile_for(config, FLAGS.topology)[0]))
-        return
     if FLAGS.mode == "info":
         print(loop.info(config))
-        return
-    place = processes.Place(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
-    with processes.together(place, config.distributed):
-        asked = {f"--{name}": FLAGS[name].value for name in HELP if name != "process_id"}
-        asked |= command_line.flatten(config.to_dict())
-        processes.check_same(
-            "command", asked, config.distributed, "Start the same one on every host"
-        )
-        if FLAGS.mode == "train":
-            result = loop.train(config, FLAGS.workdir, FLAGS.checkpoint)
-            if result is not None:
-                evaluation.report(result, expected)
-        else:
-            checkpoint, flip = FLAGS.checkpoint or FLAGS.workdir, FLAGS.tta
-            result, card = evaluation.evaluate(
-                config, checkpoint, overrides, flip=flip, out=FLAGS.out
-            )
-            evaluation.report(result, expected if FLAGS.expect else card)
+    elif FLAGS.mode == "compile":
+        print(json.dumps(compile_lib.compile_for(config, FLAGS.topology)[0]))
+    else:
+        place = processes.Place(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
+        training = FLAGS.mode == "train"
+        with processes.together(place, config.distributed, heeds_sigterm=training):
+            run(config)
+
+
+def run(config: ConfigDict) -> None:
+    """Trains or evaluates, in every process of the run."""
+    from mbv2_jax.training import compilation_cache, evaluation, loop, processes
+
+    overrides = command_line.overrides(FLAGS)
+    expected = command_line.expectation("--expect", FLAGS.expect)
+    compilation_cache.enable(config.compilation_cache)
+    asked = {f"--{name}": FLAGS[name].value for name in HELP if name != "process_id"}
+    asked |= command_line.flatten(config.to_dict())
+    processes.check_same("command", asked, config.distributed, "Start the same one on every host")
+    if FLAGS.mode == "train":
+        result = loop.train(config, FLAGS.workdir, FLAGS.checkpoint)
+        if result is not None:
+            evaluation.report(result, expected)
+    else:
+        checkpoint, flip = FLAGS.checkpoint or FLAGS.workdir, FLAGS.tta
+        result, card = evaluation.evaluate(config, checkpoint, overrides, flip=flip, out=FLAGS.out)
+        evaluation.report(result, expected if FLAGS.expect else card)
 
 
 if __name__ == "__main__":

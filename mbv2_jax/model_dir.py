@@ -8,16 +8,18 @@ the run goes on, its newest checkpoint, which carries the same model.json. So ca
 another framework, which convert/ reads.
 """
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
 import json
+import logging
 import math
 import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -30,6 +32,8 @@ from mbv2_jax.errors import UserError, first_line
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 
 FORMAT = 1
+
+_MARGIN = 16 << 20  # bytes that a disk needs beyond the arrays: descriptions of them, and logs
 
 # Where model.json keeps what a config calls by another name: config field -> (section, key).
 FIELDS = {
@@ -160,7 +164,7 @@ def check_space(folder: pathlib.Path, arrays: Any) -> None:
     if bucket.is_address(folder):
         return
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
-    if shutil.disk_usage(folder).free < size:
+    if shutil.disk_usage(folder).free < size + _MARGIN:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
@@ -174,6 +178,21 @@ def _checkpointer() -> ocp.Checkpointer:
     )
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+@contextlib.contextmanager
+def _without_hints() -> Iterator[None]:
+    """Keeps from the user that the part of a checkpoint that is read is not a whole one."""
+    logger = logging.getLogger("absl")  # Orbax's
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Metadata file does not exist")
+
+    logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_news)
 
 
 def _write_into(folder: pathlib.Path, arrays: Any, info: Mapping[str, Any]) -> None:
@@ -327,7 +346,8 @@ def _read_arrays(path: pathlib.Path) -> dict[str, Any]:
     path = bucket.absolute(path)
     try:
         with _checkpointer() as checkpointer:
-            metadata = checkpointer.metadata(path).item_metadata
+            with _without_hints():
+                metadata = checkpointer.metadata(path).item_metadata
             if metadata is None:  # so Orbax says that it found nothing readable
                 raise ValueError("files are missing or damaged")
             # As numpy: the devices that wrote it need not be here.

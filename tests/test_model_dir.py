@@ -364,9 +364,13 @@ def train(workdir: pathlib.Path, steps: list[int], *, with_ema: bool = False) ->
 
 
 @pytest.mark.parametrize("with_ema", [False, True])
-def test_workdir_with_checkpoints_is_its_newest_and_its_average_if_there_is_one(tmp_path, with_ema):
+def test_workdir_with_checkpoints_is_its_newest_and_its_average_if_there_is_one(
+    tmp_path, caplog, with_ema
+):
     workdir = train(tmp_path, [9, 10], with_ema=with_ema)  # 9 sorts behind 10 as a text
+    caplog.clear()
     saved = model_dir.read(workdir)
+    assert not caplog.messages  # which a user would see
     assert_holds(saved, tiny_model.variables(110 if with_ema else 10))
     assert saved.class_names == tiny_model.CLASSES
     assert saved.info["origin"] == {"step": 10}

@@ -75,13 +75,6 @@ class Checkpoints:
             with contextlib.suppress(Exception):  # what failed already is what matters
                 self._manager.close()
 
-    def newest(self) -> str:
-        """Returns where the newest complete checkpoint is, for messages; waits for its writing."""
-        with contextlib.suppress(Exception):  # one that failed is not complete
-            self._manager.wait_until_finished()
-        steps = model_dir.training_steps(self.directory.parent)
-        return str(self.directory / str(max(steps))) if steps else "none was saved yet"
-
     def check(self) -> None:
         """Raises RunFailed if what is being saved in the background cannot be."""
         with self._writing():
@@ -98,8 +91,7 @@ class Checkpoints:
             reason = "the disk is full" if _no_space(error) else first_line(error)
             raise RunFailed(
                 f"a checkpoint cannot be saved in {self.directory}: {reason}. Those that were "
-                f"there are as they were; the newest: {self.newest()}. Once there is room, give "
-                "the same command again to go on from it"
+                "there are as they were: once that is mended, the same command goes on from them"
             ) from None
 
     def save(

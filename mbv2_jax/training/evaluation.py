@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -73,8 +72,7 @@ def evaluate(
     config_lib.check(config)
     if not checkpoint:
         raise UserError("--mode=eval needs --checkpoint=PATH or --workdir=DIR")
-    if out:
-        predictions.check(pathlib.Path(out))
+    out_path = predictions.place(out) if out else None
     saved = model_dir.read(checkpoint)
     if saved.features_only:
         raise UserError(
@@ -97,9 +95,9 @@ def evaluate(
         record=batches.append if out else None,
         progress=True,
     )
-    if out:
+    if out_path is not None:
         try:
-            predictions.write(pathlib.Path(out), batches, source)
+            predictions.write(out_path, batches, source)
         except RunFailed as failure:  # what took hours is not lost
             raise RunFailed(f"{failure}; the result is {json.dumps(result)}") from None
     return result, published(saved, found, len(source), overrides, flip)

@@ -1,6 +1,7 @@
 """What a run tells its user: a progress bar, metrics.jsonl, TensorBoard events and curves.png."""
 
 import collections
+import contextlib
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import tensorboardX
 import tqdm
 
 from mbv2_jax.errors import RunFailed
+from mbv2_jax.training import mesh as mesh_lib
 from mbv2_jax.training.input_wait import WORTH_A_WORD, InputWait
 from mbv2_jax.training.mirror import Mirror
 
@@ -83,13 +85,15 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._input.close()
         if self._writes:
             self._lines.close()
             self._board.close()
             self._bar.close()
-            self._mirror.close()
+            # What failed already is what matters.
+            with contextlib.suppress(*[RunFailed] if kind else []):
+                self._mirror.close()
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """Yields the batches of the steps; the time until one comes may be waiting for input."""
@@ -175,16 +179,9 @@ class RunLog:
     def _training(self, step: int, metrics: dict[str, float]) -> None:
         text, left = f"loss {metrics['loss']:.4f}  top1 {metrics['top1']:.2f}", ""
         if step > self._since_step:
-            elapsed = max(time.monotonic() - self._since, 1e-9)
-            steps = step - self._since_step
-            rate = steps * self._batch_size / elapsed
-            wait = min(100.0, 100 * (self._input.seconds - self._since_waited) / elapsed)
-            metrics |= {"images_per_second": round(rate, 1), "input_wait": round(wait, 1)}
-            text += f"  {rate:,.0f} images/s"
-            if wait > WORTH_A_WORD:
-                text += f"  waits for input {wait:.0f} %"
-            self._tell_of_input(wait, steps)
-            left = tqdm.tqdm.format_interval((self._stop - step) * self._batch_size / rate)
+            speed, words, left = self._speed(step)
+            metrics |= speed
+            text += words
         self._mark(step)
         self._write(step, "train", metrics)
         if not self._writes:
@@ -195,6 +192,28 @@ class RunLog:
                 f"step {step}/{self._stop}  epoch {self._epoch(step):.2f}  "
                 f"lr {metrics['learning_rate']:.5g}  {text}" + (f"  {left} left" if left else "")
             )
+
+    def _speed(self, step: int) -> tuple[dict[str, float], str, str]:
+        """Returns the figures of the steps since the last mark, in words too, and the time left."""
+        elapsed = max(time.monotonic() - self._since, 1e-9)
+        steps = step - self._since_step
+        rate, milliseconds = steps * self._batch_size / elapsed, 1000 * elapsed / steps
+        wait = min(100.0, 100 * (self._input.seconds - self._since_waited) / elapsed)
+        figures = {
+            "images_per_second": round(rate, 1),
+            "step_ms": round(milliseconds, 2),
+            "input_wait": round(wait, 1),
+        }
+        text = f"  {milliseconds:,.4g} ms/step  {rate:,.0f} images/s"
+        if wait > WORTH_A_WORD:
+            text += f"  waits for input {wait:.0f} %"
+        peak = mesh_lib.peak_memory()
+        if peak is not None:
+            figures["hbm_peak_gib"] = round(peak / 2**30, 3)
+            text += f"  HBM {peak / 2**30:.3g} GiB"
+        self._tell_of_input(wait, steps)
+        left = tqdm.tqdm.format_interval((self._stop - step) * self._batch_size / rate)
+        return figures, text, left
 
     def _tell_of_input(self, wait: float, steps: int) -> None:
         """Says that the devices waited `wait` percent of the time, where that goes on."""

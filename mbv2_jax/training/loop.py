@@ -25,6 +25,7 @@ from mbv2_jax.training.plan import Plan, plan
 from mbv2_jax.training.skipped import Skipped
 from mbv2_jax.training.state import TrainState
 from mbv2_jax.training.stop import StopRequest
+from mbv2_jax.training.trace import Trace
 
 
 def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None) -> Result | None:
@@ -50,8 +51,16 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
         if processes.index() == 0:
             checkpoints_lib.set_aside(run.workdir, run.damaged)
         processes.exchange("readiness of the workdir", True, config.distributed)
-        with StopRequest() as stop, Checkpoints(run.workdir, run.config.checkpoint) as checkpoints:
-            state, result = _go_on(run, checkpoints, stop, still_ours)
+        try:
+            with (
+                StopRequest() as stop,
+                Checkpoints(run.workdir, run.config.checkpoint) as checkpoints,
+            ):
+                state, result = _go_on(run, checkpoints, stop, still_ours)
+        except RunFailed as failure:
+            steps = model_dir.training_steps(run.workdir)
+            good = run.workdir / "checkpoints" / str(steps[-1]) if steps else "none was saved yet"
+            raise RunFailed(f"{failure}; last good checkpoint: {good}") from None
         step = int(state.step)
         if step < run.total_steps:
             say(
@@ -94,7 +103,7 @@ def _run_logged(
     stop: StopRequest,
     still_ours: Callable[[], None],
 ) -> tuple[TrainState, Result | None]:
-    """Does `_run_steps` with a log; a failure names the checkpoint from which to go on."""
+    """Does `_run_steps` with a log."""
     log = RunLog(
         run.workdir,
         start=int(state.step),
@@ -106,10 +115,7 @@ def _run_logged(
         still_ours=still_ours,
     )
     with log:
-        try:
-            outcome = _run_steps(run, state, step_fn, checkpoints, log, stop)
-        except RunFailed as failure:
-            raise RunFailed(f"{failure}; last good checkpoint: {checkpoints.newest()}") from None
+        outcome = _run_steps(run, state, step_fn, checkpoints, log, stop)
         log.draw(now=True)
     return outcome
 
@@ -172,8 +178,18 @@ def _run_steps(
     result: Result | None = None
     log.say("compiling the training step: seconds to minutes")
     skipped = Skipped(run.train_source, log.say_everywhere)
-    with _train_batches(run, start, skipped) as batches:
-        for step, batch in enumerate(log.timed(batches), start=start + 1):
+    with (
+        _train_batches(run, start, skipped) as batches,
+        Trace(
+            config.profile,
+            run.workdir,
+            start=start,
+            stop=run.total_steps,
+            wait=log.flush,
+            say=log.say,
+        ) as trace,
+    ):
+        for step, batch in trace.around(enumerate(log.timed(batches), start=start + 1)):
             state, metrics = step_fn(state, batch)
             log.step(step, metrics | skipped.metrics())
             checkpoints.check()

@@ -34,6 +34,11 @@ def create(devices: Sequence[jax.Device] | None = None) -> Mesh:
             "every process must have as many devices as the others; by process they have "
             + ", ".join(str(counts[index]) for index in sorted(counts))
         )
+    if len(counts) > 1 and found[0].platform == "cpu":
+        # Only the first process would find its programs in the cache, and on CPUs the sums of a
+        # program that was read are not in the order of one that was compiled: the two would mix up
+        # what they send each other.
+        jax.config.update("jax_enable_compilation_cache", False)
     return Mesh(np.asarray(found), ("data",), axis_types=(AxisType.Auto,))
 
 
@@ -56,10 +61,25 @@ def describe(mesh: Mesh) -> str:
     return devices if processes == 1 else f"{processes} processes, {devices}"
 
 
+def on_cpu() -> bool:
+    """Whether the devices are CPUs; raises UserError if there are none at all."""
+    return _all_devices()[0].platform == "cpu"
+
+
 def accelerator(mesh: Mesh) -> str | None:
     """Returns what the mesh is made of, such as "8 x TPU v5 lite"; None: of CPUs."""
     device = mesh.devices.flat[0]
     return None if device.platform == "cpu" else f"{mesh.size} x {device.device_kind}"
+
+
+def peak_memory() -> int | None:
+    """Returns the most bytes in use at once, so far, on that of this process's devices with most.
+
+    None where the devices don't count them, as CPUs.
+    """
+    counts = [(device.memory_stats() or {}) for device in jax.local_devices()]
+    peaks = [count["peak_bytes_in_use"] for count in counts if "peak_bytes_in_use" in count]
+    return max(peaks, default=None)
 
 
 def check_batch(mesh: Mesh, batch_size: int) -> None:

@@ -103,7 +103,7 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> Pla
         processes.say(f"{path} holds a checkpoint: --checkpoint is not read")
     if resumed is not None and previous is not None:
         _compare_data(path, resumed, train_source)
-        _compare_devices(path, resumed, mesh)
+        _compare_devices(path, resumed, config, mesh)
         for line in checkpoints_lib.differences(previous, config.to_dict()):
             processes.say(f"changed since step {resumed}: {line}")
     return assemble(
@@ -202,15 +202,19 @@ def _compare_data(workdir: pathlib.Path, step: int, source: sources.Source) -> N
         )
 
 
-def _compare_devices(workdir: pathlib.Path, step: int, mesh: Mesh) -> None:
+def _compare_devices(workdir: pathlib.Path, step: int, config: ConfigDict, mesh: Mesh) -> None:
     """Says when the run goes on on another number of devices, and what that changes."""
     before = checkpoints_lib.saved_info(workdir, step)["origin"].get("devices", mesh.size)
-    if before != mesh.size:
-        processes.say(
-            f"changed since step {step}: devices: {before} -> {mesh.size}; state, batches and "
-            "their order stay the same, sums are taken in another order, which is seen in their "
-            "last digits"
-        )
+    if before == mesh.size:
+        return
+    text = (
+        f"changed since step {step}: devices: {before} -> {mesh.size}; state, batches and their "
+        "order stay the same, sums are taken in another order, which is seen in their last digits"
+    )
+    if config.model.bn_group_size == "device":
+        groups = f"{config.batch_size / before:g} -> {config.batch_size / mesh.size:g} examples"
+        text += f"; model.bn_group_size='device': BatchNorm's statistics are over {groups}"
+    processes.say(text)
 
 
 def _newest_checkpoint(

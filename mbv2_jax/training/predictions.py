@@ -2,25 +2,36 @@
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from mbv2_jax import bucket
 from mbv2_jax.data.sources import Source
 from mbv2_jax.errors import RunFailed, UserError
 
 
-def check(path: pathlib.Path) -> None:
-    """Raises UserError where `write` could not write `path`, or would overwrite it."""
-    if path.exists():
-        raise UserError(f"--out={path} exists already: delete it, or give another name")
+def place(out: str) -> pathlib.Path:
+    """Returns the path of --out, on a disk or in a bucket.
+
+    Raises:
+      UserError: `write` could not write there, or would overwrite it.
+    """
+    path = bucket.place(out, "--out")
     try:
+        with bucket.as_oserror(path):
+            exists = path.exists()
+        if exists:
+            raise UserError(f"--out={path} exists already: delete it, or give another name")
+        if bucket.is_address(path):
+            return path
         _fresh(path).touch()
         _fresh(path).unlink(missing_ok=True)  # each process of a run checks it
     except OSError as error:
         raise UserError(f"--out={path} cannot be written: {error.strerror}") from None
+    return path
 
 
 def write(path: pathlib.Path, batches: Sequence[Mapping[str, np.ndarray]], source: Source) -> None:
@@ -31,7 +42,7 @@ def write(path: pathlib.Path, batches: Sequence[Mapping[str, np.ndarray]], sourc
     the source's order; labels count as the logits do.
 
     Args:
-      path: the file.
+      path: the file, on a disk or in a bucket.
       batches: of each batch {"index", "label", "mask"} (N,), and what tasks/classification.py's
         `predictions` returns.
       source: what was evaluated, with the model's classes.
@@ -50,6 +61,9 @@ def write(path: pathlib.Path, batches: Sequence[Mapping[str, np.ndarray]], sourc
     if not np.array_equal(columns["index"][order], np.arange(len(source))):
         raise RunFailed(f"--out={path}: not every image was evaluated exactly once")
     rows = ({name: values[row] for name, values in columns.items()} for row in order)
+    if bucket.is_address(path):
+        _write_object(path, (json.dumps(_line(row, source)) + "\n" for row in rows))
+        return
     fresh = _fresh(path)
     try:
         with fresh.open("w", encoding="ascii") as file:
@@ -57,6 +71,15 @@ def write(path: pathlib.Path, batches: Sequence[Mapping[str, np.ndarray]], sourc
         fresh.replace(path)
     except OSError as error:
         fresh.unlink(missing_ok=True)
+        raise RunFailed(f"--out={path} cannot be written: {error.strerror}") from None
+
+
+def _write_object(path: pathlib.Path, lines: Iterable[str]) -> None:
+    """Writes an object in a bucket, which is there whole or not at all."""
+    try:
+        with bucket.as_oserror(path):
+            path.write_text("".join(lines))
+    except OSError as error:
         raise RunFailed(f"--out={path} cannot be written: {error.strerror}") from None
 
 

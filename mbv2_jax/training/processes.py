@@ -52,7 +52,7 @@ class Place(NamedTuple):
 
 
 @contextlib.contextmanager
-def together(place: Place, timeouts: ConfigDict) -> Iterator[None]:
+def together(place: Place, timeouts: ConfigDict, *, heeds_sigterm: bool) -> Iterator[None]:
     """Joins the processes of the run, where there are several, for as long as the block lasts.
 
     If the block raises in one process, all end: that one with its own error, the others with its
@@ -62,9 +62,10 @@ def together(place: Place, timeouts: ConfigDict) -> Iterator[None]:
       place: this process's; all None: Slurm, Open MPI and TPU slices are asked, and where there is
         none, this process is the only one.
       timeouts: the config's `distributed` section.
+      heeds_sigterm: whether stop.py deals with SIGTERM in the block; else it ends the process.
 
     Raises:
-      UserError: the place is not possible, or the others did not come in time.
+      UserError: the place is not possible.
     """
     for name, seconds in timeouts.items():
         if seconds < 1:
@@ -73,6 +74,8 @@ def together(place: Place, timeouts: ConfigDict) -> Iterator[None]:
         yield
         return
     words, watch = _LastWords(), None
+    # Which catches SIGTERM.
+    jax.config.update("jax_enable_preemption_service", heeds_sigterm)
     try:
         _connect(place, timeouts, words)
         watch = _Watch(words)
@@ -259,8 +262,8 @@ def _end(error: BaseException, words: "_LastWords", watch: "_Watch | None") -> N
     if watch is not None:
         watch.close()
     if isinstance(error, jax.errors.JaxRuntimeError):
-        text = "a computation of all processes broke off, perhaps because another one died"
-        error = RunFailed(f"{text}: {first_line(error)}. {_AGAIN}")
+        text = "what all processes compute together broke off, perhaps because one of them died"
+        error = RunFailed(f"{_name()}: {text}: {first_line(error)}. {_AGAIN}")
     if isinstance(error, SystemExit):
         status = error.code if isinstance(error.code, int) else 1
     else:
@@ -269,8 +272,8 @@ def _end(error: BaseException, words: "_LastWords", watch: "_Watch | None") -> N
     if status and jax.distributed.is_initialized():
         with contextlib.suppress(Exception):  # the others may be gone already
             _client().key_value_set(_FAILED, f"{_name()}: {_said(error)}")
-            # The first process hosts what the others read this from.
-            time.sleep(3 * _POLL)
+            # The first process hosts what the others read this from, and must outlive that.
+            time.sleep(5 * _POLL)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -325,8 +328,8 @@ class _Watch:
                 said = client.key_value_try_get(_FAILED)
             except Exception:  # nobody has; or the service is gone, which JAX ends us for
                 continue
-            if self._done.is_set():
-                return  # this process is ending, by an error of its own
+            if self._done.wait(2 * _POLL):
+                return  # this process is ending, by an error of its own: the same one, perhaps
             self._words.set("")
             print(f"failed: {said}\n{_name()} ends with it. {_AGAIN}", file=sys.stderr, flush=True)
             os._exit(1)
@@ -339,7 +342,7 @@ class _LastWords:
     """
 
     def __init__(self) -> None:
-        program = "import sys\nfor line in sys.stdin: pass\nsys.stderr.write(line.lstrip())"
+        program = "import sys; sys.stderr.write([*sys.stdin, ''][-2:][0].lstrip())"
         self._process = subprocess.Popen(
             [sys.executable, "-IS", "-c", program],
             stdin=subprocess.PIPE,

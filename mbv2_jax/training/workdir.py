@@ -41,7 +41,7 @@ def check_shared(workdir: pathlib.Path, timeouts: ConfigDict) -> None:
       workdir: there already.
       timeouts: the config's `distributed` section.
     """
-    if processes.count() == 1:
+    if processes.count() == 1 or bucket.is_address(workdir):
         return
     token = workdir / f".shared-{uuid.uuid4().hex}"
     name = processes.exchange("file in the workdir", token.name, timeouts)[0]

@@ -5,7 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -38,38 +38,52 @@ def get_config():
 """
 
 
-def environment(cache: pathlib.Path, devices: int = 1, **extra: str) -> dict[str, str]:
-    """CPU devices; compiled programs are kept in `cache`, or every start would take 20 s."""
-    return os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+def environment(
+    cache: pathlib.Path | None, devices: int = 1, extra: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """CPU devices; compiled programs are kept in `cache`, or every start would take 20 s.
+
+    Where that is None, what is kept is up to the command. `extra` is set besides.
+    """
+    kept = {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        **extra,
     }
+    devices_of = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    inherited = {name: value for name, value in os.environ.items() if name not in kept}
+    return inherited | devices_of | (kept if cache else {}) | dict(extra or {})
 
 
 def start(
-    cache: pathlib.Path,
+    cache: pathlib.Path | None,
     *arguments: str,
     devices: int = 1,
     module: str = "mbv2_jax.main",
     env: Mapping[str, str] | None = None,
+    preexec_fn: Callable[[], None] | None = None,
+    cwd: pathlib.Path = REPOSITORY,
 ) -> subprocess.Popen[str]:
-    """Starts `python -m mbv2_jax.main ARGUMENTS`, with `env` in its environment besides."""
+    """Starts `python -m mbv2_jax.main ARGUMENTS`, with `env` in its environment besides.
+
+    `preexec_fn`, where there is one, is called in the new process before anything else.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
-        cwd=REPOSITORY,
-        env=environment(cache, devices, **env or {}),
+        cwd=cwd,
+        env=environment(cache, devices, env) | {"PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=preexec_fn,
         start_new_session=True,  # so that a test can signal the whole group, as a terminal does
     )
 
 
-def run(cache: pathlib.Path, *arguments: str, **how: Any) -> tuple[int, str, str]:
+def run(cache: pathlib.Path | None, *arguments: str, **how: Any) -> tuple[int, str, str]:
     """Runs it to the end; returns exit status, standard output and standard error."""
     process = start(cache, *arguments, **how)
     out, err = process.communicate(timeout=300)
@@ -80,14 +94,17 @@ def metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """Returns metrics.jsonl, without the values that are not of the run but of the clock."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
-        line.pop("images_per_second", None)
-        line.pop("input_wait", None)
+        for name in ("images_per_second", "step_ms", "input_wait", "hbm_peak_gib"):
+            line.pop(name, None)
     return lines
 
 
 def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Returns every array that Orbax saved at `path`, by name."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = checkpointer.restore(path)
+        saved = checkpointer.metadata(path).item_metadata.tree
+        # As numpy: the devices that wrote it need not be here.
+        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+        tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=plain))
     flat = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(key): np.asarray(value) for key, value in flat}

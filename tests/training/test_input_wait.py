@@ -4,7 +4,9 @@ Times are of a clock that only the test moves, so that a busy machine changes no
 """
 
 import json
+import pathlib
 import re
+import struct
 import threading
 import time
 import types
@@ -13,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
+from tensorboardX.proto import event_pb2
 
 from mbv2_jax.data import loader
 from mbv2_jax.training import input_wait
@@ -120,6 +123,43 @@ def test_slow_input_is_measured_and_said(log, tmp_path, capsys, start):
     assert "python -m mbv2_jax.data browse" in said[0]
     lines = [line for line in err.splitlines() if line.startswith("step ")]
     assert all(re.search(r"images/s  waits for input \d\d %", line) for line in lines)
+
+
+def test_step_time_and_the_devices_memory_are_logged(log, tmp_path, capsys, monkeypatch):
+    counts = [{"peak_bytes_in_use": 3 * 2**29, "bytes_in_use": 1}, {"peak_bytes_in_use": 2**30}]
+    devices = [types.SimpleNamespace(memory_stats=lambda count=count: count) for count in counts]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    machine, written = log(load=1.0, compute=3.0)
+    with written:
+        machine.run(written, range(1, 21))
+        written.flush()
+    *_, line = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert (line["step_ms"], line["hbm_peak_gib"]) == (pytest.approx(3000), 1.5)
+    assert "  3,000 ms/step  3 images/s  HBM 1.5 GiB" in capsys.readouterr().err
+    board = tensorboard_scalars(tmp_path / "tensorboard")
+    assert board["train/step_ms"] == pytest.approx(3000)
+    assert board["train/hbm_peak_gib"] == 1.5
+
+
+def test_a_cpu_has_no_figure_of_its_memory(log, tmp_path, capsys):
+    machine, written = log(load=1.0, compute=3.0)
+    with written:
+        machine.run(written, range(1, 21))
+        written.flush()
+    assert "hbm" not in (tmp_path / "metrics.jsonl").read_text()
+    assert "HBM" not in capsys.readouterr().err
+
+
+def tensorboard_scalars(folder: pathlib.Path) -> dict[str, float]:
+    """Returns the last value of each scalar, as TensorBoard's own format has them."""
+    (file,) = folder.glob("events.*")
+    data, found = file.read_bytes(), {}
+    while data:  # length, its checksum, an event, its checksum
+        (size,) = struct.unpack("<Q", data[:8])
+        for value in event_pb2.Event.FromString(data[12 : 12 + size]).summary.value:
+            found[value.tag] = value.simple_value
+        data = data[16 + size :]
+    return found
 
 
 def test_fast_input_is_no_wait_whatever_else_takes_time(log, tmp_path, capsys):

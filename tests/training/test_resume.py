@@ -220,8 +220,12 @@ def test_run_in_a_bucket_is_killed_finished_evaluated_and_predicted_with(
     assert "already finished" in err
     assert out.splitlines()[-1] == last_line
     env = server.environment
-    status, out, err = commands.run(cache, *tiny(address), "--mode=eval", env=env)
+    evaluate = [*tiny(address), "--mode=eval", "--out=gs://bucket/predicted.jsonl"]
+    status, out, err = commands.run(cache, *evaluate, env=env)
     assert (status, out.splitlines()[-1]) == (0, last_line), err
+    assert len(server.read("bucket", "predicted.jsonl").splitlines()) == 360
+    status, _, err = commands.run(cache, *evaluate, env=env)
+    assert (status, "--out=gs://bucket/predicted.jsonl exists already" in err) == (2, True)
     PIL.Image.new("RGB", (16, 16)).save(tmp_path / "black.png")
     predict = [str(tmp_path / "black.png"), "--json", "--topk=1", "--checkpoint"]
     answers = [

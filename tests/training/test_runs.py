@@ -1,5 +1,6 @@
 """What a run leaves behind, and what starts from it, through the real command line."""
 
+import gzip
 import json
 import pathlib
 import struct
@@ -51,6 +52,25 @@ def test_tensorboard_holds_what_metrics_jsonl_holds(unbroken):
         for name in ("loss", "top1"):
             stored = np.float32(line[name])  # events are float32
             assert seen[f"{line['split']}/{name}", line["step"]] == stored
+
+
+def test_chosen_steps_are_traced_and_the_run_is_the_same(tiny, cache, unbroken, tmp_path):
+    whole, workdir = unbroken[0], tmp_path / "run"
+    status, _, err = commands.run(cache, *tiny(workdir), "--config.profile=33:34")
+    assert status == 0, err
+    folder = workdir / "profile" / "plugins" / "profile" / "steps_33-34"
+    assert f"trace of steps 33 to 34: {folder}." in err
+    (planes,) = folder.glob("*_0.xplane.pb")
+    assert b"train_step" in planes.read_bytes()
+    (events,) = folder.glob("*_0.trace.json.gz")
+    named = json.loads(gzip.decompress(events.read_bytes()))["traceEvents"]
+    steps = {event["args"]["step_num"] for event in named if event.get("name") == "train"}
+    assert steps == {"33", "34"}
+    assert commands.metrics(workdir) == commands.metrics(whole)
+    ours, theirs = (commands.arrays(run / "model" / "arrays") for run in (workdir, whole))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
 def test_curves_are_a_picture_with_curves_in_it(unbroken):

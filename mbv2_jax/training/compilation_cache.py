@@ -1,0 +1,84 @@
+"""Compiled programs, kept between runs: a run that goes on needs seconds to its first step.
+
+jax does it; here it is told where. The key of an entry is of the program, of jax's version and of
+the devices. What it is not of is the host's own processor: a program compiled for one CPU may stop
+with an illegal instruction on another, and clusters share home folders. So the default folder has
+one folder for each kind of processor.
+"""
+
+import hashlib
+import os
+import pathlib
+import platform
+import tempfile
+import warnings
+
+import jax
+
+from mbv2_jax import bucket
+from mbv2_jax.training import mesh as mesh_lib
+from mbv2_jax.training import processes
+
+
+def enable(setting: str | None) -> None:
+    """Keeps what is compiled from here on.
+
+    The variable JAX_COMPILATION_CACHE_DIR comes before it. Of several processes only the first
+    writes, and all read; several on CPUs keep nothing. A folder that cannot be written is said, and
+    costs time only.
+
+    Args:
+      setting: config.compilation_cache: a folder, on a disk or in a bucket; None: in the user's
+        cache; "": nowhere.
+
+    Raises:
+      UserError: there is no such bucket.
+    """
+    if setting == "" or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    if processes.count() > 1 and mesh_lib.on_cpu():
+        # There, unlike on GPUs, a program's key is another one in each process. So only the first
+        # would find it, and wait for the others to compile, for which Gloo gives it 30 s.
+        return
+    if setting is not None and bucket.is_address(setting):
+        bucket.place(setting, "--config.compilation_cache")
+        if "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES" not in os.environ:
+            # XLA's own, of a GPU's tuning, is written by code that knows disks only.
+            jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+    else:
+        try:
+            folder = _user_folder() if setting is None else pathlib.Path(setting).expanduser()
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            if setting is not None:
+                processes.say(
+                    f"compilation_cache={setting} cannot be written: {error.strerror}; everything "
+                    "is compiled anew"
+                )
+            return
+        setting = str(folder.absolute())
+    jax.config.update("jax_compilation_cache_dir", setting)
+    # An entry that a killed run left half written, or a full disk: then it is compiled anew.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
+
+
+def _user_folder() -> pathlib.Path:
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # which the standard says to ignore
+        base = os.path.expanduser("~/.cache")
+    if not os.path.isabs(base):
+        raise FileNotFoundError("no home folder")
+    return pathlib.Path(base, "mbv2_jax", "compiled", f"{platform.machine()}-{_processor()}")
+
+
+def _processor() -> str:
+    """Returns a short name of what this machine's processor can do."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    kinds = {line for line in lines if line.lower().startswith(("flags", "features", "model name"))}
+    text = "\n".join(sorted(kinds)) or platform.processor()
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,105 @@
+"""Runs one training as several processes on loopback, for the tests beside this file."""
+
+import pathlib
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+
+from tests.training import commands
+
+# Lower than the default, or every death would take the tests a minute and a half.
+HEARTBEAT = 10  # seconds
+
+
+def free_port() -> int:
+    """Returns a port that nothing listens to."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def start(
+    cache: pathlib.Path,
+    *arguments: str,
+    processes: int = 2,
+    devices: int = 2,
+    each: Sequence[Sequence[str]] = (),
+    folders: Sequence[pathlib.Path] = (),
+    module: str = "tests.training.short_network",
+    missing: Sequence[int] = (),
+) -> list[subprocess.Popen[str]]:
+    """Starts the processes of one run; jax computes in float64 where the config wants it.
+
+    Args:
+      cache: as commands.start takes it.
+      arguments: of all.
+      processes: how many.
+      devices: of each.
+      each: further arguments of the first, the second, ...
+      folders: where each is started; the repository unless told.
+      module: the command.
+      missing: which ones are not started.
+    """
+    port = free_port()
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1"
+    return [
+        commands.start(
+            cache,
+            *arguments,
+            f"--coordinator_address=127.0.0.1:{port}",
+            f"--num_processes={processes}",
+            f"--process_id={index}",
+            f"--config.distributed.heartbeat_timeout={HEARTBEAT}",
+            *(each[index] if each else ()),
+            module=module,
+            cwd=folders[index] if folders else commands.REPOSITORY,
+            env={
+                "JAX_ENABLE_X64": "1",
+                # Nobody else is to reach it.
+                "JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{port}",
+                "XLA_FLAGS": flags,
+            },
+        )
+        for index in range(processes)
+        if index not in missing
+    ]
+
+
+def finish(
+    group: Sequence[subprocess.Popen[str]], within: float = 300
+) -> list[tuple[int, str, str]]:
+    """Waits for all to end; returns the exit status and the outputs of each."""
+    end = time.monotonic() + within
+    results = []
+    for process in group:
+        try:
+            out, err = process.communicate(timeout=max(1.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            kill(group)
+            raise AssertionError(f"still at work after {within} s: {process.args!r}") from None
+        results.append((process.returncode, out, err))
+    return results
+
+
+def run(cache: pathlib.Path, *arguments: str, **how: object) -> list[tuple[int, str, str]]:
+    """Starts the processes of a run, and waits for them."""
+    return finish(start(cache, *arguments, **how))  # type: ignore[arg-type]
+
+
+def kill(group: Sequence[subprocess.Popen[str]]) -> None:
+    """Ends what is left of a group."""
+    for process in group:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+
+
+def wait_for(condition: Callable[[], object], group: Sequence[subprocess.Popen[str]]) -> None:
+    """Waits until something is seen, while all processes still run."""
+    end = time.monotonic() + 240
+    while not condition():
+        for process in group:
+            assert process.poll() is None, f"ended too early: {finish(group, 30)}"
+        assert time.monotonic() < end, "nothing seen in four minutes"
+        time.sleep(0.001)
