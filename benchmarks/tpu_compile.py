@@ -32,6 +32,8 @@ SIZES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "u8": 1, "s8": 1, "p
 NAMES = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "custom-call"}
 MOVES = {"copy-start", "slice-start"}  # between HBM and the chip; -done is the same one's end
 
+WORTH_NAMING = 100  # bytes an image, of an operand in the table
+
 _ARRAY = re.compile(rf"\b({'|'.join(SIZES)})\[([\d,]*)\](\{{[^}}]*\}})?")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(([^)]*)\)(.*)")
 
@@ -115,7 +117,7 @@ def _arrays(shape: str) -> tuple[Array, ...]:
 
 
 def summary(found: list[Operation], images: int) -> dict[str, float]:
-    """Returns MB an image: of operations without the moves, of HBM, and of each kind above 0.1."""
+    """Returns MB an image: of all operations but moves, of HBM, and of each kind."""
     megabyte = 1e6 * images
     moves = sum(operation.size for operation in found if operation.opcode in MOVES)
     kinds: collections.Counter[str] = collections.Counter()
@@ -124,7 +126,7 @@ def summary(found: list[Operation], images: int) -> dict[str, float]:
     return {
         "operations": (sum(operation.size for operation in found) - moves) / megabyte,
         "HBM": sum(operation.hbm for operation in found) / megabyte,
-    } | {kind: size / megabyte for kind, size in kinds.most_common() if size > 0.1 * megabyte}
+    } | {kind: size / megabyte for kind, size in kinds.most_common()}
 
 
 def table(found: list[Operation], images: int, top: int) -> str:
@@ -133,7 +135,9 @@ def table(found: list[Operation], images: int, top: int) -> str:
     for operation in sorted(found, key=lambda operation: -operation.size)[:top]:
         reads, writes = (
             " ".join(
-                array.shape + "*" * array.on_chip for array in arrays if array.size > 100 * images
+                array.shape + "*" * array.on_chip
+                for array in arrays
+                if array.size > WORTH_NAMING * images
             )
             for arrays in (operation.reads, operation.writes)
         )
@@ -170,7 +174,8 @@ def main() -> None:
     found, images = operations(text), report["per_device_batch"]
     print(table(found, images, arguments.top), end="\n\n")
     sums = {"XLA's count": report["bytes_per_image"] / 1e6} | summary(found, images)
-    print("\n".join(f"{value:7.1f} MB an image  {name}" for name, value in sums.items()))
+    worth = {name: value for name, value in sums.items() if value > 0.1}
+    print("\n".join(f"{value:7.1f} MB an image  {name}" for name, value in worth.items()))
     if arguments.label:
         _append(arguments.label, report, sums)
 
