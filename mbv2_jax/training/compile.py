@@ -192,9 +192,14 @@ def _memory(analysis: Any) -> int:
 
 def _no_room(error: Exception, per_device: int) -> RunFailed | None:
     """What to say where the compiler ran out of memory for the devices; None: it did not."""
-    match = re.search(r"Used (\S+) of (\S+) hbm", str(error))
-    if match is None:
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" not in text:
         return None
+    match = re.search(r"Used (\S+) of (\S+) hbm", text) or re.search(
+        r"required for [\w ]+ \((\S+)\) exceeds available HBM \((\S+)\)", text
+    )
+    if match is None:
+        return RunFailed(f"the training step does not fit: {first_line(error)}")
     needed, available = match.groups()
     return RunFailed(
         f"the training step does not fit: {per_device} images a device need {needed} of HBM, and a "
