@@ -29,6 +29,18 @@ from mbv2_jax.training import processes
 from mbv2_jax.training.state import TrainState
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which leaves preemption to stop.py.
+
+    It would ask JAX about it in the background, with the step of a save; JAX takes that for the
+    step this process has come to, and processes could then stop after different ones.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        del step
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one workdir. A context manager: leaving it waits for what is being saved.
 
@@ -60,9 +72,7 @@ class Checkpoints:
             "config": ocp.JsonCheckpointHandler(),
             "model": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(
-            self.directory, options=options, item_handlers=handlers
-        )
+        self._manager = _Manager(self.directory, options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -71,7 +81,7 @@ class Checkpoints:
         if kind is None:
             with self._writing():
                 self._manager.close()
-        else:
+        elif processes.count() == 1:  # others might not be there any more for Orbax to wait for
             with contextlib.suppress(Exception):  # what failed already is what matters
                 self._manager.close()
 

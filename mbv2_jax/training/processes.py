@@ -154,7 +154,7 @@ def check_same(name: str, values: Mapping[str, Any], timeouts: ConfigDict, remed
     faults = [
         f"process {other} has {key}={each.get(key)!r}, process 0 {first.get(key)!r}"
         for other, each in enumerate(everyones)
-        for key in first
+        for key in first.keys() | each.keys()
         if each.get(key) != first.get(key)
     ]
     if faults:
@@ -202,7 +202,7 @@ def _launched() -> bool:
 
 def _on_tpu() -> bool:
     """Whether this host has TPU chips: JAX asks them, or the host, which slice they are part of."""
-    wanted = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
+    wanted = (os.environ.get("JAX_PLATFORMS") or "tpu").split(",")
     chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
     return "tpu" in wanted and bool(chips) and importlib.util.find_spec("libtpu") is not None
 
