@@ -56,6 +56,18 @@ def test_each_exchange_between_devices_is_counted_once():
     assert compile_lib.exchanges(jax.jit(mapped).lower(jnp.ones((4, 128))).compile()) == 3
 
 
+def test_out_of_memory_names_what_is_needed_and_what_is_there():
+    # libtpu 0.0.42.1's own words.
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (104.97G) exceeds available HBM (15.75G)."
+    )
+    said = compile_lib.no_room(message, 16384)
+    assert "16384 images a device need 104.97G of HBM, and a device has 15.75G" in said
+    said = compile_lib.no_room("RESOURCE_EXHAUSTED: no more", 8)
+    assert "8 images a device: RESOURCE_EXHAUSTED: no more" in said
+
+
 def compiled(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs the command where the machine's own backend is the CPU."""
     return subprocess.run(
@@ -90,10 +102,10 @@ def test_the_tpu_recipe_compiles(topology, batch, devices):
 
 @pytest.mark.tpu
 def test_what_does_not_fit_says_how_much_is_missing():
-    process = compiled(RECIPE, "--topology=v5e:1x1", "--config.batch_size=2048")
+    process = compiled(RECIPE, "--topology=v5e:1x1", "--config.batch_size=16384")
     assert process.returncode == 1
     line = process.stderr.splitlines()[-1]
-    assert line.startswith("failed: the training step does not fit: 2048 images a device need ")
+    assert line.startswith("failed: the training step does not fit: 16384 images a device need ")
     assert "15.75G" in line  # a v5e chip's 16 GiB, less what the system keeps
 
 
