@@ -194,7 +194,7 @@ def _memory(analysis: Any) -> int:
 
 def no_room(message: str, per_device: int) -> str:
     """Returns what to say where the compiler ran out of a device's memory, and said `message`."""
-    # It has several ways to say it, always with the memory needed before the memory there is.
+    # What is needed comes before what is there.
     sizes = re.findall(r"\b\d[\d.]*[KMGT]\b", message)
     if len(sizes) >= 2:
         fault = f"{per_device} images a device need {sizes[0]} of HBM, and a device has {sizes[1]}"
