@@ -175,7 +175,9 @@ def compile_step(
     try:
         return lowered.compile(dict(options or {}))
     except jax.errors.JaxRuntimeError as error:
-        raise _no_room(error, config.batch_size // mesh.size) or error from None
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise RunFailed(no_room(str(error), config.batch_size // mesh.size)) from None
 
 
 def _memory(analysis: Any) -> int:
@@ -190,19 +192,15 @@ def _memory(analysis: Any) -> int:
     return int(math.fsum(sizes))
 
 
-def _no_room(error: Exception, per_device: int) -> RunFailed | None:
-    """What to say where the compiler ran out of memory for the devices; None: it did not."""
-    text = str(error)
-    if "RESOURCE_EXHAUSTED" not in text:
-        return None
-    match = re.search(r"Used (\S+) of (\S+) hbm", text) or re.search(
-        r"required for [\w ]+ \((\S+)\) exceeds available HBM \((\S+)\)", text
-    )
-    if match is None:
-        return RunFailed(f"the training step does not fit: {first_line(error)}")
-    needed, available = match.groups()
-    return RunFailed(
-        f"the training step does not fit: {per_device} images a device need {needed} of HBM, and a "
-        f"device has {available}. Give a smaller batch_size, more devices, or "
+def no_room(message: str, per_device: int) -> str:
+    """Returns what to say where the compiler ran out of a device's memory, and said `message`."""
+    # What is needed comes before what is there.
+    sizes = re.findall(r"\b\d[\d.]*[KMGT]\b", message)
+    if len(sizes) >= 2:
+        fault = f"{per_device} images a device need {sizes[0]} of HBM, and a device has {sizes[1]}"
+    else:
+        fault = f"{per_device} images a device: {message.splitlines()[0]}"
+    return (
+        f"the training step does not fit: {fault}. Give a smaller batch_size, more devices, or "
         "--config.model.remat=true"
     )
