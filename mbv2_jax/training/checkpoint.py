@@ -10,10 +10,14 @@ the middle of a save leaves the checkpoints before it, and nothing that looks li
 
 import contextlib
 import errno
+import gc
 import json
+import logging
 import os
 import pathlib
 import shutil
+import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +31,8 @@ from mbv2_jax.command_line import flatten
 from mbv2_jax.errors import RunFailed, UserError, first_line
 from mbv2_jax.training import processes
 from mbv2_jax.training.state import TrainState
+
+_ECHO = 3.0  # seconds
 
 
 class _Manager(ocp.CheckpointManager):
@@ -98,6 +104,7 @@ class Checkpoints:
         except jax.errors.JaxRuntimeError:  # of another process that is gone
             raise
         except (OSError, RuntimeError, ValueError) as error:
+            _let_echo()
             reason = "the disk is full" if _no_space(error) else first_line(error)
             raise RunFailed(
                 f"a checkpoint cannot be saved in {self.directory}: {reason}. Those that were "
@@ -200,6 +207,15 @@ def saved_config(workdir: pathlib.Path, step: int) -> dict[str, Any]:
 def saved_info(workdir: pathlib.Path, step: int) -> dict[str, Any]:
     """Returns the model.json of checkpoint `step` of a workdir."""
     return json.loads((workdir / "checkpoints" / str(step) / "model" / "metadata").read_text())
+
+
+def _let_echo() -> None:
+    """Lets what Orbax had under way say that it failed too, so that our line comes after it."""
+    time.sleep(_ECHO)
+    # Its coroutines say so only when they are collected.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    gc.collect()
 
 
 def _no_space(error: BaseException | None) -> bool:

@@ -268,11 +268,13 @@ def _end(error: BaseException, words: "_LastWords", watch: "_Watch | None") -> N
         status = error.code if isinstance(error.code, int) else 1
     else:
         status = command_line.report(error)
-    words.set("")
+    # Said again, should JAX abort this process before it has told the others.
+    words.set(f"failed: {_said(error)}" if status else "")
     if status and jax.distributed.is_initialized():
         with contextlib.suppress(Exception):  # the others may be gone already
             _client().key_value_set(_FAILED, f"{_name()}: {_said(error)}")
         _linger()
+    words.set("")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -329,9 +331,11 @@ class _Watch:
                 continue
             if self._done.wait(2 * _POLL):
                 return  # this process is ending, by an error of its own: the same one, perhaps
-            self._words.set("")
-            print(f"failed: {said}\n{_name()} ends with it. {_AGAIN}", file=sys.stderr, flush=True)
+            text = f"failed: {said}\n{_name()} ends with it. {_AGAIN}"
+            print(text, file=sys.stderr, flush=True)
+            self._words.set(text)  # said again, should JAX abort this process before its end
             _linger()
+            self._words.set("")
             os._exit(1)
 
 
