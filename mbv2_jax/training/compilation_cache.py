@@ -24,8 +24,8 @@ def enable(setting: str | None) -> None:
     """Keeps what is compiled from here on.
 
     The variable JAX_COMPILATION_CACHE_DIR comes before it. Of several processes only the first
-    writes, and all read; several on CPUs keep nothing. A folder that cannot be written is said, and
-    costs time only.
+    writes, and all read; several on CPUs keep nothing, whatever is set. A folder that cannot be
+    written is said, and costs time only.
 
     Args:
       setting: config.compilation_cache: a folder, on a disk or in a bucket; None: in the user's
@@ -34,11 +34,14 @@ def enable(setting: str | None) -> None:
     Raises:
       UserError: there is no such bucket.
     """
-    if setting == "" or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return
     if processes.count() > 1 and mesh_lib.on_cpu():
         # There, unlike on GPUs, a program's key is another one in each process. So only the first
-        # would find it, and wait for the others to compile, for which Gloo gives it 30 s.
+        # would find it, and wait for the others to compile, for which Gloo gives it 30 s. Nor are
+        # the sums of a program that was read in the order of one that was compiled: the processes
+        # would mix up what they send each other.
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    if setting == "" or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     if setting is not None and bucket.is_address(setting):
         bucket.place(setting, "--config.compilation_cache")

@@ -34,11 +34,6 @@ def create(devices: Sequence[jax.Device] | None = None) -> Mesh:
             "every process must have as many devices as the others; by process they have "
             + ", ".join(str(counts[index]) for index in sorted(counts))
         )
-    if len(counts) > 1 and found[0].platform == "cpu":
-        # Only the first process would find its programs in the cache, and on CPUs the sums of a
-        # program that was read are not in the order of one that was compiled: the two would mix up
-        # what they send each other.
-        jax.config.update("jax_enable_compilation_cache", False)
     return Mesh(np.asarray(found), ("data",), axis_types=(AxisType.Auto,))
 
 

@@ -68,7 +68,8 @@ def check_shared(workdir: pathlib.Path, timeouts: ConfigDict) -> None:
 def alone_in(workdir: pathlib.Path) -> Iterator[Callable[[], None]]:
     """Keeps a second run out of the workdir, where each would undo what the other writes.
 
-    On a disk the lock goes with the process, however that ends; for a bucket see lease.py.
+    On a disk the lock goes with the process, however that ends (of a host that died, NFS may keep
+    it for a minute or two); for a bucket see lease.py.
 
     Yields:
       Raises RunFailed, when called, if the workdir is another run's by now.

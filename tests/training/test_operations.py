@@ -104,9 +104,10 @@ def jax_folder(monkeypatch) -> Iterator[Callable[[], str | None]]:
     """Reads jax's setting, which is put back in the end."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     name = "jax_compilation_cache_dir"
-    before = getattr(jax.config, name)
+    before = {key: getattr(jax.config, key) for key in (name, "jax_enable_compilation_cache")}
     yield lambda: getattr(jax.config, name)
-    jax.config.update(name, before)
+    for key, value in before.items():
+        jax.config.update(key, value)
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_stops_nothing(jax_folder, tmp_path, capsys):
@@ -121,6 +122,7 @@ def test_several_processes_on_cpus_keep_nothing(jax_folder, tmp_path, monkeypatc
     monkeypatch.setattr(processes, "count", lambda: 2)
     compilation_cache.enable(str(tmp_path / "cache"))
     assert jax_folder() is None
+    assert not jax.config.values["jax_enable_compilation_cache"]  # not what a variable names either
     monkeypatch.setattr(mesh, "on_cpu", lambda: False)
     compilation_cache.enable(str(tmp_path / "cache"))
     assert jax_folder() == str(tmp_path / "cache")
