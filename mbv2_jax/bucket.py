@@ -15,7 +15,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from mbv2_jax.errors import UserError, first_line
 
@@ -90,11 +90,19 @@ def move_tree(source: pathlib.Path, target: pathlib.Path) -> None:
 def contents(folder: pathlib.Path) -> Iterator[tuple[str, bytes]]:
     """Yields name (relative, with /) and content of every file in a folder and below, sorted.
 
-    On a disk or in a bucket; in the same order there and here.
+    On a disk or in a bucket; in the same order there and here. What cannot be read raises what
+    raised then: an OSError, or of a bucket what `as_oserror` makes one of.
     """
     if not is_address(folder):
-        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-            yield file.relative_to(folder).as_posix(), file.read_bytes()
+        tree = os.walk(folder, onerror=_raise)
+        files = sorted(pathlib.Path(root, name) for root, _, names in tree for name in names)
+        for file in files:
+            try:
+                content = file.read_bytes()
+            except OSError as error:
+                error.filename = str(file)  # which an error of reading lacks
+                raise
+            yield file.relative_to(folder).as_posix(), content
         return
     import fsspec
 
@@ -102,6 +110,10 @@ def contents(folder: pathlib.Path) -> Iterator[tuple[str, bytes]]:
     names = [name.removeprefix(f"{root}/") for name in system.find(root)]
     for name in sorted(names, key=pathlib.PurePosixPath):
         yield name, system.cat_file(f"{root}/{name}")
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
 @contextlib.contextmanager

@@ -57,9 +57,10 @@ HELP = {
 }
 # Flags of our own, not absl's global ones: --help shows these and nothing else.
 FLAGS = flags.FlagValues()
-for name in ("workdir", "checkpoint", "expect", "out", "topology", "coordinator_address"):
+PLACE = ("coordinator_address", "num_processes", "process_id")
+for name in ("workdir", "checkpoint", "expect", "out", "topology", PLACE[0]):
     flags.DEFINE_string(name, None, HELP[name], flag_values=FLAGS)
-for name in ("num_processes", "process_id"):
+for name in PLACE[1:]:
     flags.DEFINE_integer(name, None, HELP[name], flag_values=FLAGS)
 MODES = ["train", "eval", "info", "compile"]
 flags.DEFINE_enum("mode", "train", MODES, HELP["mode"], flag_values=FLAGS)
@@ -78,6 +79,9 @@ def main() -> None:
         raise UserError("--tta and --out go with --mode=eval")
     if FLAGS.mode != "compile" and FLAGS.topology:
         raise UserError("--topology goes with --mode=compile")
+    place = [FLAGS[name].value for name in PLACE]
+    if FLAGS.mode not in ("train", "eval") and any(value is not None for value in place):
+        raise UserError(f"--{', --'.join(PLACE)} go with --mode=train and --mode=eval")
 
     # Here: jax takes seconds, and --help needs none.
     from mbv2_jax.training import compile as compile_lib
@@ -88,9 +92,10 @@ def main() -> None:
     elif FLAGS.mode == "compile":
         print(json.dumps(compile_lib.compile_for(config, FLAGS.topology)[0]))
     else:
-        place = processes.Place(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
         training = FLAGS.mode == "train"
-        with processes.together(place, config.distributed, heeds_sigterm=training):
+        with processes.together(
+            processes.Place(*place), config.distributed, heeds_sigterm=training
+        ):
             run(config)
 
 
@@ -103,7 +108,10 @@ def run(config: ConfigDict) -> None:
     compilation_cache.enable(config.compilation_cache)
     asked = {f"--{name}": FLAGS[name].value for name in HELP if name != "process_id"}
     asked |= command_line.flatten(config.to_dict())
-    processes.check_same("command", asked, config.distributed, "Start the same one on every host")
+    remedy = "Start the same one on every host"
+    processes.check_same("command", asked, config.distributed, remedy)
+    remedy = "Install and set the same on every host"
+    processes.check_same("software", processes.software(), config.distributed, remedy)
     if FLAGS.mode == "train":
         result = loop.train(config, FLAGS.workdir, FLAGS.checkpoint)
         if result is not None:

@@ -33,16 +33,45 @@ from mbv2_jax.training import processes
 from mbv2_jax.training.state import TrainState
 
 _ECHO = 3.0  # seconds
+_POLL = 0.02  # seconds
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, which leaves preemption to stop.py.
+    """Orbax's, which says at once that a save failed, and leaves preemption to stop.py.
 
-    It would ask JAX about it in the background, with the step of a save; JAX takes that for the
-    step this process has come to, and processes could then stop after different ones.
+    Where a process cannot write its part of a checkpoint, Orbax's thread there waits 20 minutes for
+    the others, which wait for that part, before it says why; and whoever asks it waits with it.
     """
 
+    _failure: BaseException | None = None
+
+    def _wait_for_checkpointers(self) -> None:
+        try:
+            super()._wait_for_checkpointers()
+        except BaseException as error:
+            self._failure = error
+            raise
+
+    def check_for_errors(self) -> None:
+        """Raises what kept the save in the background from being written."""
+        super().check_for_errors()
+        if self._failure is not None:
+            raise self._failure
+
+    def wait_until_finished(self) -> None:
+        """Waits for the save in the background; raises what kept it from being written."""
+        while self._finalize_thread.map(lambda thread: thread is not None and thread.is_alive()):
+            if self._failure is not None:
+                raise self._failure
+            time.sleep(_POLL)
+        super().wait_until_finished()
+
     def reached_preemption(self, step: int) -> bool:
+        """Says no: else Orbax would ask JAX, in the background, with the step of a save.
+
+        JAX takes that for the step this process has come to, and processes could then stop after
+        different ones.
+        """
         del step
         return False
 
@@ -72,6 +101,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=True,
+            single_host_load_and_broadcast=True,  # on NFS another host's listing may be old
         )
         handlers = {
             "state": ocp.StandardCheckpointHandler(),
@@ -173,17 +203,45 @@ def newest_faults(workdir: pathlib.Path, steps: Sequence[int]) -> dict[int, str]
     Args:
       workdir: the run's.
       steps: its checkpoints.
+
+    Raises:
+      RunFailed: a checkpoint cannot be read now, which says nothing of what is in it.
     """
     faults: dict[int, str] = {}
     for step in sorted(steps, reverse=True):
-        try:
-            saved_config(workdir, step)
-            model_dir.read_training_checkpoint(workdir / "checkpoints" / str(step))
-        except (UserError, OSError, ValueError) as error:
-            faults[step] = str(error)
-        else:
+        fault = _fault(workdir, step)
+        if fault is not None:
+            _read_all(workdir / "checkpoints" / str(step))
+            fault = _fault(workdir, step)  # again: what hindered may have passed
+        if fault is None:
             break
+        faults[step] = fault
     return faults
+
+
+def _fault(workdir: pathlib.Path, step: int) -> str | None:
+    """Returns why a checkpoint cannot be read; None if it can be."""
+    try:
+        saved_config(workdir, step)
+        model_dir.read_training_checkpoint(workdir / "checkpoints" / str(step))
+    except (UserError, OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _read_all(folder: pathlib.Path) -> None:
+    """Reads every file of a checkpoint, whatever is in it; raises RunFailed where that fails."""
+    try:
+        with bucket.as_oserror(folder):
+            for _ in bucket.contents(folder):
+                pass
+    except FileNotFoundError:  # a link to nothing
+        return
+    except OSError as error:
+        raise RunFailed(
+            f"{error.filename or folder} cannot be read now: {first_line(error)}. Nothing was "
+            "changed: once that is mended, the same command goes on from there"
+        ) from None
 
 
 def set_aside(workdir: pathlib.Path, steps: Sequence[int]) -> None:

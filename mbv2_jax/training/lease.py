@@ -74,7 +74,7 @@ class Lease:
             ) from None
         if owner.get("token") != self._token:
             raise RunFailed(
-                f"another run took over {self._workdir}{_who(owner)}, since this one gave no sign "
+                f"another run took over {self._workdir}{who(owner)}, since this one gave no sign "
                 "of life for a while; it stops, and leaves what is there as it is"
             )
 
@@ -87,14 +87,17 @@ class Lease:
                 self._write()
                 return
             found = self._blob.bucket.get_blob(self._blob.name)
+            owner = self._owner()
+            if found and owner.get("token") == self._token:  # of a request whose answer was lost
+                self._generation = found.generation
+                return
             self._generation = found.generation if found else 0
             idle = self._now() - found.updated.timestamp() if found else self._lapse
             if idle >= self._lapse:
                 continue  # take over this very generation
-            owner = self._owner()
             if not told:
                 print(
-                    f"another run is or was at work in {self._workdir}{_who(owner)}: waiting up to "
+                    f"another run is or was at work in {self._workdir}{who(owner)}: waiting up to "
                     f"{self._lapse - idle:.0f} s to see whether it lives",
                     file=sys.stderr,
                     flush=True,
@@ -102,7 +105,7 @@ class Lease:
                 told = True
             if self._is_renewed(until=time.monotonic() + self._lapse - idle):
                 raise UserError(
-                    f"another run is at work in {self._workdir}{_who(owner)}: wait for it, or give "
+                    f"another run is at work in {self._workdir}{who(owner)}: wait for it, or give "
                     "another --workdir"
                 )
 
@@ -157,5 +160,6 @@ class Lease:
                 continue
 
 
-def _who(owner: dict[str, Any]) -> str:
+def who(owner: dict[str, Any]) -> str:
+    """Returns the process that a lock or a lease is of, in brackets; "" where it does not say."""
     return f" ({owner['host']}, process {owner['pid']})" if {"host", "pid"} <= owner.keys() else ""

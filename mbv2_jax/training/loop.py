@@ -21,7 +21,7 @@ from mbv2_jax.training import workdir as workdir_lib
 from mbv2_jax.training.checkpoint import Checkpoints
 from mbv2_jax.training.evaluation import Result
 from mbv2_jax.training.logging import RunLog
-from mbv2_jax.training.plan import Plan, plan
+from mbv2_jax.training.plan import Plan, check_current, plan
 from mbv2_jax.training.skipped import Skipped
 from mbv2_jax.training.state import TrainState
 from mbv2_jax.training.stop import StopRequest
@@ -48,6 +48,7 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
     workdir_lib.check_shared(run.workdir, config.distributed)
     with workdir_lib.alone_in(run.workdir) as still_ours:
         if processes.index() == 0:
+            check_current(run)
             checkpoints_lib.set_aside(run.workdir, run.damaged)
         processes.exchange("readiness of the workdir", True, config.distributed)
         try:
@@ -191,6 +192,7 @@ def _run_steps(
             stop=run.total_steps,
             wait=log.flush,
             say=log.say,
+            say_everywhere=log.say_everywhere,
         ) as trace,
     ):
         for step, batch in trace.around(enumerate(log.timed(batches), start=start + 1)):

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from mbv2_jax import bucket, model_dir
 from mbv2_jax.data import fast_decoding, loader, sources, transforms
-from mbv2_jax.errors import UserError
+from mbv2_jax.errors import RunFailed, UserError
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 from mbv2_jax.training import checkpoint as checkpoints_lib
 from mbv2_jax.training import config as config_lib
@@ -108,6 +108,20 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> Pla
         resumed_step=resumed,
         damaged=damaged,
     )
+
+
+def check_current(run: Plan) -> None:
+    """Raises RunFailed if another run saved a checkpoint while this one was planned.
+
+    It may have been at its end, and have given the workdir back since.
+    """
+    planned = max((*run.damaged, -1 if run.resumed_step is None else run.resumed_step))
+    newest = max(model_dir.training_steps(run.workdir), default=-1)
+    if newest != planned:
+        raise RunFailed(
+            f"another run saved step {newest} in {run.workdir} while this one started: give the "
+            "same command again to go on from there"
+        )
 
 
 def assemble(
@@ -217,23 +231,22 @@ def _newest_checkpoint(
 ) -> tuple[int | None, tuple[int, ...]]:
     """Returns the step of the newest checkpoint that is whole, and those of later, damaged ones.
 
-    The first process looks, for all.
+    The first process looks, for all: on NFS another host's listing may be a minute old.
 
     Raises:
-      UserError: the processes see different checkpoints, or none that is there is whole.
+      UserError: another process does not see the checkpoint, or none that is there is whole.
+      RunFailed: one that is there cannot be read now.
     """
-    steps = model_dir.training_steps(workdir)
-    processes.check_same(
-        "checkpoints",
-        {str(workdir / "checkpoints"): steps},
-        timeouts,
-        "A workdir must be a directory that all hosts share",
-    )
+    steps: list[int] = []
     faults: dict[int, str] = {}
     if processes.index() == 0:
+        steps = model_dir.training_steps(workdir)
         faults = checkpoints_lib.newest_faults(workdir, steps)
-    damaged = processes.exchange("damaged checkpoints", sorted(faults), timeouts)[0]
+    found = (steps, sorted(faults))
+    steps, damaged = processes.exchange("checkpoints", found, timeouts)[0]
     whole = max(set(steps) - set(damaged), default=None)
+    if whole is not None:
+        workdir_lib.check_seen(workdir, f"checkpoints/{whole}", "checkpoint", timeouts)
     for step, fault in faults.items():
         processes.say(f"checkpoint of step {step} is damaged, and not used: {fault}")
     if steps and whole is None:

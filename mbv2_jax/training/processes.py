@@ -9,26 +9,40 @@ instead of waiting for heartbeats that stop.
 import contextlib
 import glob
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, NoReturn, TextIO
 
 import jax
 from ml_collections import ConfigDict
 
+import mbv2_jax
 from mbv2_jax import command_line
 from mbv2_jax.errors import RunFailed, UserError, first_line, listed
 
 _POLL = 1.0  # seconds between two looks at whether another process failed
+_GRACE = 3.0  # seconds for an error of one's own to arrive, or for another's words to
+# Seconds that the first process stays after its last words, or another's, so that the rest, which
+# read them from it, can end by themselves: JAX aborts whoever loses it.
+_LINGER = _GRACE + 2 * _POLL
 _GOODBYE = 60  # seconds that a process which is done waits for the others to be done
+_ADDRESS = "JAX_COORDINATOR_ADDRESS"  # JAX's own
 _FAILED = "mbv2_jax/failed"  # the key under which a process that fails leaves its last words
+
+# What JAX says, and what carries its sums, when another process is gone; its errors of this
+# process's own (no memory left, ...) have other words.
+_ANOTHERS = re.compile(
+    "UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|gloo|nccl|connection|barrier|heartbeat", re.I
+)
 
 # What continues a run, whichever way it ended.
 _AGAIN = (
@@ -70,6 +84,8 @@ def together(place: Place, timeouts: ConfigDict, *, heeds_sigterm: bool) -> Iter
     for name, seconds in timeouts.items():
         if seconds < 1:
             raise UserError(f"distributed.{name} is {seconds}: it must be 1 s or more")
+    if place.coordinator_address is None and None not in place[1:]:
+        place = place._replace(coordinator_address=os.environ.get(_ADDRESS))
     if not _several(place):
         yield
         return
@@ -161,6 +177,17 @@ def check_same(name: str, values: Mapping[str, Any], timeouts: ConfigDict, remed
         raise UserError(f"the processes differ in their {name}: {listed(sorted(faults))}. {remedy}")
 
 
+def software() -> dict[str, Any]:
+    """Returns what would make the same command compute something else, by name."""
+    return {
+        "mbv2_jax": mbv2_jax.__version__,
+        "jax": importlib.metadata.version("jax"),
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "JAX_ENABLE_X64": jax.config.values["jax_enable_x64"],
+        "JAX_DEFAULT_MATMUL_PRECISION": jax.config.values["jax_default_matmul_precision"],
+    }
+
+
 def _several(place: Place) -> bool:
     """Whether the run has other processes.
 
@@ -170,12 +197,16 @@ def _several(place: Place) -> bool:
     address, processes, this = place
     if processes == 1 and address is None and this in (None, 0):
         return False  # which also keeps JAX from asking Slurm and others
-    if place == Place():
-        return _launched() or _on_tpu()
+    if place == Place() and (_launched() or _on_tpu()):
+        return True
+    if place == Place() and _ADDRESS not in os.environ:
+        return False
     if None in place:
         raise UserError(
             "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=I go together, "
-            "the first two the same on every host; Slurm, Open MPI and TPU slices need none of them"
+            "the first two the same on every host. Slurm, Open MPI and TPU slices need none of "
+            f"them; {_ADDRESS} in the environment stands for the first; --num_processes=1 is a run "
+            "of this process alone"
         )
     assert address is not None and processes is not None and this is not None
     host, _, port = address.rpartition(":")
@@ -255,25 +286,25 @@ def _end(error: BaseException, words: "_LastWords", watch: "_Watch | None") -> N
 
     The interpreter's own end would wait for the others, at JAX's shutdown, and then abort.
     """
-    status = 0
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        # Another process's end may have broken off a computation here: the watch will know.
-        time.sleep(3 * _POLL)
     if watch is not None:
         watch.close()
-    if isinstance(error, jax.errors.JaxRuntimeError):
+        if isinstance(error, jax.errors.JaxRuntimeError) and (said := _others_words(_GRACE)):
+            _follow(said, words, _LINGER)  # its end broke off what was computed here
+    if isinstance(error, jax.errors.JaxRuntimeError) and _ANOTHERS.search(str(error)):
         text = "what all processes compute together broke off, perhaps because one of them died"
         error = RunFailed(f"{_name()}: {text}: {first_line(error)}. {_AGAIN}")
     if isinstance(error, SystemExit):
         status = error.code if isinstance(error.code, int) else 1
     else:
         status = command_line.report(error)
+    tells = status != 0 or isinstance(error, BrokenPipeError)
     # Said again, should JAX abort this process before it has told the others.
-    words.set(f"failed: {_said(error)}" if status else "")
-    if status and jax.distributed.is_initialized():
+    words.set(f"failed: {_said(error)}" if tells else "")
+    if tells and jax.distributed.is_initialized():
         with contextlib.suppress(Exception):  # the others may be gone already
             _client().key_value_set(_FAILED, f"{_name()}: {_said(error)}")
-        _linger()
+        if index() == 0:
+            time.sleep(_LINGER)
     words.set("")
     sys.stdout.flush()
     sys.stderr.flush()
@@ -323,29 +354,45 @@ class _Watch:
         self._thread.join()
 
     def _watch(self) -> None:
-        client = _client()
         while not self._done.wait(_POLL):
-            try:
-                said = client.key_value_try_get(_FAILED)
-            except Exception:  # nobody has; or the service is gone, which JAX ends us for
+            said = _others_words()
+            if not said:
                 continue
-            if self._done.wait(2 * _POLL):
-                return  # this process is ending, by an error of its own: the same one, perhaps
-            text = f"failed: {said}\n{_name()} ends with it. {_AGAIN}"
-            print(text, file=sys.stderr, flush=True)
-            self._words.set(text)  # said again, should JAX abort this process before its end
-            _linger()
-            self._words.set("")
-            os._exit(1)
+            self._words.set(_last_words(said))  # should JAX abort this process meanwhile
+            # Unless this process is ending, by an error of its own: the same one, perhaps.
+            if not self._done.wait(_GRACE):
+                _follow(said, self._words, 2 * _POLL)  # the others have had the grace, too
 
 
-def _linger() -> None:
-    """Gives the others time to read what was said.
+def _others_words(within: float = 0.0) -> str | None:
+    """Returns the last words of another process that failed; None where there are none.
 
-    The first process hosts what they read it from, and JAX aborts whoever loses that.
+    Args:
+      within: seconds to wait.
     """
+    end = time.monotonic() + within
+    while True:
+        # Nobody has said any; or the service is gone, which JAX ends this process for.
+        with contextlib.suppress(Exception):
+            return _client().key_value_try_get(_FAILED)
+        if time.monotonic() >= end:
+            return None
+        time.sleep(_POLL / 4)
+
+
+def _last_words(said: str) -> str:
+    """Returns the lines with which a process ends that ends with another one."""
+    return f"failed: {said}\n{_name()} ends with it. {_AGAIN}"
+
+
+def _follow(said: str, words: "_LastWords", linger: float) -> NoReturn:
+    """Ends this process with the words of the one that failed; the first one after `linger` s."""
+    print(_last_words(said), file=sys.stderr, flush=True)
+    words.set(_last_words(said))  # said again, should JAX abort this process before its end
     if index() == 0:
-        time.sleep(5 * _POLL)
+        time.sleep(linger)
+    words.set("")
+    os._exit(1)
 
 
 class _LastWords:
@@ -355,7 +402,12 @@ class _LastWords:
     """
 
     def __init__(self) -> None:
-        program = "import sys; sys.stderr.write([*sys.stdin, ''][-2:][0].lstrip())"
+        program = (
+            "import signal, sys\n"
+            # A cluster may send it to every process of a job.
+            "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+            "sys.stderr.write([*sys.stdin, ''][-2:][0].lstrip())"
+        )
         self._process = subprocess.Popen(
             [sys.executable, "-IS", "-c", program],
             stdin=subprocess.PIPE,

@@ -44,6 +44,7 @@ class Trace:
       stop: the last step of the run.
       wait: returns when the devices are done with all the steps so far.
       say: prints a line, once for the run.
+      say_everywhere: prints a line of this process.
     """
 
     def __init__(
@@ -55,8 +56,9 @@ class Trace:
         stop: int,
         wait: Callable[[], None],
         say: Callable[[str], None],
+        say_everywhere: Callable[[str], None],
     ):
-        self._wait, self._say = wait, say
+        self._wait, self._say, self._say_everywhere = wait, say, say_everywhere
         self._first, self._last = wanted = parse(spec) or (0, 0)
         self._folder: str | None = None  # where the profiler writes, while it runs
         if self._first > stop or 0 < self._last <= start:
@@ -114,7 +116,10 @@ class Trace:
                     ending = file.name.removeprefix(socket.gethostname())
                     (self._target / (name + ending)).write_bytes(file.read_bytes())
         except (OSError, RuntimeError) as error:  # training goes on
-            self._say(f"the trace cannot be written to {self._target}: {first_line(error)}")
+            self._say_everywhere(
+                f"process {jax.process_index()}: its trace cannot be written to {self._target}: "
+                f"{first_line(error)}"
+            )
             return
         finally:
             with contextlib.suppress(OSError):

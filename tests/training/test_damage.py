@@ -83,6 +83,25 @@ def test_no_whole_checkpoint_is_an_error_and_nothing_is_overwritten(
     assert "by their SHA-256, they are not what was saved" in err or "cannot be read" in err
 
 
+@pytest.mark.parametrize("part", ["state", pytest.param("model", marks=pytest.mark.slow)])
+def test_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(
+    tiny, cache, unbroken, tmp_path, part
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(unbroken[0], workdir)
+    newest = checkpoints(workdir)[-1]
+    file = largest(workdir / "checkpoints" / str(newest) / part)
+    file.unlink()
+    file.symlink_to("/proc/self/mem")  # whose first byte is an I/O error
+    before = {file: file.lstat().st_mtime_ns for file in workdir.rglob("*")}
+    status, out, err = commands.run(cache, *tiny(workdir))
+    assert (status, out) == (1, ""), err
+    assert err.splitlines()[-1].startswith(
+        f"failed: {file} cannot be read now: Input/output error. Nothing was changed"
+    )
+    assert {file: file.lstat().st_mtime_ns for file in workdir.rglob("*")} == before
+
+
 def run_limited(cache: pathlib.Path, *arguments: str, size: int) -> tuple[int, str, str]:
     """As commands.run, with the stand-in for a full disk: no file may be larger."""
     process = commands.start(cache, *arguments)

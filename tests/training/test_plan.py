@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mbv2_jax.configs import digits
-from mbv2_jax.errors import UserError
+from mbv2_jax.errors import RunFailed, UserError
 from mbv2_jax.training import plan
 
 
@@ -53,6 +53,14 @@ def test_held_out_images_must_not_be_trained_on(config, tmp_path):
     config.data.source, config.model.num_classes = "digits", 10
     with pytest.raises(UserError, match=r"'train' and 'test\+train\[:5\]' hold the same images"):
         made(config, "train", "test+train[:5]", tmp_path / "run")
+
+
+def test_checkpoint_that_another_run_saved_meanwhile_stops_a_run(config, tmp_path):
+    found = made(config, "train[15:]", "train[:15]", tmp_path / "run")
+    plan.check_current(found)
+    (tmp_path / "run" / "checkpoints" / "7").mkdir(parents=True)
+    with pytest.raises(RunFailed, match=r"saved step 7 in .*: give the same command again"):
+        plan.check_current(found)
 
 
 def test_fast_decoding_without_its_libraries_is_refused_before_anything_is_written(

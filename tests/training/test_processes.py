@@ -4,6 +4,7 @@ import json
 import pathlib
 import random
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -120,6 +121,30 @@ def test_killed_stopped_and_continued_run_equals_the_unbroken_one(tiny, cache, t
     assert f"continuing after step {stopped}" in err
     assert out.splitlines()[-1] == line
     same_end(workdir, whole)
+
+
+@pytest.mark.parametrize("index", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_save_that_fails_in_one_process_ends_all_with_its_words(tiny, cache, tmp_path, index):
+    """As on a disk that one host lost; both write a part of every checkpoint."""
+    workdir = tmp_path / "run"
+    group = groups.start(cache, *tiny(workdir), *RUN, "--config.distributed.heartbeat_timeout=100")
+    groups.wait_for(lambda: checkpoints(workdir), group)
+    before = checkpoints(workdir)
+    # Below what either writes of a checkpoint, above what the first one logs.
+    size = 200_000 if index == 0 else 10
+    resource.prlimit(group[index].pid, resource.RLIMIT_FSIZE, (size, size))
+    # Orbax would wait for the missing part for 20 minutes.
+    results = groups.finish(group, within=60)
+    assert [status for status, _, _ in results] == [1, 1]
+    own, told = results[index][2], results[1 - index][2]
+    failed = f"a checkpoint cannot be saved in {workdir}/checkpoints: "
+    last = own.splitlines()[-1]
+    assert last.startswith(f"failed: {failed}")
+    assert "last good checkpoint: " in last
+    assert f"failed: process {index} of 2 on {socket.gethostname()}: {failed}" in told
+    assert told.splitlines()[-1].startswith(f"process {1 - index} of 2 on ")
+    assert set(before) <= set(checkpoints(workdir))
+    assert max(checkpoints(workdir)) < STEPS
 
 
 @pytest.mark.slow

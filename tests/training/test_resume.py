@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -133,7 +134,8 @@ def test_second_run_in_a_workdir_is_refused(tiny, cache, tmp_path):
     wait_for(lambda: logged_step(workdir) >= 3, process)
     status, _, err = commands.run(cache, *tiny(workdir), "--config.num_epochs=1000")
     assert status == 2
-    assert f"another run is at work in {workdir}" in err
+    owner = f"({socket.gethostname()}, process {process.pid})"
+    assert f"another run is at work in {workdir} {owner}: wait for it, or" in err
     assert process.poll() is None
     kill(process)
 
@@ -146,7 +148,7 @@ def test_finished_run_started_again_prints_the_same_line(tiny, cache, unbroken):
     assert status == 0, err
     assert out.splitlines()[-1] == last_line
     changed = {path.name for path, time in before.items() if path.stat().st_mtime_ns != time}
-    assert changed <= {"config.json"}
+    assert changed <= {"config.json", ".lock"}
 
 
 class BucketRun:
