@@ -77,6 +77,27 @@ def test_the_lease_of_a_killed_run_is_taken_over_and_the_killed_run_stops_if_it_
         second.check()
 
 
+def test_a_lease_whose_answer_was_lost_is_not_taken_for_another_runs(server, monkeypatch):
+    from google.api_core import exceptions
+
+    one = lease("lost", lapse=3600)
+    write = one._write
+
+    def unheard() -> None:
+        generation = one._generation
+        write()
+        one._generation = generation
+        monkeypatch.setattr(one, "_write", write)
+        raise exceptions.PreconditionFailed("of the second attempt of the library")
+
+    monkeypatch.setattr(one, "_write", unheard)
+    start = time.monotonic()
+    with one:
+        one.check()
+    assert time.monotonic() - start < 5
+    assert not server.names("bucket", "lost")
+
+
 def test_a_lease_that_was_written_long_ago_costs_no_time(server):
     lease("old", lapse=3600)._claim()
     server.age("bucket", "old/.lock", 3601)

@@ -67,6 +67,7 @@ def cases(photos: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> dic
         "unknown flag": ([digits, "--wrkdir=x"], ["wrkdir", "workdir"]),
         "stray word": ([digits, "train"], ["'train'", "--NAME=VALUE"]),
         "unknown mode": ([digits, "--mode=test"], ["mode", "eval"]),
+        "processes of info": ([digits, "--mode=info", "--num_processes=2"], ["--mode=train and"]),
         "unknown key": ([digits, "--config.batchsize=3"], ["'batchsize'", "'batch_size'"]),
         "unknown inner key": ([digits, "--config.model.with=1"], ["'model.with'", "'model.width'"]),
         "key of another section": ([digits, "--config.width=1"], ["'model.width'"]),

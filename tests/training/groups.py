@@ -1,5 +1,6 @@
 """Runs one training as several processes on loopback, for the tests beside this file."""
 
+import contextlib
 import pathlib
 import signal
 import socket
@@ -13,11 +14,13 @@ from tests.training import commands
 HEARTBEAT = 10  # seconds
 
 
-def free_port() -> int:
-    """Returns a port that nothing listens to."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+def free_port(candidates: Sequence[int] = (0,)) -> int:
+    """Returns a port that nothing listens to, the first such of `candidates`; 0: any."""
+    for port in candidates:
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return found.getsockname()[1]
+    raise AssertionError("all ports are taken")
 
 
 def start(

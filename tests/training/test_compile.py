@@ -76,6 +76,7 @@ def compiled(*arguments: str) -> subprocess.CompletedProcess[str]:
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
+        timeout=1800,
     )
 
 

@@ -63,7 +63,7 @@ def dies(process: subprocess.Popen[str], survivor: subprocess.Popen[str]) -> str
     process.send_signal(signal.SIGKILL)
     process.communicate()
     # Two minutes are what is promised with the default heartbeats of 100 s.
-    ((status, _, err),) = groups.finish([survivor], within=groups.HEARTBEAT + 20)
+    ((status, _, err),) = groups.finish([survivor], within=groups.HEARTBEAT + 50)
     assert status not in (0, -signal.SIGKILL)
     assert "Traceback" not in err
     last = err.splitlines()[-1]
@@ -318,9 +318,8 @@ def test_error_of_one_process_ends_all_with_its_words(tiny, cache, tmp_path):
 
 def test_slurm_tells_the_processes_apart(tiny, cache, tmp_path):
     """With the variables that srun sets; jax's own reading of them."""
-    port = groups.free_port()
-    while port < 2**16 - 2**12:  # of these jax takes the one that the job's number says
-        port = random.randrange(2**16 - 2**12, 2**16)
+    # Of these ports jax takes the one that the job's number says.
+    port = groups.free_port(random.sample(range(2**16 - 2**12, 2**16), 100))
     job = {
         "SLURM_JOB_ID": str(port - 2**16 + 2**12),
         "SLURM_STEP_NODELIST": "localhost",
@@ -331,14 +330,15 @@ def test_slurm_tells_the_processes_apart(tiny, cache, tmp_path):
         commands.start(
             cache,
             *tiny(tmp_path / "run"),
-            f"--config.seed={task}",  # refused, once they have met
-            env=job | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)},
+            env=job
+            | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)}
+            | {"JAX_ENABLE_X64": str(task)},  # refused, once they have met
         )
         for task in range(2)
     ]
     for status, _, err in groups.finish(group):
         assert status == 2
-        assert "process 1 has seed=1, process 0 0. Start the same one on every host" in err
+        assert "process 1 has JAX_ENABLE_X64=True, process 0 False. Install and set" in err
     # A script of sbatch is one process, though the job has more.
     alone = {name: value for name, value in job.items() if name != "SLURM_STEP_NODELIST"}
     status, _, err = commands.run(
@@ -359,6 +359,17 @@ PLACE = processes.Place("10.0.0.1:1234", 2, 0)
     ],
 )
 def test_places_that_are_not_possible_are_refused(place, message):
+    refused(place, message)
+
+
+def test_an_address_in_the_environment_is_a_part_of_the_place(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "here")
+    refused(processes.Place(None, 2, 0), "--coordinator_address=here: give HOST:PORT")
+    # Alone it would have each host train by itself.
+    refused(processes.Place(), "--num_processes=N and --process_id=I go together")
+
+
+def refused(place: processes.Place, message: str) -> None:
     timeouts = default.get_config().distributed
     with (
         pytest.raises(UserError, match=re.escape(message)),
