@@ -131,9 +131,10 @@ class Checkpoints:
         """Says in a line that a checkpoint cannot be written."""
         try:
             yield
-        except jax.errors.JaxRuntimeError:  # of another process that is gone
-            raise
         except (OSError, RuntimeError, ValueError) as error:
+            for each in (error, error.__cause__):  # Orbax makes TimeoutErrors of some
+                if isinstance(each, jax.errors.JaxRuntimeError):  # of another process that is gone
+                    raise each from None
             _let_echo()
             reason = "the disk is full" if _no_space(error) else first_line(error)
             raise RunFailed(
