@@ -118,7 +118,10 @@ def _raise(error: OSError) -> NoReturn:
 
 @contextlib.contextmanager
 def as_oserror(path: pathlib.Path) -> Iterator[None]:
-    """Turns whatever the libraries of a bucket raise into an OSError with the path and one line."""
+    """Turns whatever the libraries of a bucket raise into an OSError with the path and one line.
+
+    An OSError that names a file is left as it is: it may be of a disk.
+    """
     try:
         yield
     except FileNotFoundError as error:
@@ -127,7 +130,7 @@ def as_oserror(path: pathlib.Path) -> Iterator[None]:
         name = os.strerror(errno.ENOENT)
         raise FileNotFoundError(errno.ENOENT, name, str(error.args[-1])) from None
     except Exception as error:
-        if not is_address(path) or not _of_a_bucket(error):
+        if not is_address(path) or not _of_a_bucket(error) or getattr(error, "filename", None):
             raise
         raise OSError(errno.EIO, first_line(error), os.fspath(path)) from None
 
@@ -193,5 +196,6 @@ def _configure() -> None:
 
     # It would keep each listing for good, and not see what tensorstore or another host writes.
     fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
-    # It logs each error with a traceback before it raises it; who catches it says it in a line.
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    # They log each error with a traceback before they raise it; who catches it says it in a line.
+    for name in ("gcsfs", "fsspec.prefetcher"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -105,7 +105,7 @@ def run(config: ConfigDict) -> None:
 
     overrides = command_line.overrides(FLAGS)
     expected = command_line.expectation("--expect", FLAGS.expect)
-    compilation_cache.enable(config.compilation_cache)
+    compilation_cache.enable(config.compilation_cache, config.distributed)
     asked = {f"--{name}": FLAGS[name].value for name in HELP if name != "process_id"}
     asked |= command_line.flatten(config.to_dict())
     remedy = "Start the same one on every host"

@@ -41,6 +41,7 @@ class Server:
       objects: of every bucket, by (bucket, name).
       buckets: the names of the buckets that exist.
       forbidden: those of them that nobody may look at or into.
+      unreadable: names of objects whose content is not given, whatever the reason.
       hold: is asked before an object is written, with its name; if it says True the writer waits
         for ever, and `held` is set.
     """
@@ -49,6 +50,7 @@ class Server:
         self.objects: dict[tuple[str, str], Object] = {}
         self.buckets = set(buckets)
         self.forbidden: set[str] = set()
+        self.unreadable: set[str] = set()
         self.hold: Callable[[str], bool] = lambda name: False
         self.held = threading.Event()
         self.uploads: dict[str, tuple[str, str, Mapping[str, str], bytearray]] = {}
@@ -208,6 +210,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if query.get("alt") != "media":
             self._json(_resource(bucket, name, found))
             return
+        if name in self.store.unreadable:
+            raise _Refused(410, "not now")
         headers = {
             "x-goog-generation": str(found.generation),
             "x-goog-stored-content-length": str(len(found.data)),

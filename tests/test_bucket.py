@@ -16,7 +16,7 @@ from orbax.checkpoint._src.path import gcs_utils
 
 from mbv2_jax import bucket, model_dir
 from mbv2_jax.errors import RunFailed, UserError
-from mbv2_jax.training import mirror
+from mbv2_jax.training import checkpoint, mirror
 from mbv2_jax.training.lease import Lease
 from tests import fake_gcs, tiny_model
 
@@ -147,6 +147,16 @@ def test_damaged_arrays_in_a_bucket_are_noticed(server):
     server.put("bucket", name, bytes(data))
     with pytest.raises(UserError, match="by their SHA-256"):
         model_dir.read("gs://bucket/models/bad")
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(server):
+    """Else a network that fails would have good checkpoints set aside."""
+    name = "unreadable/checkpoints/1/config/metadata"
+    server.put("bucket", name, b"{}")
+    assert set(checkpoint.newest_faults(workdir("unreadable"), [1])) == {1}  # it lacks the rest
+    server.unreadable.add(name)
+    with pytest.raises(RunFailed, match=r"1 cannot be read now: .*not now.* is lost"):
+        checkpoint.newest_faults(workdir("unreadable"), [1])
 
 
 def test_a_tree_is_moved_with_its_marks_first(server):

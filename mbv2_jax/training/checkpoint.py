@@ -30,6 +30,7 @@ from mbv2_jax import bucket, model_dir
 from mbv2_jax.command_line import flatten
 from mbv2_jax.errors import RunFailed, UserError, first_line
 from mbv2_jax.training import processes
+from mbv2_jax.training import workdir as workdir_lib
 from mbv2_jax.training.state import TrainState
 
 _ECHO = 3.0  # seconds
@@ -53,8 +54,11 @@ class _Manager(ocp.CheckpointManager):
             raise
 
     def check_for_errors(self) -> None:
-        """Raises what kept the save in the background from being written."""
-        super().check_for_errors()
+        """Raises what kept the save in the background from being written.
+
+        Not by asking the thread that saves, which tells it once: the one that finalizes must hear
+        it, or it would delete the old checkpoints in favour of the one that failed.
+        """
         if self._failure is not None:
             raise self._failure
 
@@ -130,7 +134,8 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         """Says in a line that a checkpoint cannot be written."""
         try:
-            yield
+            with bucket.as_oserror(self.directory):
+                yield
         except (OSError, RuntimeError, ValueError) as error:
             for each in (error, error.__cause__):  # Orbax makes TimeoutErrors of some
                 if isinstance(each, jax.errors.JaxRuntimeError):  # of another process that is gone
@@ -138,8 +143,8 @@ class Checkpoints:
             _let_echo()
             reason = "the disk is full" if _no_space(error) else first_line(error)
             raise RunFailed(
-                f"a checkpoint cannot be saved in {self.directory}: {reason}. Those that were "
-                "there are as they were: once that is mended, the same command goes on from them"
+                f"a checkpoint cannot be saved in {self.directory}: {reason}. The newest that was "
+                "saved stays: once that is mended, the same command goes on from it"
             ) from None
 
     def save(
@@ -183,8 +188,10 @@ class Checkpoints:
 
         Raises:
           UserError: the checkpoint is of another network or optimizer.
+          RunFailed: it cannot be read now.
         """
-        saved = self._manager.item_metadata(step)["state"].tree
+        with _reading(self.directory / str(step)):
+            saved = self._manager.item_metadata(step)["state"].tree
         faults = model_dir.shape_faults(like, saved)
         if faults:
             changed = differences(saved_config(self.directory.parent, step), config.to_dict())
@@ -195,7 +202,20 @@ class Checkpoints:
                 "Undo the change, or give another --workdir"
             )
         items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-        return self._manager.restore(step, args=items)["state"]
+        with _reading(self.directory / str(step)):
+            return self._manager.restore(step, args=items)["state"]
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> Iterator[None]:
+    """Says in a line that a checkpoint, whole or not, cannot be read now."""
+    try:
+        with workdir_lib.reading(path):
+            yield
+    except jax.errors.JaxRuntimeError:  # of another process that is gone
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise RunFailed(f"{path} cannot be read now: {first_line(error)}") from None
 
 
 def newest_faults(workdir: pathlib.Path, steps: Sequence[int]) -> dict[int, str]:
@@ -223,8 +243,9 @@ def newest_faults(workdir: pathlib.Path, steps: Sequence[int]) -> dict[int, str]
 def _fault(workdir: pathlib.Path, step: int) -> str | None:
     """Returns why a checkpoint cannot be read; None if it can be."""
     try:
-        saved_config(workdir, step)
-        model_dir.read_training_checkpoint(workdir / "checkpoints" / str(step))
+        with bucket.as_oserror(workdir):
+            saved_config(workdir, step)
+            model_dir.read_training_checkpoint(workdir / "checkpoints" / str(step))
     except (UserError, OSError, ValueError) as error:
         return str(error)
     return None
@@ -232,17 +253,9 @@ def _fault(workdir: pathlib.Path, step: int) -> str | None:
 
 def _read_all(folder: pathlib.Path) -> None:
     """Reads every file of a checkpoint, whatever is in it; raises RunFailed where that fails."""
-    try:
-        with bucket.as_oserror(folder):
-            for _ in bucket.contents(folder):
-                pass
-    except FileNotFoundError:  # a link to nothing
-        return
-    except OSError as error:
-        raise RunFailed(
-            f"{error.filename or folder} cannot be read now: {first_line(error)}. Nothing was "
-            "changed: once that is mended, the same command goes on from there"
-        ) from None
+    with workdir_lib.reading(folder), contextlib.suppress(FileNotFoundError):  # a link to nothing
+        for _ in bucket.contents(folder):
+            pass
 
 
 def set_aside(workdir: pathlib.Path, steps: Sequence[int]) -> None:

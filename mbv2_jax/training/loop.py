@@ -1,6 +1,7 @@
 """Training from a config: steps, evaluations and checkpoints, then the model."""
 
 import contextlib
+import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mbv2_jax import model_dir
+from mbv2_jax import bucket, model_dir
 from mbv2_jax.data import labels, loader
 from mbv2_jax.errors import RunFailed, first_line
 from mbv2_jax.models import profile
@@ -44,22 +45,37 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
       UserError: see `plan`. RunFailed: the loss became infinite or NaN, or an evaluation failed.
     """
     run = plan(config, workdir, checkpoint)
-    workdir_lib.make_writable(run.workdir)
-    workdir_lib.check_shared(run.workdir, config.distributed)
-    with workdir_lib.alone_in(run.workdir) as still_ours:
-        if processes.index() == 0:
-            check_current(run)
-            checkpoints_lib.set_aside(run.workdir, run.damaged)
-        processes.exchange("readiness of the workdir", True, config.distributed)
-        try:
+    with _ending_in_a_line(run.workdir):
+        workdir_lib.make_writable(run.workdir)
+        workdir_lib.check_shared(run.workdir, config.distributed)
+        with workdir_lib.alone_in(run.workdir) as still_ours:
+            if processes.index() == 0:
+                check_current(run)
+                checkpoints_lib.set_aside(run.workdir, run.damaged)
+            processes.exchange("readiness of the workdir", True, config.distributed)
             return _train_here(run, still_ours)
-        except (RunFailed, OSError) as failure:
-            text = str(failure)
-            if isinstance(failure, OSError):  # a full disk, or one that is gone
-                text = f"{failure.filename or run.workdir}: {first_line(failure)}"
-            steps = model_dir.training_steps(run.workdir)
-            good = run.workdir / "checkpoints" / str(steps[-1]) if steps else "none was saved yet"
-            raise RunFailed(f"{text}; last good checkpoint: {good}") from None
+
+
+@contextlib.contextmanager
+def _ending_in_a_line(workdir: pathlib.Path) -> Iterator[None]:
+    """Says of what ends a run, a disk that is full or gone perhaps, which checkpoint it left."""
+    try:
+        with bucket.as_oserror(workdir):
+            yield
+    except (RunFailed, OSError) as failure:
+        text = str(failure)
+        if isinstance(failure, OSError):
+            text = f"{failure.filename or workdir}: {first_line(failure)}"
+        raise RunFailed(f"{text}; last good checkpoint: {_last_good(workdir)}") from None
+
+
+def _last_good(workdir: pathlib.Path) -> str:
+    try:
+        with bucket.as_oserror(workdir):
+            steps = model_dir.training_steps(workdir)
+    except OSError:
+        return "it cannot be seen now"
+    return str(workdir / "checkpoints" / str(steps[-1])) if steps else "none was saved yet"
 
 
 def _train_here(run: Plan, still_ours: Callable[[], None]) -> Result | None:

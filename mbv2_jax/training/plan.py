@@ -76,12 +76,14 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> Pla
         raise UserError(f"--workdir {path} is a file: give a directory")
     mesh = mesh_lib.create()
     mesh_lib.check_batch(mesh, config.batch_size)
-    workdir_lib.check_alone(path)
+    with workdir_lib.reading(path):
+        workdir_lib.check_alone(path)
     train_source, eval_source = _open_data(config.data, config.distributed)
     # Where a run begins, in this order: the newest checkpoint in its workdir; the weights of
     # --checkpoint; random weights.
-    resumed, damaged = _newest_checkpoint(path, config.distributed)
-    previous = checkpoints_lib.saved_config(path, resumed) if resumed is not None else None
+    with workdir_lib.reading(path):
+        resumed, damaged = _newest_checkpoint(path, config.distributed)
+        previous = checkpoints_lib.saved_config(path, resumed) if resumed is not None else None
     start_from = None
     if checkpoint and resumed is None:
         start_from = evaluation.read_checkpoint(checkpoint, config.distributed)
@@ -246,7 +248,7 @@ def _newest_checkpoint(
     steps, damaged = processes.exchange("checkpoints", found, timeouts)[0]
     whole = max(set(steps) - set(damaged), default=None)
     if whole is not None:
-        workdir_lib.check_seen(workdir, f"checkpoints/{whole}", "checkpoint", timeouts)
+        workdir_lib.check_seen(workdir, f"checkpoints/{whole}", timeouts)
     for step, fault in faults.items():
         processes.say(f"checkpoint of step {step} is damaged, and not used: {fault}")
     if steps and whole is None:

@@ -31,6 +31,7 @@ from mbv2_jax.errors import RunFailed, UserError, first_line, listed
 
 _POLL = 1.0  # seconds between two looks at whether another process failed
 _GRACE = 3.0  # seconds for an error of one's own to arrive, or for another's words to
+_LEAST_PATIENCE = 300  # seconds for what another process does before it tells something
 # Seconds that the first process stays after its last words, or another's, so that the rest, which
 # read them from it, can end by themselves: JAX aborts whoever loses it.
 _LINGER = _GRACE + 2 * _POLL
@@ -138,17 +139,19 @@ def exchange(name: str, value: Any, timeouts: ConfigDict) -> list[Any]:
         return [value]
     client, key = _client(), f"mbv2_jax/{name}"
     client.key_value_set(f"{key}/{index()}", json.dumps(value))
-    end = time.monotonic() + timeouts.initialization_timeout
+    patience = max(timeouts.initialization_timeout, _LEAST_PATIENCE)
+    end = time.monotonic() + patience
     values = []
     for other in range(count()):
         left = max(1, int(1000 * (end - time.monotonic())))
         try:
             values.append(json.loads(client.blocking_key_value_get(f"{key}/{other}", left)))
         except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
             raise RunFailed(
-                f"process {other} did not tell its {name} within "
-                f"{timeouts.initialization_timeout} s (distributed.initialization_timeout): is it "
-                f"stuck? ({first_line(error)})"
+                f"process {other} did not tell its {name} within {patience} s: is it stuck? (The "
+                f"time is distributed.initialization_timeout, {_LEAST_PATIENCE} s at least)"
             ) from None
     return values
 

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from ml_collections import ConfigDict
 
 from mbv2_jax import bucket
-from mbv2_jax.errors import RunFailed, UserError, listed
+from mbv2_jax.errors import RunFailed, UserError, first_line, listed
 from mbv2_jax.training import processes
 from mbv2_jax.training.lease import Lease, who
 
@@ -46,38 +46,73 @@ def check_shared(workdir: pathlib.Path, timeouts: ConfigDict) -> None:
       workdir: there already.
       timeouts: the config's `distributed` section.
     """
-    if processes.count() == 1 or bucket.is_address(workdir):
-        return
-    token = workdir / f".shared-{uuid.uuid4().hex}"
-    name = processes.exchange("file in the workdir", token.name, timeouts)[0]
-    try:
-        if processes.index() == 0:
-            token.touch()
-        processes.exchange("having looked into the workdir", True, timeouts)
-        check_seen(workdir, name, "view", timeouts)
-    finally:
-        token.unlink(missing_ok=True)
+    _refuse(workdir, blind(workdir, "workdir", timeouts))
 
 
-def check_seen(workdir: pathlib.Path, inside: str, name: str, timeouts: ConfigDict) -> None:
+def check_seen(workdir: pathlib.Path, inside: str, timeouts: ConfigDict) -> None:
     """Raises UserError, in every process, unless all of them see something in the workdir.
 
     Args:
       workdir: the run's.
       inside: the path in it of what process 0 sees.
-      name: of this exchange between the processes.
       timeouts: the config's `distributed` section.
     """
-    end = time.monotonic() + _VISIBLE_WITHIN
-    while not (seen := (workdir / inside).exists()) and time.monotonic() < end:
-        time.sleep(0.5)
-    blind = [i for i, sees in enumerate(processes.exchange(name, seen, timeouts)) if not sees]
-    if blind:
+    _refuse(workdir, _blind(workdir / inside, f"view of {inside}", timeouts))
+
+
+def _refuse(workdir: pathlib.Path, unseeing: list[int]) -> None:
+    if unseeing:
         raise UserError(
-            f"--workdir {workdir} is not shared: processes {listed(map(str, blind))} do not see "
+            f"--workdir {workdir} is not shared: processes {listed(map(str, unseeing))} do not see "
             "what process 0 sees there. Give a directory that all hosts share, on NFS or Lustre, "
             "or gs://BUCKET/DIR"
         )
+
+
+def blind(folder: pathlib.Path, name: str, timeouts: ConfigDict) -> list[int]:
+    """Returns the processes that do not see what the first one writes in a folder of that name.
+
+    Args:
+      folder: there already in each; in a bucket all see it.
+      name: what it is, for messages; each may be asked for once.
+      timeouts: the config's `distributed` section.
+    """
+    if processes.count() == 1 or bucket.is_address(folder):
+        return []
+    token = folder / f".shared-{uuid.uuid4().hex}"
+    first = processes.exchange(f"file in the {name}", token.name, timeouts)[0]
+    try:
+        if processes.index() == 0:
+            token.touch()
+        processes.exchange(f"look into the {name}", True, timeouts)
+        return _blind(folder / first, f"view of the {name}", timeouts)
+    finally:
+        token.unlink(missing_ok=True)
+
+
+def _blind(path: pathlib.Path, name: str, timeouts: ConfigDict) -> list[int]:
+    """Returns the processes that do not see `path`, which may take a moment to come."""
+    end = time.monotonic() + _VISIBLE_WITHIN
+    while not (seen := path.exists()) and time.monotonic() < end:
+        time.sleep(0.5)
+    return [i for i, sees in enumerate(processes.exchange(name, seen, timeouts)) if not sees]
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path) -> Iterator[None]:
+    """Raises RunFailed, with what and why, if something in a workdir cannot be read.
+
+    Args:
+      path: what is read.
+    """
+    try:
+        with bucket.as_oserror(path):
+            yield
+    except OSError as error:
+        raise RunFailed(
+            f"{error.filename or path} cannot be read now: {first_line(error)}. Nothing is "
+            "lost: once that is mended, the same command goes on from there"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -96,10 +131,11 @@ def alone_in(workdir: pathlib.Path) -> Iterator[Callable[[], None]]:
         with Lease(workdir) as lease:
             yield lease.check
         return
-    with (workdir / ".lock").open("a+") as file:
+    with _open_lock(workdir) as file:
         _lock(file, workdir)
         file.truncate(0)
-        json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "machine": _machine()}
+        json.dump(owner, file)
         file.flush()
         yield _still_ours
 
@@ -116,8 +152,26 @@ def check_alone(workdir: pathlib.Path) -> None:
     if bucket.is_address(workdir):
         return  # there `alone_in` has to wait for a sign of life
     if processes.index() == 0 and (workdir / ".lock").exists():
-        with (workdir / ".lock").open("a+") as file:
+        with _open_lock(workdir) as file:
             _lock(file, workdir)
+
+
+def _open_lock(workdir: pathlib.Path) -> TextIO:
+    try:
+        return (workdir / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from None
+
+
+def _machine() -> str:
+    """Returns what tells this machine, since it was started, from others.
+
+    Not its name: the pod that replaces another one on another machine has the same.
+    """
+    try:
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # not Linux
+        return socket.gethostname()
 
 
 def _lock(file: TextIO, workdir: pathlib.Path) -> None:
@@ -129,8 +183,8 @@ def _lock(file: TextIO, workdir: pathlib.Path) -> None:
     told, end = False, time.monotonic() + _LAPSE
     while not _locked(file, workdir):
         owner = _owner(file)
-        # A lock of a process that died on this host is gone with it.
-        if owner.get("host") in (None, socket.gethostname()) or time.monotonic() >= end:
+        # A lock of a process that died on this machine is gone with it.
+        if owner.get("machine") in (None, _machine()) or time.monotonic() >= end:
             raise UserError(
                 f"another run is at work in {workdir}{who(owner)}: wait for it, or give another "
                 "--workdir"
@@ -160,7 +214,7 @@ def _locked(file: TextIO, workdir: pathlib.Path) -> bool:
 
 
 def _owner(file: TextIO) -> dict[str, Any]:
-    """Returns {"host", "pid"} of who locked a file last; {} where it does not say."""
+    """Returns {"host", "pid", "machine"} of who locked a file; {} where it does not say."""
     file.seek(0)
     try:
         owner = json.loads(file.read())

@@ -97,7 +97,7 @@ def test_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(
     status, out, err = commands.run(cache, *tiny(workdir))
     assert (status, out) == (1, ""), err
     assert err.splitlines()[-1].startswith(
-        f"failed: {file} cannot be read now: Input/output error. Nothing was changed"
+        f"failed: {file} cannot be read now: Input/output error. Nothing is lost: "
     )
     assert {file: file.lstat().st_mtime_ns for file in workdir.rglob("*")} == before
 
@@ -110,9 +110,10 @@ def run_limited(cache: pathlib.Path, *arguments: str, size: int) -> tuple[int, s
     return process.returncode, out, err
 
 
-def test_disk_that_is_full_from_the_beginning_is_said(tiny, cache, unbroken, tmp_path):
+@pytest.mark.parametrize("size", [10, 1000])  # not even the lock; nor what the run writes first
+def test_disk_that_is_full_from_the_beginning_is_said(tiny, cache, unbroken, tmp_path, size):
     workdir = tmp_path / "run"
-    status, out, err = run_limited(cache, *tiny(workdir), size=1000)
+    status, out, err = run_limited(cache, *tiny(workdir), size=size)
     assert (status, out) == (1, ""), err
     last = err.splitlines()[-1]
     assert last.startswith(f"failed: {workdir}"), last

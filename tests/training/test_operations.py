@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from mbv2_jax.configs import default
 from mbv2_jax.errors import UserError
 from mbv2_jax.training import compilation_cache, mesh, processes, trace
 from tests.training import commands
@@ -75,7 +76,9 @@ def test_steps_that_the_run_does_not_do_are_said(monkeypatch, tmp_path, spec, sa
     seen: list[int] = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, **_: running.append(folder))
     monkeypatch.setattr(jax.profiler, "stop_trace", running.clear)
-    tracer = trace.Trace(spec, tmp_path, start=2, stop=6, wait=lambda: None, say=lines.append)
+    tracer = trace.Trace(
+        spec, tmp_path, start=2, stop=6, wait=lambda: None, say=lines.append, say_everywhere=print
+    )
     with tracer as steps:
         for step, _ in steps.around(enumerate("abcd", start=3)):
             seen += [step] if running else []
@@ -90,13 +93,19 @@ def test_a_trace_ends_with_a_run_that_is_stopped_in_it(monkeypatch, tmp_path):
     running: list[str] = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, **_: running.append(folder))
     monkeypatch.setattr(jax.profiler, "stop_trace", running.clear)
-    tracer = trace.Trace("3:6", tmp_path, start=2, stop=6, wait=lambda: None, say=print)
+    tracer = trace.Trace(
+        "3:6", tmp_path, start=2, stop=6, wait=lambda: None, say=print, say_everywhere=print
+    )
     with tracer as steps:
         for step, _ in steps.around(enumerate("abcd", start=3)):
             if step == 4:
                 break
         assert running
     assert not running
+
+
+def enable(setting: str | None) -> None:
+    compilation_cache.enable(setting, default.get_config().distributed)
 
 
 @pytest.fixture
@@ -112,7 +121,7 @@ def jax_folder(monkeypatch) -> Iterator[Callable[[], str | None]]:
 
 def test_a_cache_that_cannot_be_written_is_said_and_stops_nothing(jax_folder, tmp_path, capsys):
     (tmp_path / "file").touch()
-    compilation_cache.enable(str(tmp_path / "file" / "cache"))
+    enable(str(tmp_path / "file" / "cache"))
     assert "cannot be written: Not a directory; everything is compiled" in capsys.readouterr().err
     assert jax_folder() is None
 
@@ -120,22 +129,38 @@ def test_a_cache_that_cannot_be_written_is_said_and_stops_nothing(jax_folder, tm
 def test_several_processes_on_cpus_keep_nothing(jax_folder, tmp_path, monkeypatch):
     """Else the first alone would find what it compiled, and lose the others, which compile."""
     monkeypatch.setattr(processes, "count", lambda: 2)
-    compilation_cache.enable(str(tmp_path / "cache"))
+    enable(str(tmp_path / "cache"))
     assert jax_folder() is None
     assert not jax.config.values["jax_enable_compilation_cache"]  # not what a variable names either
+
+
+@pytest.mark.parametrize("sees", [True, False])
+def test_several_processes_keep_what_all_can_read(jax_folder, tmp_path, monkeypatch, capsys, sees):
+    """On GPUs one that compiles what the other one found would wait for it for ever."""
+    monkeypatch.setattr(processes, "count", lambda: 2)
     monkeypatch.setattr(mesh, "on_cpu", lambda: False)
-    compilation_cache.enable(str(tmp_path / "cache"))
-    assert jax_folder() == str(tmp_path / "cache")
+    # The second process, on a host with the same disk or with one of its own.
+    monkeypatch.setattr(
+        processes,
+        "exchange",
+        lambda name, value, timeouts: [value, sees if name.startswith("view") else value],
+    )
+    enable(str(tmp_path / "cache"))
+    assert jax.config.values["jax_enable_compilation_cache"] == sees
+    assert jax_folder() == (str(tmp_path / "cache") if sees else None)
+    said = f"is not kept: {tmp_path / 'cache'} is not on a disk that all hosts share"
+    assert (said in capsys.readouterr().err) != sees
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_where_the_cache_is(jax_folder, tmp_path, monkeypatch):
-    compilation_cache.enable("")
+    enable("")
     assert jax_folder() is None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    compilation_cache.enable(None)
+    enable(None)
     assert pathlib.Path(jax_folder()).parent == tmp_path / "home" / "mbv2_jax" / "compiled"
-    compilation_cache.enable(str(tmp_path / "mine"))
+    enable(str(tmp_path / "mine"))
     assert jax_folder() == str(tmp_path / "mine")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "theirs")
-    compilation_cache.enable(str(tmp_path / "other"))
+    enable(str(tmp_path / "other"))
     assert jax_folder() == str(tmp_path / "mine")  # jax itself has read the variable

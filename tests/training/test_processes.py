@@ -104,10 +104,10 @@ def test_killed_stopped_and_continued_run_equals_the_unbroken_one(tiny, cache, t
     saved = max(checkpoints(workdir))
     assert "process 0 of 2" in err.splitlines()[-1]
 
-    # SIGTERM to one: both stop after the same step, which is saved.
+    # Ctrl-C to one, which makes a SIGTERM of it: both stop after the same step, which is saved.
     group = groups.start(cache, *arguments)
     groups.wait_for(lambda: logged_step(workdir) > saved + 1, group)
-    group[1].send_signal(signal.SIGTERM)
+    group[1].send_signal(signal.SIGINT)
     (first, out, err), (second, _, _) = groups.finish(group)
     assert (first, second) == (0, 0), err
     assert "{" not in out  # no result
