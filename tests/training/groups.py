@@ -48,7 +48,7 @@ def start(
       missing: which ones are not started.
     """
     port = free_port()
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1"
+    flags = f"--xla_force_host_platform_device_count={devices} {commands.QUICKLY}"
     joined = [f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={processes}"]
     return [
         commands.start(
