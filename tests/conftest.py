@@ -5,10 +5,7 @@ import pathlib
 
 # Before jax is imported anywhere: its devices are fixed at first use.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiling is most of what the tests do: with less of LLVM's work on programs that run once.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=1"
-)
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
 import pytest
 

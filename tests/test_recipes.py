@@ -349,14 +349,14 @@ def command(photos, compiled, tmp_path, monkeypatch, capsys) -> Callable[..., di
 FEW = {"data.workers": 0, "model.num_classes": 3, "batch_size": 8, "log.every_steps": 1}
 
 
-# Narrow, but for timm's; all else is on. What differs from the page's recipe in constants only is
-# left to the slow tests.
+# Narrow, but for timm's; all else is on. What differs from these in constants and transforms only
+# is left to the slow tests.
 STEPS_OF_EACH = [
     ("mobilenet_v2_8xb32_in1k", 0.25),
     pytest.param("mobilenet_v2_dli14_150", 0.25, marks=pytest.mark.slow),
     pytest.param("mobilenet_v2_small", 0.25, marks=pytest.mark.slow),
     ("mobilenet_v2_timm_ra", 1.0),
-    ("mobilenet_v2_torchvision_v2", 0.25),
+    pytest.param("mobilenet_v2_torchvision_v2", 0.25, marks=pytest.mark.slow),
     ("mobilenet_v2_tpu_4096", 0.25),
 ]
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
-import tensorboardX
 import tqdm
 
 from mbv2_jax.errors import RunFailed
@@ -68,6 +67,9 @@ class RunLog:
         self._drawn = time.monotonic()
         if not self._writes:
             return
+        # Here: it imports torch where that is installed, which takes seconds.
+        import tensorboardX
+
         self._mirror = Mirror(workdir, still_ours)
         folder = self._folder = self._mirror.folder
         self._lines = _reopen(folder / "metrics.jsonl", start)

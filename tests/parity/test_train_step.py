@@ -153,6 +153,7 @@ def states(dtype: str, devices: int) -> tuple[list[Any], list[dict[str, float]]]
         return run(config, mesh, variables, 10)
 
 
+@pytest.mark.slow
 def test_one_step_on_four_devices_equals_one_to_float32_rounding():
     runs = (("float64", 1), ("float32", 1), ("float32", 4))
     exact, one, four = (states(dtype, devices)[0][0] for dtype, devices in runs)

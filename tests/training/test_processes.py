@@ -258,8 +258,9 @@ def test_evaluates_as_one_process(tiny, cache, two):
 
 def test_process_that_never_comes_is_waited_for_as_long_as_the_config_says(tiny, cache, tmp_path):
     arguments = [*tiny(tmp_path / "run"), "--config.distributed.initialization_timeout=3"]
-    for alone in (0, 1):  # the one that the others meet at, and another
-        group = groups.start(cache, *arguments, missing=[1 - alone])
+    # The one that the others meet at, and another.
+    both = [groups.start(cache, *arguments, missing=[1 - alone]) for alone in (0, 1)]
+    for alone, group in enumerate(both):
         ((status, _, err),) = groups.finish(group, within=60)
         assert status not in (0, -signal.SIGKILL)
         last = err.splitlines()[-1]

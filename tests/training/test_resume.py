@@ -189,6 +189,7 @@ def in_bucket(tiny, cache):
         yield BucketRun(server, cache, tiny("gs://bucket/runs/tiny"))
 
 
+@pytest.mark.slow
 def test_run_in_a_bucket_that_is_killed_in_a_save_equals_the_unbroken_one(
     in_bucket, unbroken, tmp_path
 ):

@@ -54,6 +54,7 @@ def test_tensorboard_holds_what_metrics_jsonl_holds(unbroken):
             assert seen[f"{line['split']}/{name}", line["step"]] == stored
 
 
+@pytest.mark.slow
 def test_chosen_steps_are_traced_and_the_run_is_the_same(tiny, cache, unbroken, tmp_path):
     whole, workdir = unbroken[0], tmp_path / "run"
     status, _, err = commands.run(cache, *tiny(workdir), "--config.profile=33:34")
