@@ -230,11 +230,11 @@ def newest_faults(workdir: pathlib.Path, steps: Sequence[int]) -> dict[int, str]
     """
     faults: dict[int, str] = {}
     for step in sorted(steps, reverse=True):
-        fault = _fault(workdir, step)
-        if fault is not None:
-            _read_all(workdir / "checkpoints" / str(step))
-            fault = _fault(workdir, step)  # again: what hindered may have passed
-        if fault is None:
+        # First by itself: Orbax does not tell what cannot be read from what is damaged, and its
+        # threads print a traceback for every array.
+        _read_all(workdir / "checkpoints" / str(step))
+        fault = _fault(workdir, step) and _fault(workdir, step)  # a second time: it may have passed
+        if not fault:
             break
         faults[step] = fault
     return faults

@@ -24,6 +24,7 @@ STEPS = 20
 RUN = (
     "--config.num_epochs=0.667",
     "--config.log.eval_every_epochs=0.4",
+    "--config.checkpoint.every_steps=5",
     "--config.model.dtype=float64",
     "--config.schedule.base_lr=0.005",
 )

@@ -23,7 +23,7 @@ def test_keeps_the_last_checkpoints_and_the_best(unbroken):
     kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
     scored = [line for line in commands.metrics(workdir) if line["split"] == "eval"]
     best = min(scored, key=lambda line: line["loss"])["step"]
-    assert kept == {55, 60, best}
+    assert kept == {45, 60, best}
 
 
 def test_log_has_every_step_asked_for_once(unbroken):
