@@ -90,8 +90,10 @@ def move_tree(source: pathlib.Path, target: pathlib.Path) -> None:
 def contents(folder: pathlib.Path) -> Iterator[tuple[str, bytes]]:
     """Yields name (relative, with /) and content of every file in a folder and below, sorted.
 
-    On a disk or in a bucket; in the same order there and here. What cannot be read raises what
-    raised then: an OSError, or of a bucket what `as_oserror` makes one of.
+    On a disk or in a bucket; in the same order there and here.
+
+    Raises:
+      OSError: something cannot be read. Of a bucket, what its libraries raise; see `as_oserror`.
     """
     if not is_address(folder):
         tree = os.walk(folder, onerror=_raise)

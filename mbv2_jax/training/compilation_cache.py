@@ -44,11 +44,14 @@ def enable(setting: str | None, timeouts: ConfigDict) -> None:
         # would mix up what they send each other.
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or _folder(setting)
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if given and processes.count() == 1:
+        return  # JAX itself reads it
+    folder = _folder(given or setting)
     if processes.count() > 1 and not _all_see(folder, timeouts):
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    if folder is None or os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # which JAX itself reads
+    if given or folder is None:
         return
     if bucket.is_address(folder) and "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES" not in os.environ:
         # XLA's own, of a GPU's tuning, is written by code that knows disks only.
@@ -63,7 +66,7 @@ def _folder(setting: str | None) -> str | None:
     if setting == "":
         return None
     if setting is not None and bucket.is_address(setting):
-        bucket.place(setting, "--config.compilation_cache")
+        bucket.place(setting, "compilation_cache")
         return setting
     try:
         folder = _user_folder() if setting is None else pathlib.Path(setting).expanduser()

@@ -44,7 +44,7 @@ def get_config():
 def environment(
     cache: pathlib.Path | None, devices: int = 1, extra: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """CPU devices; compiled programs are kept in `cache`, or every start would take 10 s.
+    """CPU devices; compiled programs are kept in `cache`, or every start would compile for 15 s.
 
     Where that is None, what is kept is up to the command. `extra` is set besides.
     """

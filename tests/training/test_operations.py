@@ -153,6 +153,18 @@ def test_several_processes_keep_what_all_can_read(jax_folder, tmp_path, monkeypa
     assert not list((tmp_path / "cache").iterdir())
 
 
+def test_several_processes_make_the_folder_that_the_environment_names(
+    jax_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(mesh, "on_cpu", lambda: False)
+    monkeypatch.setattr(processes, "exchange", lambda name, value, timeouts: [value, value])
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "theirs"))
+    enable(None)
+    assert (tmp_path / "theirs").is_dir()
+    assert jax.config.values["jax_enable_compilation_cache"]
+
+
 def test_where_the_cache_is(jax_folder, tmp_path, monkeypatch):
     enable("")
     assert jax_folder() is None
