@@ -18,6 +18,7 @@ from mbv2_jax import model_dir
 from mbv2_jax.data import classes, decoding, transforms
 from mbv2_jax.data.folder import EXTENSIONS
 from mbv2_jax.errors import UserError, nearest
+from mbv2_jax.models.chunks import map_batch
 from mbv2_jax.models.folding import fold
 from mbv2_jax.models.mobilenet_v2 import STAGES, MobileNetV2
 from mbv2_jax.models.variants import VARIANTS
@@ -245,7 +246,7 @@ class Classifier:
 def _apply(module: MobileNetV2, params: Any, images: Any, mean: Any, std: Any) -> Any:
     if images.dtype == jnp.uint8:
         images = (images.astype(jnp.float32) - mean) / std
-    return module.apply({"params": params}, images)
+    return map_batch(lambda images: module.apply({"params": params}, images), images)
 
 
 def _or_raise(outcome: Any) -> Any:

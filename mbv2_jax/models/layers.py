@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from mbv2_jax.models.depthwise import depthwise_conv, explicit_padding, pointwise_conv
+from mbv2_jax.models.convolution import pointwise_conv, stem_conv
+from mbv2_jax.models.depthwise import depthwise_conv
 
 # mmpretrain's KaimingInit(layer='Conv2d'): variance 2 / fan_out, where torch's fan_out of a
 # depthwise kernel is 9 x channels (not divided by the groups), as it is of a (3, 3, 1, C) here.
@@ -39,10 +40,11 @@ class Conv(nn.Module):
       kernel_size: 1 or 3.
       stride: of both spatial axes; 1 where kernel_size is 1.
       depthwise: each channel by itself.
-      padding: 'torch' or 'same', see `depthwise.explicit_padding`.
+      padding: 'torch' or 'same', see `convolution.explicit_padding`.
       dtype: of the arithmetic; the kernel is kept in float32 or wider.
       frozen: the kernel gets no gradient.
       bias: adds one; only a convolution into which its normalisation was folded has it.
+      relu6: min(max(y, 0), 6) at the end.
     """
 
     features: int
@@ -53,6 +55,7 @@ class Conv(nn.Module):
     dtype: Any = jnp.float32
     frozen: bool = False
     bias: bool = False
+    relu6: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -63,26 +66,17 @@ class Conv(nn.Module):
         kernel = self.param("kernel", kaiming_normal, shape, kept)
         if self.frozen:
             kernel = lax.stop_gradient(kernel)
-        y = self._convolve(x.astype(self.dtype), kernel.astype(self.dtype))
-        if not self.bias:
-            return y
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), kept)
-        return y + bias.astype(self.dtype)
+        bias = None
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), kept)
+            bias = bias.astype(self.dtype)
+        return self._convolve(x.astype(self.dtype), kernel.astype(self.dtype), bias)
 
-    def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        if self.depthwise:
-            return depthwise_conv(x, kernel, stride=self.stride, padding=self.padding)
+    def _convolve(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
         if self.kernel_size == 1:
-            return pointwise_conv(x, kernel)
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(self.stride, self.stride),
-            padding=explicit_padding(
-                self.padding, x.shape[1:3], kernel_size=self.kernel_size, stride=self.stride
-            ),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+            return pointwise_conv(x, kernel, bias, relu6=self.relu6)
+        convolve = depthwise_conv if self.depthwise else stem_conv
+        return convolve(x, kernel, bias, stride=self.stride, padding=self.padding, relu6=self.relu6)
 
 
 class BatchNorm(nn.Module):
@@ -220,15 +214,17 @@ class ConvNorm(nn.Module):
             self.dtype,
             self.frozen,
             bias=self.folded,
+            relu6=self.folded and self.relu6,
             name="conv",
         )(x)
-        if not self.folded:
-            x = BatchNorm(
-                self.bn_epsilon,
-                self.bn_momentum,
-                self.bn_group_size,
-                self.dtype,
-                self.frozen,
-                name="norm",
-            )(x, train)
+        if self.folded:
+            return x
+        x = BatchNorm(
+            self.bn_epsilon,
+            self.bn_momentum,
+            self.bn_group_size,
+            self.dtype,
+            self.frozen,
+            name="norm",
+        )(x, train)
         return nn.relu6(x) if self.relu6 else x

@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import pytest
 from jax import lax
 
-from mbv2_jax.models.depthwise import depthwise_conv, explicit_padding, pointwise_conv
+from mbv2_jax.models.convolution import explicit_padding, pointwise_conv, stem_conv
+from mbv2_jax.models.depthwise import depthwise_conv
 
 
 def reference(
@@ -57,6 +59,12 @@ CASES = [
     (2, "same", 2, (9, 8), 3),
     (2, "torch", 1, (9, 8), 5),
     (3, "same", 2, (11, 10), 3),
+    *[
+        (stride, padding, dilation, (11, 9), 3)
+        for stride in (1, 2)
+        for padding in ("torch", "same")
+        for dilation in (1, 2, 3, 4)
+    ],
 ]
 
 
@@ -78,6 +86,73 @@ def test_depthwise_is_the_convolution(stride, padding, dilation, size, kernel_si
             assert a.shape == b.shape and a.dtype == jnp.float64
             # Sums of at most 3 x 11 x 10 products of numbers about 1: rounding stays below 1e-13.
             np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 3)])
+def test_depthwise_gradients_are_finite_differences(stride, dilation):
+    """Against nothing but the sums themselves: a bilinear map's differences are exact."""
+    with jax.enable_x64(True):
+        x, kernel = arrays(5, 6)
+
+        def ours(x, kernel):
+            y = depthwise_conv(x, kernel, stride=stride, padding="torch", dilation=dilation)
+            return (y * jnp.cos(jnp.arange(y.size).reshape(y.shape))).sum()
+
+        # Differences over 1e-4 of numbers about 100 keep ten digits; there is no curvature.
+        jax.test_util.check_grads(ours, (x, kernel), order=1, modes=("rev",), eps=1e-4, rtol=1e-8)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 10), (1, 2)])
+@pytest.mark.parametrize("padding", ["torch", "same"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_stem_is_the_convolution(stride, padding, size):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x = jnp.asarray(rng.standard_normal((2, *size, 3)))
+        kernel = jnp.asarray(rng.standard_normal((3, 3, 3, 5)))
+
+        def plain(x, kernel):
+            margins = "SAME" if padding == "same" else ((1, 1), (1, 1))
+            return lax.conv_general_dilated(
+                x, kernel, (stride,) * 2, margins, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+
+        def ours(x, kernel):
+            return stem_conv(x, kernel, stride=stride, padding=padding)
+
+        got, expected = jax.jit(
+            lambda: [result_and_gradients(convolve, x, kernel) for convolve in (ours, plain)]
+        )()
+        for a, b in zip(got, expected, strict=True):
+            assert a.shape == b.shape
+            # Sums of at most 140 products of numbers about 1.
+            np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize("relu6", [False, True])
+def test_bias_and_relu6_come_after_the_sums(relu6):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(3)
+        x = jnp.asarray(3 * rng.standard_normal((2, 6, 7, 4)))
+        bias = jnp.asarray(rng.standard_normal(4))
+
+        def added(y):
+            return np.clip(y + np.asarray(bias), 0, 6) if relu6 else y + np.asarray(bias)
+
+        depthwise = jnp.asarray(rng.standard_normal((3, 3, 1, 4)))
+        got = depthwise_conv(x, depthwise, bias, stride=2, padding="same", relu6=relu6)
+        expected = added(np.asarray(reference(x, depthwise, 2, "same", 1)))
+        np.testing.assert_allclose(got, expected, atol=1e-12)  # 9 products of numbers about 1
+
+        full = jnp.asarray(rng.standard_normal((3, 3, 4, 4)))
+        got = stem_conv(x, full, bias, stride=1, padding="torch", relu6=relu6)
+        y = lax.conv_general_dilated(
+            x, full, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        np.testing.assert_allclose(got, added(np.asarray(y)), atol=1e-12)
+
+        product = pointwise_conv(x, full[:1, :1], bias, relu6=relu6)
+        np.testing.assert_allclose(product, added(np.asarray(x @ full[0, 0])), atol=1e-12)
 
 
 def test_pointwise_is_the_convolution():
