@@ -96,7 +96,7 @@ def stem_conv(
     def cpu(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
         if bias is None:
             return finish(_shifted_sums(x, kernel, stride, pads), None, relu6)
-        return apart(channel_sums, pad(x, pads), kernel, stride, bias, relu6)
+        return apart(channel_sums, pad(x, pads), kernel, bias, stride=stride, relu6=relu6)
 
     return lax.platform_dependent(x, kernel, bias, cpu=cpu, default=default)
 
@@ -104,7 +104,7 @@ def stem_conv(
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _shifted_sums(x: jax.Array, kernel: jax.Array, stride: int, pads: Padding) -> jax.Array:
     """A multiply-add for each of K x K x C views of one channel, with all C' of the kernel."""
-    return apart(channel_sums, pad(x, pads), kernel, stride)
+    return apart(channel_sums, pad(x, pads), kernel, stride=stride)
 
 
 def _forward(
@@ -125,26 +125,27 @@ def _backward(
 _shifted_sums.defvjp(_forward, _backward)
 
 
-@partial(jax.jit, static_argnums=(2, 4))
 def channel_sums(
     padded: jax.Array,
     kernel: jax.Array,
-    stride: int,
     bias: jax.Array | None = None,
+    *,
+    stride: int,
     relu6: bool = False,
 ) -> jax.Array:
     """Convolves (N, H, W, C) without padding, into (N, H', W', C').
 
     Bias and ReLU6 cost nothing while a result is at hand.
     """
-    taps = kernel.reshape(-1, kernel.shape[-1])  # (K x K x C, C')
+    wide = jnp.promote_types(jnp.float32, padded.dtype)  # as XLA's own convolution sums
+    taps = kernel.astype(wide).reshape(-1, kernel.shape[-1])  # (K x K x C, C')
     channels = [
         view[..., c : c + 1]
         for view in views(padded, kernel.shape[0], stride)
         for c in range(padded.shape[-1])
     ]
-    products = [channel * tap for channel, tap in zip(channels, taps, strict=True)]
-    return finish(sum(products[1:], start=products[0]), bias, relu6)
+    products = [channel.astype(wide) * tap for channel, tap in zip(channels, taps, strict=True)]
+    return finish(sum(products[1:], start=products[0]).astype(padded.dtype), bias, relu6)
 
 
 def product_gradient(
@@ -208,13 +209,13 @@ def finish(y: jax.Array, bias: jax.Array | None, relu6: bool) -> jax.Array:
     return lax.min(lax.max(y, y.dtype.type(0)), y.dtype.type(6)) if relu6 else y
 
 
-def apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a jitted `function` as a computation of its own, across whose border XLA fuses nothing.
+def apart(function: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
+    """Calls `function` as a computation of its own, across whose border XLA fuses nothing.
 
     Without the border XLA's CPU backend computes sums of shifted views again inside each of their
     users (normalisation, its statistics, its gradient), and what feeds them again for each view.
-    Its `optimization_barrier` doesn't help: it is gone before the CPU backend fuses. Functions
-    that are themselves jitted inside (much of jax.numpy) would be apart, too.
+    Its `optimization_barrier` doesn't help: it is gone before the CPU backend fuses. What is jitted
+    inside `function` (much of jax.numpy) is apart, too: there lax serves better.
     """
     with set_xla_metadata(inlineable="false"):
-        return function(*arguments)
+        return jax.jit(partial(function, **options))(*arrays)

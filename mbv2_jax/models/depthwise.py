@@ -60,7 +60,8 @@ def depthwise_conv(
     def cpu(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
         if bias is None:
             return finish(_shifted_sums(x, kernel, stride, pads, dilation), None, relu6)
-        return apart(sums, pad(x, pads), kernel, stride, dilation, bias, relu6)
+        options = {"stride": stride, "dilation": dilation, "relu6": relu6}
+        return apart(sums, pad(x, pads), kernel, bias, **options)
 
     return lax.platform_dependent(x, kernel, bias, cpu=cpu, default=default)
 
@@ -73,7 +74,7 @@ def _shifted_sums(
 
     Differentiable backwards, also twice; forward mode (`jax.jvp`) has no rule here.
     """
-    return apart(sums, pad(x, pads), kernel, stride, dilation)
+    return apart(sums, pad(x, pads), kernel, stride=stride, dilation=dilation)
 
 
 def _forward(
@@ -90,33 +91,36 @@ def _backward(
     gradient: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    spread = spread_gradient(gradient, x.shape, kernel.shape[0], stride, pads, dilation)
+    size = kernel.shape[0]
+    spread = spread_gradient(gradient, x.shape, size, stride, pads, dilation)
+    of_kernel = partial(kernel_gradient, kernel_size=size, stride=stride, dilation=dilation)
     return (
-        apart(sums, spread, kernel[::-1, ::-1], 1, dilation),
-        apart(kernel_gradient, pad(x, pads), gradient, kernel.shape[0], stride, dilation),
+        apart(sums, spread, kernel[::-1, ::-1], dilation=dilation),
+        apart(of_kernel, pad(x, pads), gradient),
     )
 
 
 _shifted_sums.defvjp(_forward, _backward)
 
 
-@partial(jax.jit, static_argnums=(2, 3, 5))
 def sums(
     padded: jax.Array,
     kernel: jax.Array,
-    stride: int,
-    dilation: int,
     bias: jax.Array | None = None,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
     relu6: bool = False,
 ) -> jax.Array:
     """Convolves (N, H, W, C) without padding: K x K multiply-adds of its shifted views.
 
     Bias and ReLU6 cost nothing while a result is at hand.
     """
-    taps = kernel.reshape(-1, kernel.shape[-1])
+    wide = jnp.promote_types(jnp.float32, padded.dtype)  # as XLA's own convolution sums
+    taps = kernel.astype(wide).reshape(-1, kernel.shape[-1])
     seen = views(padded, kernel.shape[0], stride, dilation)
-    products = [view * tap for view, tap in zip(seen, taps, strict=True)]
-    return finish(sum(products[1:], start=products[0]), bias, relu6)
+    products = [view.astype(wide) * tap for view, tap in zip(seen, taps, strict=True)]
+    return finish(sum(products[1:], start=products[0]).astype(padded.dtype), bias, relu6)
 
 
 def spread_gradient(
@@ -146,9 +150,8 @@ def spread_gradient(
     return lax.pad(gradient, gradient.dtype.type(0), ((0, 0, 0), *margins, (0, 0, 0)))
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4))
 def kernel_gradient(
-    padded: jax.Array, gradient: jax.Array, kernel_size: int, stride: int, dilation: int
+    padded: jax.Array, gradient: jax.Array, *, kernel_size: int, stride: int, dilation: int = 1
 ) -> jax.Array:
     """The sum over images and positions of view times gradient, for each view: (K, K, 1, C).
 

@@ -1,6 +1,6 @@
 """The pieces MobileNetV2 is made of: convolution, batch normalisation, and the two with ReLU6."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from jax import lax
 
 from mbv2_jax.models.convolution import pointwise_conv, stem_conv
 from mbv2_jax.models.depthwise import depthwise_conv
+from mbv2_jax.models.normalized_conv import Norm, normalize, normalized_conv, statistics
 
 # mmpretrain's KaimingInit(layer='Conv2d'): variance 2 / fan_out, where torch's fan_out of a
 # depthwise kernel is 9 x channels (not divided by the groups), as it is of a (3, 3, 1, C) here.
@@ -58,14 +59,28 @@ class Conv(nn.Module):
     relu6: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(N, H, W, C) -> (N, ceil(H / stride), ceil(W / stride), features), in `dtype`."""
+    def __call__(self, x: jax.Array, norm: Norm | None = None, groups: int = 0) -> Any:
+        """(N, H, W, C) -> (N, ceil(H / stride), ceil(W / stride), features), in `dtype`.
+
+        With `groups` also the result's mean and variance in so many groups, and x is normalised by
+        `norm` first: see `normalized_conv`.
+        """
         kept = parameter_dtype(self.dtype)
         inputs = 1 if self.depthwise else x.shape[-1]
         shape = (self.kernel_size, self.kernel_size, inputs, self.features)
         kernel = self.param("kernel", kaiming_normal, shape, kept)
         if self.frozen:
             kernel = lax.stop_gradient(kernel)
+        if groups:
+            return normalized_conv(
+                x.astype(self.dtype),
+                norm,
+                kernel.astype(self.dtype),
+                stride=self.stride,
+                padding=self.padding,
+                depthwise=self.depthwise,
+                groups=groups,
+            )
         bias = None
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), kept)
@@ -77,6 +92,35 @@ class Conv(nn.Module):
             return pointwise_conv(x, kernel, bias, relu6=self.relu6)
         convolve = depthwise_conv if self.depthwise else stem_conv
         return convolve(x, kernel, bias, stride=self.stride, padding=self.padding, relu6=self.relu6)
+
+
+class Pending(NamedTuple):
+    """A convolution's result that its normalisation and ReLU6 are still due to.
+
+    In training the next convolution does both (`normalized_conv`).
+    """
+
+    x: jax.Array
+    norm: Norm
+
+
+def settle(x: jax.Array | Pending) -> jax.Array:
+    """Does what is due, if anything is."""
+    return nn.relu6(normalize(*x)) if isinstance(x, Pending) else x
+
+
+def count_groups(batch: int, group_size: int) -> int:
+    """Returns in how many groups a batch is normalised, 0 = all together.
+
+    Raises:
+      ValueError: the batch doesn't divide into groups.
+    """
+    size = group_size or batch
+    if batch % size:
+        raise ValueError(
+            f"a batch of {batch} does not divide into groups of {size} (bn_group_size)"
+        )
+    return batch // size
 
 
 class BatchNorm(nn.Module):
@@ -108,8 +152,21 @@ class BatchNorm(nn.Module):
     frozen: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        train: bool,
+        taken: tuple[jax.Array, jax.Array] | None = None,
+        later: bool = False,
+    ) -> "jax.Array | Pending":
         """Normalises x (N, H, W, C) with the batch's statistics if `train`, else the running ones.
+
+        Args:
+          x: (N, H, W, C).
+          train: whether the batch's statistics count, and move the running ones.
+          taken: the batch's statistics, where they are known already.
+          later: leaves it to the next convolution to normalise (and to cut off at 0 and 6): only
+            in training.
 
         Raises:
           ValueError: training on a batch that doesn't divide into groups, or on groups that hold
@@ -127,50 +184,18 @@ class BatchNorm(nn.Module):
             factor = scale * lax.rsqrt(var.value + self.epsilon)
             return ((x.astype(kept) - mean.value) * factor + bias).astype(self.dtype)
 
-        groups, count = self._groups(x.shape)
-        grouped = x.reshape(groups, -1, *x.shape[1:])  # (G, N/G, H, W, C)
-        y, batch_mean, batch_var = self._normalize(grouped, scale, bias)
-        self._update(mean, batch_mean)
-        self._update(var, batch_var * (count / (count - 1)))
-        return y.reshape(x.shape).astype(self.dtype)
-
-    def _normalize(
-        self, x: jax.Array, scale: jax.Array, bias: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns x (G, N/G, H, W, C) normalised, and the groups' mean and biased variance.
-
-        In float32 and wider the variance takes a second pass over x. E[x^2] - E[x]^2 loses every
-        digit there once a channel's mean is some thousand times its deviation, and four where it is
-        a hundred times; a frozen or badly scaled input gets there. Of a bfloat16 x, rounded to
-        2^-9 of its size, both sums are taken at once: what their difference loses in float32 is
-        less than what the rounding of x had lost before. It is memory that takes the time there,
-        and neither this nor the gradient of it reads x a second time (docs/tpu_step.md).
-        """
-        wide = x.astype(scale.dtype)
-        mean = wide.mean((1, 2, 3), keepdims=True)  # (G, 1, 1, 1, C)
-        if x.dtype == scale.dtype:
-            centred = wide - mean
-            var = lax.square(centred).mean((1, 2, 3), keepdims=True)
-            return centred * (scale * lax.rsqrt(var + self.epsilon)) + bias, mean, var
-        square = lax.square(wide).mean((1, 2, 3), keepdims=True)
-        var = jnp.maximum(square - lax.square(mean), 0)
-        factor = scale * lax.rsqrt(var + self.epsilon)
-        return wide * factor + (bias - mean * factor), mean, var
-
-    def _groups(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Returns the number of groups, and the values per channel in each."""
-        size = self.group_size or shape[0]
-        if shape[0] % size:
-            raise ValueError(
-                f"a batch of {shape[0]} does not divide into groups of {size} (bn_group_size)"
-            )
-        count = size * shape[1] * shape[2]
+        groups = count_groups(x.shape[0], self.group_size)
+        count = x.size // groups // x.shape[-1]
         if count == 1:
             raise ValueError(
                 "batch normalisation needs more than 1 value per channel when training: "
-                f"got groups of {size} at {shape[1]}x{shape[2]}"
+                f"got groups of {x.shape[0] // groups} at {x.shape[1]}x{x.shape[2]}"
             )
-        return shape[0] // size, count
+        batch_mean, batch_var = taken or statistics(x, groups)
+        self._update(mean, batch_mean)
+        self._update(var, batch_var * (count / (count - 1)))
+        norm = Norm(batch_mean, scale * lax.rsqrt(batch_var + self.epsilon), bias)
+        return Pending(x, norm) if later else normalize(x, norm).astype(self.dtype)
 
     def _update(self, running: nn.Variable, batch: jax.Array) -> None:
         """Moves a running statistic towards the groups' (G, 1, 1, 1, C)."""
@@ -203,9 +228,13 @@ class ConvNorm(nn.Module):
     folded: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """(N, H, W, C) -> (N, ceil(H / stride), ceil(W / stride), features), in `dtype`."""
-        x = Conv(
+    def __call__(self, x: jax.Array | Pending, train: bool) -> jax.Array | Pending:
+        """(N, H, W, C) -> (N, ceil(H / stride), ceil(W / stride), features), in `dtype`.
+
+        In training a result that ends with ReLU6 is `Pending`, for the next convolution to finish.
+        """
+        learn = train and not self.is_initializing()
+        conv = Conv(
             self.features,
             self.kernel_size,
             self.stride,
@@ -216,15 +245,21 @@ class ConvNorm(nn.Module):
             bias=self.folded,
             relu6=self.folded and self.relu6,
             name="conv",
-        )(x)
+        )
         if self.folded:
-            return x
-        x = BatchNorm(
+            return conv(settle(x))
+        norm = BatchNorm(
             self.bn_epsilon,
             self.bn_momentum,
             self.bn_group_size,
             self.dtype,
             self.frozen,
             name="norm",
-        )(x, train)
-        return nn.relu6(x) if self.relu6 else x
+        )
+        if not learn:
+            y = settle(norm(conv(settle(x)), train))
+            return nn.relu6(y) if self.relu6 else y
+        x, due = x if isinstance(x, Pending) else (x, None)
+        groups = count_groups(x.shape[0], self.bn_group_size)
+        y, *taken = conv(x, due, groups)
+        return norm(y, train, tuple(taken), later=self.relu6)

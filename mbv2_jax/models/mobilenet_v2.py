@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mbv2_jax.models.layers import ConvNorm, make_divisible, parameter_dtype
+from mbv2_jax.models.layers import ConvNorm, Pending, make_divisible, parameter_dtype, settle
 
 
 class Stage(NamedTuple):
@@ -52,9 +52,10 @@ class InvertedResidual(nn.Module):
     layer: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array | Pending, train: bool) -> jax.Array:
         """(N, H, W, C) -> (N, ceil(H / stride), ceil(W / stride), channels)."""
-        inner = self.expansion * x.shape[-1]
+        inputs = (x.x if isinstance(x, Pending) else x).shape[-1]
+        inner = self.expansion * inputs
         y = x
         if self.expansion != 1:
             y = self.layer(inner, name="expand")(y, train)  # (N, H, W, tC)
@@ -62,7 +63,9 @@ class InvertedResidual(nn.Module):
             y, train
         )  # (N, H/s, W/s, tC)
         y = self.layer(self.channels, relu6=False, name="project")(y, train)  # (N, H/s, W/s, C')
-        return x + y if self.stride == 1 and x.shape[-1] == self.channels else y
+        if self.stride != 1 or inputs != self.channels:
+            return y
+        return settle(x) + y
 
 
 class MobileNetV2(nn.Module):
@@ -142,29 +145,30 @@ class MobileNetV2(nn.Module):
         block = nn.remat(InvertedResidual, static_argnums=(2,)) if self.remat else InvertedResidual
 
         stem = partial(layer, kernel_size=3, stride=self.strides[0], frozen=self.frozen_stages >= 0)
-        x = stem(make_divisible(STEM_CHANNELS * self.width), name="stem")(
+        y: Any = stem(make_divisible(STEM_CHANNELS * self.width), name="stem")(
             x, learn
         )  # (N, H/2, W/2, 32)
         features = []
         for i, stage in enumerate(STAGES, start=1):
             frozen = i <= self.frozen_stages
             for j in range(stage.blocks):
-                x = block(
+                y = block(
                     channels=make_divisible(stage.channels * self.width),
                     expansion=stage.expansion,
                     stride=self.strides[i] if j == 0 else 1,
                     layer=partial(layer, frozen=frozen),
                     name=f"layer{i}_{j}",
-                )(x, learn and not frozen)
-            features.append(x)
-        x = layer(make_divisible(LAST_CHANNELS * max(self.width, 1.0)), name="last")(x, learn)
-        features.append(x)  # (N, H/32, W/32, 1280)
+                )(y, learn and not frozen)
+            features.append(y)
+        last = layer(make_divisible(LAST_CHANNELS * max(self.width, 1.0)), name="last")
+        y = settle(last(y, learn))
+        features.append(y)  # (N, H/32, W/32, 1280)
         if self.num_classes is None:
             return tuple(features[i] for i in sorted(set(self.out_indices)))
 
         # Pooled features and logits are few: float32 costs nothing, bfloat16 would cost digits.
         kept = parameter_dtype(self.dtype)
-        x = x.astype(kept).mean((1, 2))  # (N, 1280)
+        x = y.astype(kept).mean((1, 2))  # (N, 1280)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(
             self.num_classes,

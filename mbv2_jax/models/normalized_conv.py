@@ -1,0 +1,352 @@
+"""The unit of training: normalise and cut off at 0 and 6, convolve, take the batch's statistics.
+
+That is the end of one layer and the beginning of the next. Between two units lies the only array
+that is kept for the backward pass, a convolution's result; all else is computed again from it.
+TPUs and GPUs fuse what is in a unit by themselves. XLA's CPU backend doesn't: there the batch goes
+through a unit piece by piece, forwards and backwards, and each piece stays in the cache meanwhile.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from mbv2_jax.models.chunks import length
+from mbv2_jax.models.convolution import (
+    Padding,
+    apart,
+    channel_sums,
+    explicit_padding,
+    finish,
+    pad,
+    plain,
+    pointwise_conv,
+    product_gradient,
+    stem_conv,
+)
+from mbv2_jax.models.depthwise import depthwise_conv, kernel_gradient, spread_gradient, sums
+
+# Of a convolution's input or result, whichever is larger, in one piece: several arrays of that size
+# fit a core's second-level cache and its share of the third.
+PIECE_BYTES = 2_000_000
+
+
+class Norm(NamedTuple):
+    """A normalisation, (x - mean) * factor + bias, of a batch in G groups.
+
+    Attributes:
+      mean, factor: (G, 1, 1, 1, C).
+      bias: (C,).
+    """
+
+    mean: jax.Array
+    factor: jax.Array
+    bias: jax.Array
+
+
+def normalize(x: jax.Array, norm: Norm) -> jax.Array:
+    """Normalises (N, H, W, C), group by group; the arithmetic has the dtype of `norm`."""
+    wide = x.reshape(norm.mean.shape[0], -1, *x.shape[1:]).astype(norm.factor.dtype)
+    if x.dtype == norm.factor.dtype:
+        y = (wide - norm.mean) * norm.factor + norm.bias
+    else:
+        y = wide * norm.factor + (norm.bias - norm.mean * norm.factor)
+    return y.reshape(x.shape).astype(x.dtype)
+
+
+def statistics(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the mean and the biased variance of (N, H, W, C) in consecutive groups.
+
+    In float32 and wider the variance takes a second pass over x. E[x^2] - E[x]^2 loses every digit
+    there once a channel's mean is some thousand times its deviation, and four where it is a hundred
+    times; a frozen or badly scaled input gets there. Of a bfloat16 x, rounded to 2^-9 of its size,
+    both sums are taken at once: what their difference loses in float32 is less than what the
+    rounding of x had lost before. It is memory that takes the time there, and neither this nor the
+    gradient of it reads x a second time (docs/tpu_step.md).
+
+    Returns:
+      Two of (groups, 1, 1, 1, C), float32 or wider.
+    """
+    wide = x.reshape(groups, -1, *x.shape[1:]).astype(jnp.promote_types(jnp.float32, x.dtype))
+    mean = wide.mean((1, 2, 3), keepdims=True)
+    if x.dtype == wide.dtype:
+        return mean, lax.square(wide - mean).mean((1, 2, 3), keepdims=True)
+    square = lax.square(wide).mean((1, 2, 3), keepdims=True)
+    return mean, jnp.maximum(square - lax.square(mean), 0)
+
+
+class _Conv(NamedTuple):
+    """A convolution but for its arrays, hashable."""
+
+    stride: int
+    pads: Padding
+    depthwise: bool
+
+
+def normalized_conv(
+    x: jax.Array,
+    norm: Norm | None,
+    kernel: jax.Array,
+    *,
+    stride: int,
+    padding: str,
+    depthwise: bool,
+    groups: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalises, cuts off at 0 and 6, convolves, and takes the result's statistics.
+
+    Args:
+      x: (N, H, W, C).
+      norm: what is done to x, with ReLU6 after it; None for nothing.
+      kernel: (K, K, C, C'), or (K, K, 1, C) where depthwise; same dtype as x.
+      stride: of both axes; 1 where K is 1.
+      padding: 'torch' or 'same', see `convolution.explicit_padding`.
+      depthwise: each channel by itself.
+      groups: how many equal parts of the batch have statistics of their own.
+
+    Returns:
+      The result (N, H', W', C') in x's dtype; its mean and biased variance, see `statistics`.
+    """
+
+    def whole(
+        x: jax.Array, norm: Norm | None, kernel: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        if norm is not None:
+            x = nn.relu6(normalize(x, norm))
+        if kernel.shape[0] == 1:
+            y = pointwise_conv(x, kernel)
+        else:
+            convolve = depthwise_conv if depthwise else stem_conv
+            y = convolve(x, kernel, stride=stride, padding=padding)
+        return y, *statistics(y, groups)
+
+    def pieces(
+        x: jax.Array, norm: Norm | None, kernel: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        size = x.shape[1:3]
+        pads = explicit_padding(padding, size, kernel_size=kernel.shape[0], stride=stride)
+        unit = partial(_unit, conv=_Conv(stride, pads, depthwise))
+        if norm is not None:
+            mean, factor = (array.reshape(groups, -1) for array in (norm.mean, norm.factor))
+            norm = Norm(mean, factor, norm.bias)
+        # One group is not mapped over: an axis of length 1 would keep XLA from its best products.
+        if groups == 1:
+            alone = norm and Norm(norm.mean[0], norm.factor[0], norm.bias)
+            y, *taken = unit(x, alone, kernel)
+        else:
+            axes = norm and Norm(0, 0, None)  # type: ignore[arg-type]
+            grouped = x.reshape(groups, -1, *x.shape[1:])
+            y, *taken = jax.vmap(unit, (0, axes, None))(grouped, norm, kernel)
+        mean, var = (array.reshape(groups, 1, 1, 1, -1) for array in taken)
+        return y.reshape(-1, *y.shape[-3:]), mean, var
+
+    if x.dtype != jnp.promote_types(jnp.float32, x.dtype):
+        return whole(x, norm, kernel)
+    return lax.platform_dependent(x, norm, kernel, cpu=pieces, default=whole)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _unit(
+    x: jax.Array, norm: Norm | None, kernel: jax.Array, conv: _Conv
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`normalized_conv` of one group, piece by piece.
+
+    The arrays of norm, the mean and the variance are (C,). Differentiable backwards.
+    """
+    view = _view(x, kernel, conv)
+
+    def run(i: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        y = _convolve(_entering(view, i, norm, conv), kernel, conv)
+        mean = y.mean((0, 1, 2))
+        return y, mean, lax.square(y - mean).sum((0, 1, 2))
+
+    steps = view.shape[1]
+    if steps == 1:
+        y, mean, squares = run(0)
+        return y, mean, squares / _values(y)
+
+    def body(i: jax.Array, carry: tuple) -> tuple:
+        results, mean, squares = carry
+        y, piece_mean, piece_squares = run(i)
+        # Joins the mean and the sum of squares of what was before and of this piece, without a
+        # difference of large numbers (Chan, Golub and LeVeque 1979).
+        share = 1 / (i.astype(x.dtype) + 1)
+        off = piece_mean - mean
+        squares += piece_squares + lax.square(off) * (_values(y) * i * share)
+        return _store(results, y, i), mean + off * share, squares
+
+    result = jax.eval_shape(run, 0)[0]
+    zeros = jnp.zeros(result.shape[-1], x.dtype)
+    carry = (_room(result.shape, steps, x), zeros, zeros)
+    results, mean, squares = lax.fori_loop(0, steps, body, carry)
+    y = results.reshape(-1, *result.shape[1:])
+    return y, mean, squares / _values(y)
+
+
+def _forward(x: jax.Array, norm: Norm | None, kernel: jax.Array, conv: _Conv) -> tuple[Any, Any]:
+    y, mean, var = _unit(x, norm, kernel, conv)
+    return (y, mean, var), (x, norm, kernel, y, mean)
+
+
+def _backward(conv: _Conv, saved: tuple, cotangents: tuple) -> tuple:
+    x, norm, kernel, y, mean = saved
+    of_y, of_mean, of_var = cotangents
+    # The result's gradient, with what comes through its mean and variance.
+    terms = (mean, of_mean / _values(y), 2 * of_var / _values(y))
+    views = tuple(_view(array, kernel, conv, like=x) for array in (x, y, of_y))
+
+    def run(i: Any) -> tuple:
+        return _piece_gradients(views, i, norm, kernel, terms, conv)
+
+    steps = views[0].shape[1]
+    if steps == 1:
+        of_x, of_norm, of_kernel = run(0)
+    else:
+        shapes = jax.eval_shape(run, 0)
+
+        def body(i: jax.Array, carry: tuple) -> tuple:
+            of_x, *sums_before = carry
+            piece, *sums_here = run(i)
+            stored = None if of_x is None else _store(of_x, piece, i)
+            return stored, *jax.tree.map(jnp.add, sums_before, sums_here)
+
+        room = None if shapes[0] is None else _room(shapes[0].shape, steps, of_y)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes[1:])
+        of_x, of_norm, of_kernel = lax.fori_loop(0, steps, body, (room, *zeros))
+    if of_x is None:
+        # Of images. Nobody asks for it in training: then it is not computed.
+        whole = _leave(of_y[:, None], y[:, None], 0, *terms)
+        transposed = jax.linear_transpose(
+            lambda x: plain(x, kernel, stride=conv.stride, pads=conv.pads), x
+        )
+        (of_x,) = transposed(whole)
+    return of_x.reshape(x.shape), of_norm, of_kernel
+
+
+_unit.defvjp(_forward, _backward)
+
+
+def _piece_gradients(
+    views: tuple, i: Any, norm: Norm | None, kernel: jax.Array, terms: tuple, conv: _Conv
+) -> tuple[jax.Array | None, Norm | None, jax.Array]:
+    """Returns a piece's gradient of x (None where x is the images), of norm, and of the kernel."""
+    xs, ys, of_ys = views
+    entering = _entering(xs, i, norm, conv)
+    if kernel.shape[0] == 1:
+        leaving = apart(_leave, of_ys, ys, i, *terms)
+        of_kernel = _product_gradient(entering, leaving).reshape(kernel.shape)
+        of_entering = lax.dot_general(leaving, kernel[0, 0], (((3,), (1,)), ((), ())))
+    elif conv.depthwise:
+        shape, size = xs.shape[1:], kernel.shape[0]
+        spread = apart(_leave_spread, of_ys, ys, i, *terms, shape=shape, size=size, conv=conv)
+        of_entering = apart(sums, spread, kernel[::-1, ::-1])
+        of_kernel = apart(_kernel_gradient, entering, spread, shape=shape, size=size, conv=conv)
+    else:
+        leaving = apart(_leave, of_ys, ys, i, *terms)
+        return None, None, product_gradient(entering, leaving, kernel.shape, conv.stride)
+    if norm is None:
+        return of_entering, None, of_kernel
+    through = apart(_through_relu6, of_entering, xs, i, norm)
+    of_bias = through.sum((0, 1, 2))
+    of_factor = ((_piece(xs, i) - norm.mean) * through).sum((0, 1, 2))
+    return through * norm.factor, Norm(-norm.factor * of_bias, of_factor, of_bias), of_kernel
+
+
+def _entering(view: jax.Array, i: Any, norm: Norm | None, conv: _Conv) -> jax.Array:
+    """What the convolution sees of a piece: normalised, cut off at 0 and 6, with its margins."""
+    return apart(_enter, view, i, norm, pads=conv.pads)
+
+
+def _enter(view: jax.Array, i: Any, norm: Norm | None, *, pads: Padding) -> jax.Array:
+    x = _piece(view, i)
+    if norm is not None:
+        x = finish((x - norm.mean) * norm.factor + norm.bias, None, relu6=True)
+    return pad(x, pads)
+
+
+def _convolve(entering: jax.Array, kernel: jax.Array, conv: _Conv) -> jax.Array:
+    if kernel.shape[0] == 1:
+        return lax.dot_general(entering, kernel[0, 0], (((3,), (0,)), ((), ())))
+    return apart(sums if conv.depthwise else channel_sums, entering, kernel, stride=conv.stride)
+
+
+def _leave(
+    of_ys: jax.Array, ys: jax.Array, i: Any, mean: jax.Array, constant: jax.Array, slope: jax.Array
+) -> jax.Array:
+    """The gradient of a piece of the result."""
+    return _piece(of_ys, i) + (constant + slope * (_piece(ys, i) - mean))
+
+
+def _leave_spread(*arrays: Any, shape: tuple, size: int, conv: _Conv) -> jax.Array:
+    return spread_gradient(_leave(*arrays), shape, size, conv.stride, conv.pads)
+
+
+def _kernel_gradient(
+    entering: jax.Array, spread: jax.Array, *, shape: tuple, size: int, conv: _Conv
+) -> jax.Array:
+    """Takes the gradient out of what `_leave_spread` made of it, and then the kernel's."""
+    tops = [size - 1 - before for before, _ in conv.pads]
+    results = [
+        (n + before + after - size) // conv.stride * conv.stride + 1
+        for n, (before, after) in zip(shape[1:3], conv.pads, strict=True)
+    ]
+    rows, columns = (
+        slice(top, top + span, conv.stride) for top, span in zip(tops, results, strict=True)
+    )
+    gradient = spread[:, rows, columns]
+    return kernel_gradient(entering, gradient, kernel_size=size, stride=conv.stride)
+
+
+def _through_relu6(gradient: jax.Array, view: jax.Array, i: Any, norm: Norm) -> jax.Array:
+    """The gradient of what was cut off at 0 and 6 is 0, of 0 and 6 themselves, too."""
+    y = (_piece(view, i) - norm.mean) * norm.factor + norm.bias
+    return lax.select((y > 0) & (y < 6), gradient, lax.full_like(gradient, 0))
+
+
+def _product_gradient(entering: jax.Array, leaving: jax.Array) -> jax.Array:
+    """The gradient (C, C') of a 1x1 kernel; the narrower array first, which is faster."""
+    a, b = (array.reshape(-1, array.shape[-1]) for array in (entering, leaving))
+    contracted = (((0,), (0,)), ((), ()))
+    if a.shape[1] <= b.shape[1]:
+        return lax.dot_general(a, b, contracted)
+    return lax.dot_general(b, a, contracted).T
+
+
+def _view(x: jax.Array, kernel: jax.Array, conv: _Conv, like: jax.Array | None = None) -> jax.Array:
+    """Returns x as (images of a piece, pieces, H, W, C); of `like` if that is another array.
+
+    A piece's images do not lie side by side: a batch that is split over devices is then split
+    within each piece.
+    """
+    if like is None:
+        like = x
+    per_image = max(
+        like[0].size, like[0].size // like.shape[-1] * kernel.shape[-1] // conv.stride**2
+    )
+    size = length(x.shape[0], PIECE_BYTES // (per_image * x.dtype.itemsize))
+    return x.reshape(size, -1, *x.shape[1:])
+
+
+def _piece(view: jax.Array, i: Any) -> jax.Array:
+    size, _, *shape = view.shape
+    return lax.dynamic_slice(view, (0, i, 0, 0, 0), (size, 1, *shape)).reshape(size, *shape)
+
+
+def _store(results: jax.Array, piece: jax.Array, i: jax.Array) -> jax.Array:
+    return lax.dynamic_update_slice(results, piece[:, None], (0, i, 0, 0, 0))
+
+
+def _room(shape: tuple[int, ...], steps: int, source: jax.Array) -> jax.Array:
+    """Returns room for `steps` pieces, of any values: of an element of `source`.
+
+    Not of zeros: XLA would make the room of all layers at once, at the step's beginning.
+    """
+    return lax.broadcast(source[(0,) * source.ndim], (shape[0], steps, *shape[1:]))
+
+
+def _values(y: jax.Array) -> int:
+    """How many values each channel has."""
+    return y.size // y.shape[-1]
