@@ -94,7 +94,7 @@ def write(
     Returns:
       The rows that the file holds now, as text.
     """
-    new = [{name: _text(value) for name, value in (row | facts).items()} for row in rows]
+    new = [{name: _text(value) for name, value in {**row, **facts}.items()} for row in rows]
     measured = {tuple(row[field] for field in comparison) for row in new}
     kept = [
         row

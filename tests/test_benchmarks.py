@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import input_peers, input_pipeline
+from benchmarks import cpu, input_peers, input_pipeline, report
 from benchmarks.input_pipeline import Run
+from mbv2_jax.errors import UserError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
@@ -128,3 +129,73 @@ def test_memory_counts_processes_below():
     grown = float(measured.stdout)
     # 100 MiB, and two Python interpreters of some 10.
     assert 100 < grown < 150
+
+
+def test_ways_on_a_cpu_are_compared_measured_and_written(tmp_path, capsys):
+    path = tmp_path / "cpu.csv"
+    # The loss after a step of 8 small images depends on rounding in its third digit.
+    small = ["--image-size=64", "--batch=8", "--rounds=1", "--seconds=0.01", "--tolerance=0.02"]
+    few = ["--ways=ours,torch", "--allocator=default", "--cores=1", f"--output={path}"]
+    assert cpu.main([*small, *few]) == 0
+    printed = capsys.readouterr().out
+    assert "inference, batch 8 at 64 pixels, 1 core, allocator default" in printed
+    rows = report.read(path)
+    assert [(row["task"], row["way"]) for row in rows] == [
+        ("inference", "ours"),
+        ("inference", "torch"),
+        ("training", "ours"),
+        ("training", "torch"),
+    ]
+    for row in rows:
+        assert float(row["images_per_second"]) > 0
+        # A process with jax or torch and 14 MB of weights; torch's CUDA build holds more.
+        assert 100 < float(row["peak_mib"]) < 5000
+    assert "torchvision" in rows[0]["versions"]
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_ratios_on_a_cpu_are_of_the_medians():
+    rows = cpu.table({"ours": [0.5, 0.1, 0.2], "torch": [0.4, 0.8, 0.1]}, batch=32)
+    # Medians of 64, 320, 160 and of 80, 40, 320 images per second.
+    assert [row["images_per_second"] for row in rows] == pytest.approx([160, 80])
+    assert [(row["min"], row["max"]) for row in rows] == [(64, 320), (40, 320)]
+    assert [row["ms_per_step"] for row in rows] == pytest.approx([200, 400])
+    assert [row["times_torch"] for row in rows] == pytest.approx([2, 1])
+    assert [row["ours_over_it"] for row in rows] == pytest.approx([1, 2])
+
+
+def test_what_computes_something_else_is_not_timed():
+    logits = np.array([1.0, -2.0, 0.5])
+    of_keras = {"keras": logits + 1, "ours-of-keras": logits + 1.001}
+    agreeing = {"torch": logits, "ours": logits + 0.001, **of_keras}
+    cpu.check_agreement("inference", agreeing, 1e-3)
+    with pytest.raises(UserError, match=r"logits of ours and of torch differ by 0\.005 of"):
+        cpu.check_agreement("inference", agreeing | {"ours": logits + 0.01}, 1e-3)
+    with pytest.raises(UserError, match="logits of keras and of ours-of-keras differ"):
+        cpu.check_agreement("inference", agreeing | {"keras": logits}, 1e-3)
+    outputs = {"torch": np.array([7.0, 6.0]), "flax": np.array([7.0, np.nan])}
+    with pytest.raises(UserError, match="losses of two training steps of flax and of torch"):
+        cpu.check_agreement("training", outputs, 1e-3)
+
+
+def test_a_comparison_replaces_itself_in_the_csv_and_no_other(tmp_path):
+    path = tmp_path / "cpu.csv"
+
+    def write(cores, way, rate):
+        rows = [{"cores": cores, "way": way, "rate": rate}]
+        report.write(path, rows, {"commit": f"c{rate:.0f}"}, comparison=("cores",))
+
+    write(2, "ours", 10.0)
+    write(4, "ours", 20.0)
+    write(2, "torch", 30.0)
+    rows = [(row["cores"], row["way"], row["rate"], row["commit"]) for row in report.read(path)]
+    assert rows == [("4", "ours", "20", "c20"), ("2", "torch", "30", "c30")]
+
+
+def test_wrong_arguments_of_the_cpu_benchmark_are_explained(capsys):
+    assert cpu.main(["--ways=ours,keres"]) == 2
+    assert "error: --ways: unknown 'keres'; did you mean 'keras'?" in capsys.readouterr().err
+    assert cpu.main(["--cores=100000"]) == 2
+    assert "error: --cores=100000: give 1 to " in capsys.readouterr().err
+    assert cpu.main(["--batch=1,none"]) == 2
+    assert "error: --batch=1,none: give numbers" in capsys.readouterr().err
