@@ -39,7 +39,6 @@ import argparse
 import contextlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -49,13 +48,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import options as options_lib
 from benchmarks import report
 from benchmarks.cpu_peers import OURS_OF_KERAS, TASKS, WAYS
-from mbv2_jax.errors import UserError, nearest
+from mbv2_jax.errors import UserError
 
 HERE = Path(__file__).resolve().parent
-REFERENCE = "torch"
-
 BATCHES = {"inference": (1, 32), "training": (32,)}
 
 # Blocks up to 8 GiB come from the heap, of which 32 GiB may be free before any is given back; in
@@ -71,16 +69,6 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 # What rows have in common that were compared with one another.
 COMPARISON = ("task", "batch", "image_size", "cores", "allocator")
-COLUMNS = (
-    report.Column("way", "way"),
-    report.Column("images_per_second", "images/s", ".1f"),
-    report.Column("min", "min", ".1f"),
-    report.Column("max", "max", ".1f"),
-    report.Column("ms_per_step", "ms/step", ".1f"),
-    report.Column("peak_mib", "MiB", ".0f"),
-    report.Column("times_torch", "times torch", ".2f"),
-    report.Column("ours_over_it", "ours/it", ".2f"),
-)
 
 
 class Worker:
@@ -142,8 +130,7 @@ def _command(way: str, arguments: Sequence[str]) -> list[str]:
 
 def _failed(way: str, status: int, complaints: Any) -> UserError:
     complaints.seek(0)
-    lines = complaints.read().strip().splitlines() or [f"exit status {status}"]
-    return UserError(f"{way} failed: {lines[-1]}")
+    return UserError(f"{way} failed: {report.last_line(complaints.read(), status)}")
 
 
 def check_agreement(task: str, outputs: Mapping[str, np.ndarray], tolerance: float) -> None:
@@ -158,7 +145,7 @@ def check_agreement(task: str, outputs: Mapping[str, np.ndarray], tolerance: flo
     for way, values in outputs.items():
         if way == "keras" and task == "training":
             continue
-        judge = OURS_OF_KERAS if way in ("keras", OURS_OF_KERAS) else REFERENCE
+        judge = OURS_OF_KERAS if way in ("keras", OURS_OF_KERAS) else report.REFERENCE
         wanted = outputs[judge]
         difference = np.abs(values - wanted).max() / np.abs(wanted).max()
         if not difference <= tolerance:  # nor is it where one is no number
@@ -166,28 +153,6 @@ def check_agreement(task: str, outputs: Mapping[str, np.ndarray], tolerance: flo
                 f"nothing was timed: the {what} of {way} and of {judge} differ by {difference:.2g} "
                 f"of the largest, more than --tolerance={tolerance:g}: they do not compute the same"
             )
-
-
-def table(seconds: Mapping[str, Sequence[float]], batch: int) -> list[dict[str, Any]]:
-    """Returns a row for each way, of the seconds that one step took in each round.
-
-    "times_torch" is the row's images per second over torch's, "ours_over_it" ours over the row's;
-    None where the other was not measured.
-    """
-    rates = {way: [batch / value for value in values] for way, values in seconds.items()}
-    median = {way: statistics.median(values) for way, values in rates.items()}
-    return [
-        {
-            "way": way,
-            "images_per_second": median[way],
-            "min": min(values),
-            "max": max(values),
-            "ms_per_step": 1000 * statistics.median(seconds[way]),
-            "times_torch": median[way] / median[REFERENCE] if REFERENCE in median else None,
-            "ours_over_it": median["ours"] / median[way] if "ours" in median else None,
-        }
-        for way, values in rates.items()
-    ]
 
 
 def compare(
@@ -206,7 +171,7 @@ def compare(
                 workers.append(Worker(way, arguments, environment))
                 stack.callback(workers[-1].close)
         for worker in workers:
-            if worker.missing and worker.way in ("ours", REFERENCE):
+            if worker.missing and worker.way in ("ours", report.REFERENCE):
                 raise UserError(f"cannot measure {worker.way}: {worker.missing}")
             if worker.missing:
                 _say(f"left out: {worker.way}: {worker.missing}")
@@ -222,7 +187,7 @@ def compare(
             _say(f"{where}: round {turn + 1} of {options.rounds}")
     facts = {"task": task, "batch": batch, "image_size": options.image_size}
     facts |= {"cores": len(options.cores), "allocator": allocator}
-    rows = [facts | row | {"peak_mib": peaks[row["way"]]} for row in table(seconds, batch)]
+    rows = [facts | row | {"peak_mib": peaks[row["way"]]} for row in report.rates(seconds, batch)]
     return rows, {name: v for worker in workers for name, v in worker.versions.items()}
 
 
@@ -254,7 +219,7 @@ def _environment(options: argparse.Namespace) -> dict[str, str]:
 
 def make_weights(folder: Path, options: argparse.Namespace) -> None:
     """Writes the weights that all ways read."""
-    for way in [REFERENCE] + ["keras"] * ("keras" in options.ways):
+    for way in [report.REFERENCE] + ["keras"] * ("keras" in options.ways):
         command = _command(way, [f"--make={folder}", *_shared(options)])
         with tempfile.TemporaryFile("w+") as complaints:
             process = subprocess.run(
@@ -264,7 +229,7 @@ def make_weights(folder: Path, options: argparse.Namespace) -> None:
                 stderr=complaints,
                 cwd=HERE.parent,
             )
-            if process.returncode:
+            if process.returncode and way == report.REFERENCE:  # Keras's own process will say it
                 raise _failed(way, process.returncode, complaints)
 
 
@@ -286,7 +251,7 @@ def run(options: argparse.Namespace) -> None:
                     rows += new
                     versions |= packages
                     print(f"\n{_title(new[0])}")
-                    report.show(new, COLUMNS)
+                    report.show(new, report.RATES)
     facts["versions"] = report.listed_versions(versions)
     held = report.write(options.output, rows, facts, COMPARISON)
     draw(options.output.with_suffix(".png"), held, f"{facts['machine']}; commit {facts['commit']}")
@@ -337,25 +302,16 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     default = HERE / "cpu.csv"
     add("--output", type=Path, default=default, metavar="CSV", help="default: cpu.csv here")
     options = parser.parse_args(arguments)
-    options.tasks = _chosen("--tasks", options.tasks, TASKS)
-    options.ways = _chosen("--ways", options.ways, WAYS)
-    if REFERENCE not in options.ways:
-        options.ways.append(REFERENCE)
-    options.allocators = _chosen("--allocator", options.allocator, ALLOCATORS)
+    options.tasks = options_lib.chosen("--tasks", options.tasks, TASKS)
+    options.ways = options_lib.chosen("--ways", options.ways, WAYS)
+    if report.REFERENCE not in options.ways:
+        options.ways.append(report.REFERENCE)
+    options.allocators = options_lib.chosen("--allocator", options.allocator, ALLOCATORS)
     options.cores = _cores(options.cores)
-    options.batches = _counts("--batch", options.batch)
+    options.batches = options_lib.counts("--batch", options.batch)
     if min(options.rounds, options.image_size) < 1:
         raise UserError("--rounds and --image-size: give 1 or more")
     return options
-
-
-def _chosen(flag: str, text: str | None, known: Iterable[str]) -> list[str]:
-    """Returns those of `known` that are named in `text`, in the order of `known`; None: all."""
-    names = list(known) if text is None else text.split(",")
-    for name in names:
-        if name not in known:
-            raise UserError(f"{flag}: unknown {name!r}; {nearest(name, known)}")
-    return [name for name in known if name in names]
 
 
 def _cores(count: int | None) -> list[int]:
@@ -364,13 +320,6 @@ def _cores(count: int | None) -> list[int]:
     if count is not None and not 1 <= count <= len(there):
         raise UserError(f"--cores={count}: give 1 to {len(there)}")
     return there[-(count or len(there)) :]
-
-
-def _counts(flag: str, text: str | None) -> list[int]:
-    counts = [int(part) if part.isdigit() else 0 for part in text.split(",")] if text else []
-    if 0 in counts:
-        raise UserError(f"{flag}={text}: give numbers from 1 on, such as 1,32")
-    return counts
 
 
 def main(arguments: list[str] | None = None) -> int:

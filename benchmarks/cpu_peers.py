@@ -326,6 +326,9 @@ def main() -> None:
     options = parser.parse_args()
     cores = {int(core) for core in options.cores.split(",")}
     os.sched_setaffinity(0, cores)
+    if options.make:
+        make(options.way, options.make, options.image_size)
+        return
     # What libraries print goes to standard error; standard output is for answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -334,9 +337,6 @@ def main() -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
     try:
-        if options.make:
-            make(options.way, options.make, options.image_size)
-            return
         job = Job(options.task, options.batch, options.image_size, options.weights, len(cores))
         way = (WAYS | CHECKS)[options.way]
         with contextlib.suppress(BrokenPipeError):

@@ -86,8 +86,8 @@ def measure(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     command += [f"--seconds={options.seconds}"]
     process = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
     if process.returncode:
-        lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-        raise UserError(f"cannot measure {run.label}: {lines[-1]}")
+        line = report.last_line(process.stderr, process.returncode)
+        raise UserError(f"cannot measure {run.label}: {line}")
     return json.loads(process.stdout.splitlines()[-1])
 
 

@@ -4,12 +4,14 @@ import csv
 import dataclasses
 import os
 import platform
+import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+REFERENCE = "torch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,19 @@ class Bar:
     most: float
 
 
+# Of the rows of `rates`, with the memory that a benchmark adds.
+RATES = (
+    Column("way", "way"),
+    Column("images_per_second", "images/s", ".1f"),
+    Column("min", "min", ".1f"),
+    Column("max", "max", ".1f"),
+    Column("ms_per_step", "ms/step", ".2f"),
+    Column("peak_mib", "MiB", ".0f"),
+    Column("times_torch", "times torch", ".2f"),
+    Column("ours_over_it", "ours/it", ".2f"),
+)
+
+
 def machine() -> dict[str, Any]:
     """Returns what a reader of the figures has to know of this machine and this code."""
     model = platform.processor()
@@ -47,6 +62,33 @@ def machine() -> dict[str, Any]:
         "commit": commit,
         "python": platform.python_version(),
     }
+
+
+def rates(seconds: Mapping[str, Sequence[float]], batch: int) -> list[dict[str, Any]]:
+    """Returns a row for each way, of the seconds that one step on `batch` images took, by round.
+
+    "times_torch" is the row's images per second over torch's, "ours_over_it" ours over the row's,
+    both of medians; None where the other was not measured.
+    """
+    median = {way: statistics.median(values) for way, values in seconds.items()}
+    return [
+        {
+            "way": way,
+            "images_per_second": batch / median[way],
+            "min": batch / max(values),
+            "max": batch / min(values),
+            "ms_per_step": 1000 * median[way],
+            "times_torch": median[REFERENCE] / median[way] if REFERENCE in median else None,
+            "ours_over_it": median[way] / median["ours"] if "ours" in median else None,
+        }
+        for way, values in seconds.items()
+    ]
+
+
+def last_line(complaints: str, status: int) -> str:
+    """Returns what a process that failed said at its end, or else its exit status."""
+    lines = complaints.strip().splitlines() or [f"exit status {status}"]
+    return lines[-1]
 
 
 def listed_versions(versions: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import cpu, input_peers, input_pipeline, report
+from benchmarks import cpu, input_peers, input_pipeline, report, startup
 from benchmarks.input_pipeline import Run
 from mbv2_jax.errors import UserError
 
@@ -154,8 +154,8 @@ def test_ways_on_a_cpu_are_compared_measured_and_written(tmp_path, capsys):
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_ratios_on_a_cpu_are_of_the_medians():
-    rows = cpu.table({"ours": [0.5, 0.1, 0.2], "torch": [0.4, 0.8, 0.1]}, batch=32)
+def test_ratios_to_torch_and_to_ours_are_of_the_medians():
+    rows = report.rates({"ours": [0.5, 0.1, 0.2], "torch": [0.4, 0.8, 0.1]}, batch=32)
     # Medians of 64, 320, 160 and of 80, 40, 320 images per second.
     assert [row["images_per_second"] for row in rows] == pytest.approx([160, 80])
     assert [(row["min"], row["max"]) for row in rows] == [(64, 320), (40, 320)]
@@ -199,3 +199,24 @@ def test_wrong_arguments_of_the_cpu_benchmark_are_explained(capsys):
     assert "error: --cores=100000: give 1 to " in capsys.readouterr().err
     assert cpu.main(["--batch=1,none"]) == 2
     assert "error: --batch=1,none: give numbers" in capsys.readouterr().err
+
+
+def test_commands_are_timed_and_written(tmp_path, monkeypatch, capsys):
+    quick = {("python", ""): ["-c", "pass"], ("python", "warm"): ["-c", "import os"]}
+    monkeypatch.setattr(startup, "commands", lambda image, image_size: quick)
+    path = tmp_path / "startup.csv"
+    assert startup.main(["--rounds=3", f"--output={path}"]) == 0
+    assert "python  warm" in capsys.readouterr().out
+    rows = report.read(path)
+    assert [(row["what"], row["cache"]) for row in rows] == [("python", ""), ("python", "warm")]
+    for row in rows:
+        assert 0 < float(row["min"]) <= float(row["seconds"]) <= float(row["max"])
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_started_is_explained(tmp_path, monkeypatch, capsys):
+    assert startup.main(["--image-size=100"]) == 2
+    assert "error: --image-size=100: give one of 96, 128" in capsys.readouterr().err
+    monkeypatch.setattr(startup, "commands", lambda *_: {("it", ""): ["-c", "import nothing"]})
+    assert startup.main([f"--output={tmp_path / 'no.csv'}"]) == 2
+    assert "No module named 'nothing'" in capsys.readouterr().err
