@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import cpu, input_peers, input_pipeline, report, startup
+from benchmarks import cpu, gpu, gpu_peers, input_peers, input_pipeline, report, startup
 from benchmarks.input_pipeline import Run
 from mbv2_jax.errors import UserError
 
@@ -220,3 +220,48 @@ def test_what_cannot_be_started_is_explained(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(startup, "commands", lambda *_: {("it", ""): ["-c", "import nothing"]})
     assert startup.main([f"--output={tmp_path / 'no.csv'}"]) == 2
     assert "No module named 'nothing'" in capsys.readouterr().err
+
+
+def test_depthwise_lowerings_are_measured_and_written(tmp_path, monkeypatch, capsys):
+    whole = gpu_peers.depthwise_layers
+    # One of the 17 layers, once forward: all take minutes.
+    monkeypatch.setattr(gpu_peers, "depthwise_layers", lambda size: whole(size)[:1])
+    monkeypatch.setattr(gpu, "DIRECTIONS", ("kernel-gradient",))
+    path = tmp_path / "gpu.csv"
+    small = ["--device=cpu", "--image-size=32", "--batch=2", "--rounds=1", "--seconds=0.01"]
+    assert gpu.main([*small, "--parts=depthwise", f"--output={path}"]) == 0
+    assert "kernel-gradient 16x16x32/1, batch 2, bfloat16" in capsys.readouterr().out
+    rows = report.read(path)
+    assert [row["way"] for row in rows] == ["convolution", "shifted-sums"]
+    assert all(float(row["images_per_second"]) > 0 and float(row["share"]) > 0 for row in rows)
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_network_is_measured_for_the_gpu_benchmark():
+    arguments = ["--device=cpu", "--rounds=1", "--seconds=0.01"]
+    options = gpu._options(arguments)
+    options.image_size = 32
+    job = {"task": "inference", "batch": 2, "dtype": "float32"}
+    rows, versions = gpu.compare(["ours", "torch"], None, options, **job)
+    assert [row["way"] for row in rows] == ["ours", "torch"]
+    assert {"jax", "torch"} <= set(versions)
+
+
+def test_without_a_gpu_its_benchmark_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as if there were none
+    path = tmp_path / "gpu.csv"
+    assert gpu.main([f"--output={path}"]) == 2
+    assert "error: jax finds no NVIDIA GPU: pip install" in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_the_share_of_the_bandwidth_is_of_what_has_to_be_moved():
+    layers = gpu_peers.depthwise_layers(224)
+    assert len(layers) == 17
+    assert layers[0] == gpu_peers.Layer(channels=32, size=112, stride=1)
+    assert layers[1] == gpu_peers.Layer(channels=96, size=112, stride=2)
+    assert layers[-1] == gpu_peers.Layer(channels=960, size=7, stride=1)
+    # 2 images of 96 channels at 2 bytes, 112 x 112 in and 56 x 56 out.
+    assert gpu.layer_bytes(layers[1], 2, "bfloat16") == 2 * 96 * 2 * (12544 + 3136)
+    assert gpu.shares(0.25, [1.0, 0.5, 2.0]) == {"share": 0.25}
+    assert gpu.shares(None, [1.0]) == {"share": None}
