@@ -42,6 +42,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ ALLOCATORS = {
         ":glibc.malloc.trim_threshold=34359738368:glibc.malloc.hugetlb=1"
     },
 }
+PAUSE = 0.2  # seconds before a turn, in which the threads of the one before fall asleep
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 # What rows have in common that were compared with one another.
@@ -181,6 +183,7 @@ def compare(
         peaks: dict[str, float] = {}
         for turn in range(options.rounds):
             for worker in workers:
+                time.sleep(PAUSE)
                 result = worker.go()
                 seconds[worker.way].append(result["seconds"] / worker.steps)
                 peaks[worker.way] = result["peak_mib"]

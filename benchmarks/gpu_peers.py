@@ -187,8 +187,7 @@ def torch(job: Job, source: str = "torchvision", compiled: bool = False) -> Prep
     device = {"gpu": "cuda", "cpu": "cpu"}[job.device]
     if device == "cuda" and not torch.cuda.is_available():
         raise ImportError("this torch finds no NVIDIA GPU")
-    if device == "cuda":  # some CPUs compute many times slower so
-        torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     model = torch_peer.network() if source == "torchvision" else _timm()
