@@ -237,10 +237,9 @@ def make_weights(folder: Path, options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measures all that is asked for, prints the tables, writes the CSV and draws it."""
+    """Measures all that is asked for; prints each table, and writes it, as soon as it is there."""
     facts = report.machine() | {"rounds": options.rounds, "seconds": options.seconds}
-    rows: list[dict[str, Any]] = []
-    versions: dict[str, str] = {}
+    note = f"{facts['machine']}; commit {facts['commit']}"
     with tempfile.TemporaryDirectory() as folder:
         _say("making the weights")
         make_weights(Path(folder), options)
@@ -250,14 +249,12 @@ def run(options: argparse.Namespace) -> None:
             print("\n".join(f"  {name}={value}" for name, value in settings.items()))
             for task in options.tasks:
                 for batch in options.batches or BATCHES[task]:
-                    new, packages = compare(task, batch, allocator, Path(folder), options)
-                    rows += new
-                    versions |= packages
-                    print(f"\n{_title(new[0])}")
-                    report.show(new, report.RATES)
-    facts["versions"] = report.listed_versions(versions)
-    held = report.write(options.output, rows, facts, COMPARISON)
-    draw(options.output.with_suffix(".png"), held, f"{facts['machine']}; commit {facts['commit']}")
+                    rows, versions = compare(task, batch, allocator, Path(folder), options)
+                    print(f"\n{_title(rows[0])}")
+                    report.show(rows, report.RATES)
+                    facts["versions"] = report.listed_versions(versions)
+                    held = report.write(options.output, rows, facts, COMPARISON)
+                    draw(options.output.with_suffix(".png"), held, note)
 
 
 def draw(path: Path, rows: Sequence[Mapping[str, str]], note: str) -> None:
@@ -266,9 +263,9 @@ def draw(path: Path, rows: Sequence[Mapping[str, str]], note: str) -> None:
     for row in sorted(rows, key=_order):
         figures = (float(row[name]) for name in ("images_per_second", "min", "max"))
         bar = report.Bar(row["way"], *figures)
-        panels.setdefault(f"images per second, {_title(row)}", []).append(bar)
+        panels.setdefault(_title(row), []).append(bar)
     allocators = {row["allocator"] for row in rows}
-    report.draw(path, panels, note, columns=len(allocators))
+    report.draw(path, panels, f"images per second; {note}", columns=len(allocators))
 
 
 def _order(row: Mapping[str, str]) -> list[Any]:
@@ -306,9 +303,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     add("--output", type=Path, default=default, metavar="CSV", help="default: cpu.csv here")
     options = parser.parse_args(arguments)
     options.tasks = options_lib.chosen("--tasks", options.tasks, TASKS)
-    options.ways = options_lib.chosen("--ways", options.ways, WAYS)
-    if report.REFERENCE not in options.ways:
-        options.ways.append(report.REFERENCE)
+    ways = {report.REFERENCE, *options_lib.chosen("--ways", options.ways, WAYS)}
+    options.ways = [way for way in WAYS if way in ways]
     options.allocators = options_lib.chosen("--allocator", options.allocator, ALLOCATORS)
     options.cores = _cores(options.cores)
     options.batches = options_lib.counts("--batch", options.batch)

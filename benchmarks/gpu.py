@@ -144,7 +144,7 @@ def depthwise(bandwidth: float, options: argparse.Namespace) -> Any:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measures all that is asked for, prints the tables, writes the CSV and draws it."""
+    """Measures all that is asked for; prints each table, and writes it, as soon as it is there."""
     copied = measure("copy", options)
     if "missing" in copied:
         raise UserError(copied["missing"])
@@ -153,27 +153,26 @@ def run(options: argparse.Namespace) -> None:
     print(f"{copied['device']}: a copy moves {moved / 1e9:.0f} GB/s")
     facts = report.machine() | {"rounds": options.rounds, "seconds": options.seconds}
     facts |= {"gb_per_s": bandwidth / 1e9}
-    rows: list[dict[str, Any]] = []
-    versions: dict[str, str] = dict(copied["versions"])
+    note = f"{copied['device']}; commit {facts['commit']}"
+    where = {"image_size": options.image_size, "device": copied["device"], "of_17": ""}
+    held: list[dict[str, str]] = []
     for part in options.parts:
         measured = (
             depthwise(bandwidth, options)
             if part == "depthwise"
             else networks(part, bandwidth, options)
         )
-        for new, packages in measured:
-            versions |= packages
-            if not new:
+        for rows, versions in measured:
+            if not rows:
                 continue
-            where = {"image_size": options.image_size, "device": copied["device"], "of_17": ""}
-            rows += [where | row for row in new]
-            print(f"\n{_words(rows[-1])}")
-            report.show(new, COLUMNS)
-    if not rows:
+            rows = [where | row for row in rows]
+            print(f"\n{_words(rows[0])}")
+            report.show(rows, COLUMNS)
+            facts["versions"] = report.listed_versions(versions)
+            held = report.write(options.output, rows, facts, COMPARISON)
+            draw(options.output.with_suffix(".png"), held, note)
+    if not held:
         raise UserError("nothing could be measured: standard error says why")
-    facts["versions"] = report.listed_versions(versions)
-    held = report.write(options.output, rows, facts, COMPARISON)
-    draw(options.output.with_suffix(".png"), held, f"{copied['device']}; commit {facts['commit']}")
 
 
 def draw(path: Path, rows: Sequence[Mapping[str, str]], note: str) -> None:

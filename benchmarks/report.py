@@ -148,7 +148,7 @@ def write(
         writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(kept + new)
-    print(f"\nwritten: {path}")
+    print(f"written: {path}")
     return kept + new
 
 
@@ -201,7 +201,8 @@ def draw(path: Path, panels: Mapping[str, Sequence[Bar]], note: str, columns: in
             ),
             color=["C0" if bar.label.startswith("ours") else "lightgrey" for bar in bars],
         )
-        axis.bar_label(drawn, [f"{bar.median:.4g}" for bar in bars], label_type="center")
+        axis.bar_label(drawn, [f"{bar.median:.4g}" for bar in bars], padding=3, fontsize=8)
+        axis.margins(x=0.12)
         axis.set_title(title, fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
     figure.text(0.01, 0.005, note, fontsize=7)
