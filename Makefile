@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CORE := $(VENV)/.installed-core
 PEERS := $(VENV)/.installed-peers
+BENCH := $(VENV)/.installed-bench
 # TensorFlow and TFDS's command, in an environment of their own (docs/imagenet.md).
 TF := .venv-tensorflow
 TENSORFLOW := $(TF)/.installed
@@ -26,7 +27,7 @@ LOCK = requirements/py$$($(BIN)/python -c 'import sys; print("%d%d" % sys.versio
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $$(test -t 1 || echo --quiet)
 
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-tensorflow demo test test-slow test-tensorflow test-tpu bench-input lint format lock clean
+.PHONY: help venv venv-tensorflow demo test test-slow test-tensorflow test-tpu bench-cpu bench-gpu bench-startup bench-input lint format lock clean
 
 help:
 	@echo 'Usage: make TARGET [PYTHON=/path/to/python]'
@@ -36,6 +37,9 @@ help:
 	@echo '  test-slow        the tests that take minutes each, which `make test` leaves out'
 	@echo '  test-tensorflow  the tests that run TFDS with TensorFlow, in an environment of its own'
 	@echo '  test-tpu         compiles the TPU recipe for TPU slices (x86-64 Linux; no TPU needed)'
+	@echo '  bench-cpu        images per second on this CPU beside torch, Keras and others: half an hour'
+	@echo '  bench-gpu        the same on an NVIDIA GPU, beside torch and timm'
+	@echo '  bench-startup    seconds to the first prediction and to the first training step'
 	@echo '  bench-input      the input pipeline beside its peers: make bench-input PHOTOS=DIR'
 	@echo '  lint             linter, formatter (checking only) and type checker'
 	@echo '  format           let the formatter and the linter mend what they can'
@@ -83,6 +87,12 @@ $(PEERS): requirements/peers.txt $(CORE)
 	$(PIP_INSTALL) --no-deps -c $(VENV)/lock-pins.txt -r requirements/peers.txt
 	@touch $@
 
+# What only benchmarks compare with; all that these need is in the lock, with the peers, or listed.
+$(BENCH): requirements/bench.txt $(PEERS)
+	@echo 'installing ONNX Runtime and OpenVINO: a minute, about 300 MB'; set -e; \
+	$(PIP_INSTALL) --no-deps -c $(VENV)/lock-pins.txt -r requirements/bench.txt
+	@touch $@
+
 # jax names the one libtpu that fits it; Linux on x86-64 only.
 $(LIBTPU): $(CORE)
 	@echo 'installing libtpu: a minute, about 700 MB'; set -e; \
@@ -127,7 +137,17 @@ test-tensorflow: $(PEERS) $(TENSORFLOW)
 test-tpu: $(LIBTPU)
 	$(BIN)/python -m pytest -m tpu tests/training/test_compile.py
 
-# Quiet machines measure best. Writes benchmarks/input_pipeline.csv.
+# Quiet machines measure best. Each writes a CSV in benchmarks/.
+bench-cpu: $(BENCH)
+	$(BIN)/python -m benchmarks.cpu
+
+bench-gpu: $(PEERS)
+	$(BIN)/python -m benchmarks.gpu
+
+bench-startup: $(PEERS)
+	$(BIN)/python -m benchmarks.startup
+
+# Writes benchmarks/input_pipeline.csv.
 bench-input: $(PEERS) $(TENSORFLOW)
 	@test -n "$(PHOTOS)" || { echo 'error: make bench-input PHOTOS=DIR, a folder of photos' >&2; exit 1; }
 	$(BIN)/python -m benchmarks.input_pipeline --photos="$(PHOTOS)" \

@@ -15,22 +15,31 @@ reference training does on the host; tf and tf-antialias get boxes that are draw
 """
 
 import argparse
-import csv
 import dataclasses
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import input_peers
+from benchmarks import input_peers, report
 from mbv2_jax.data.sources import open_source
 from mbv2_jax.errors import UserError, listed, nearest
 
 HERE = Path(__file__).resolve().parent
+
+COLUMNS = (
+    report.Column("cores", "cores", "d"),
+    report.Column("way", "way"),
+    report.Column("median", "images/s", ".0f"),
+    report.Column("min", "min", ".0f"),
+    report.Column("max", "max", ".0f"),
+    report.Column("exact", "exact/it", ".2f"),
+    report.Column("fast", "fast/it", ".2f"),
+    report.Column("scaling", "scaling", ".2f"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +86,8 @@ def measure(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     command += [f"--seconds={options.seconds}"]
     process = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
     if process.returncode:
-        lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-        raise UserError(f"cannot measure {run.label}: {lines[-1]}")
+        line = report.last_line(process.stderr, process.returncode)
+        raise UserError(f"cannot measure {run.label}: {line}")
     return json.loads(process.stdout.splitlines()[-1])
 
 
@@ -109,83 +118,23 @@ def table(rates: dict[Run, list[float]]) -> list[dict[str, Any]]:
     return rows
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """Prints the table."""
-    print(f"\n{'cores':>5}  {'way':34} {'images/s':>8} {'min':>7} {'max':>7}", end="")
-    print(f" {'exact/it':>9} {'fast/it':>8} {'scaling':>8}")
-    for row in rows:
-        print(f"{row['cores']:5}  {row['way']:34} {row['median']:8.0f}", end="")
-        print(f" {row['min']:7.0f} {row['max']:7.0f}", end="")
-        print(f" {_decimal(row['exact']):>9} {_decimal(row['fast']):>8}", end="")
-        print(f" {_decimal(row['scaling']):>8}")
-
-
-def write(path: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """Writes the rows as CSV; `facts` of machine and run are repeated in each."""
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *facts], lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            values = {
-                name: f"{value:.4g}" if isinstance(value, float) else value
-                for name, value in row.items()
-            }
-            writer.writerow(values | facts)
-    print(f"\nwritten: {path}")
-
-
 def draw(path: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """Draws the medians as bars, each from the least to the most with a line, ours dark."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    used = sorted({row["cores"] for row in rows})
-    heights = [sum(row["cores"] == cores for row in rows) for cores in used]
-    figure, axes = pyplot.subplots(
-        len(used), figsize=(8, 1 + 0.3 * len(rows)), height_ratios=heights, squeeze=False
-    )
-    for cores, axis in zip(used, axes[:, 0], strict=True):
-        shown = [row for row in rows if row["cores"] == cores][::-1]
-        medians = [row["median"] for row in shown]
-        below = [row["median"] - row["min"] for row in shown]
-        above = [row["max"] - row["median"] for row in shown]
-        colours = ["C0" if row["way"].startswith("ours") else "lightgrey" for row in shown]
-        ways = [row["way"] for row in shown]
-        bars = axis.barh(ways, medians, xerr=(below, above), color=colours)
-        axis.bar_label(bars, [f"{median:.0f}" for median in medians], label_type="center")
-        axis.set_title(f"images per second, {cores} core{'s'[: cores > 1]}", fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.text(0.01, 0.005, f"{facts['machine']}; commit {facts['commit']}", fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    print(f"written: {path}")
-
-
-def machine() -> dict[str, Any]:
-    """Returns what a reader of the figures has to know of this machine and this code."""
-    model = platform.processor()
-    if os.path.exists("/proc/cpuinfo"):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(
-            (line.split(": ")[1] for line in lines if line.startswith("model name")), model
-        )
-    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty=+changes", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    return {
-        "machine": f"{model}, {os.cpu_count()} virtual cores",
-        "load": f"{os.getloadavg()[0]:.2f}",  # processes that wanted a core in the minute before
-        "commit": commit,
-        "python": platform.python_version(),
+    """Draws the medians as bars, a panel for each number of cores."""
+    panels = {
+        f"images per second, {cores} core{'s'[: cores > 1]}": [
+            report.Bar(row["way"], row["median"], row["min"], row["max"])
+            for row in rows
+            if row["cores"] == cores
+        ]
+        for cores in sorted({row["cores"] for row in rows})
     }
+    report.draw(path, panels, f"{facts['machine']}; commit {facts['commit']}")
 
 
 def compare(options: argparse.Namespace) -> None:
     """Measures all ways in turn, prints the table and writes the CSV."""
     photos = len(open_source(f"folder:{options.photos}", "train"))
-    facts = machine() | {
+    facts = report.machine() | {
         "photos": photos,
         "rounds": options.rounds,
         "seconds": options.seconds,
@@ -203,11 +152,12 @@ def compare(options: argparse.Namespace) -> None:
                 f" {run.label}: {result['rate']:.0f} images/s",
                 file=sys.stderr,
             )
-    facts["versions"] = " ".join(f"{name} {version}" for name, version in versions.items())
+    facts["versions"] = report.listed_versions(versions)
     rows = table(rates)
-    show(rows)
+    print()
+    report.show(rows, COLUMNS)
     path = options.output or HERE / "input_pipeline.csv"
-    write(path, rows, facts)
+    report.write(path, rows, facts)
     draw(path.with_suffix(".png"), rows, facts)
 
 
@@ -236,8 +186,8 @@ def memory(options: argparse.Namespace) -> None:
             rows.append({"epoch": step // epoch, "mebibytes": tree_mebibytes()})
             print(f"epoch {rows[-1]['epoch']:3}: {rows[-1]['mebibytes']:8.1f} MiB", flush=True)
     batches.close()
-    facts = machine() | {"workers": workers, "photos": len(source)}
-    write(options.output or HERE / "input_memory.csv", rows, facts)
+    facts = report.machine() | {"workers": workers, "photos": len(source)}
+    report.write(options.output or HERE / "input_memory.csv", rows, facts)
 
 
 def tree_mebibytes() -> float:
@@ -260,10 +210,6 @@ def tree_mebibytes() -> float:
             continue
         kibibytes += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return kibibytes / 1024
-
-
-def _decimal(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

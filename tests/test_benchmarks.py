@@ -1,5 +1,6 @@
 """The benchmarks run, and what they work out of their measurements is right."""
 
+import argparse
 import csv
 import itertools
 import pathlib
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import input_peers, input_pipeline
+from benchmarks import cpu, gpu, gpu_peers, input_peers, input_pipeline, report, startup
 from benchmarks.input_pipeline import Run
+from mbv2_jax.errors import UserError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
@@ -128,3 +130,139 @@ def test_memory_counts_processes_below():
     grown = float(measured.stdout)
     # 100 MiB, and two Python interpreters of some 10.
     assert 100 < grown < 150
+
+
+def test_ways_on_a_cpu_are_compared_measured_and_written(tmp_path, capsys):
+    path = tmp_path / "cpu.csv"
+    # The loss after a step of 8 small images depends on rounding in its third digit.
+    small = ["--image-size=64", "--batch=8", "--rounds=1", "--seconds=0.01", "--tolerance=0.02"]
+    few = ["--ways=ours,torch", "--allocator=default", "--cores=1", f"--output={path}"]
+    assert cpu.main([*small, *few]) == 0
+    printed = capsys.readouterr().out
+    assert "inference, batch 8 at 64 pixels, 1 core, allocator default" in printed
+    rows = report.read(path)
+    assert [(row["task"], row["way"]) for row in rows] == [
+        ("inference", "ours"),
+        ("inference", "torch"),
+        ("training", "ours"),
+        ("training", "torch"),
+    ]
+    for row in rows:
+        assert float(row["images_per_second"]) > 0
+        # A process with jax or torch and 14 MB of weights; torch's CUDA build holds more.
+        assert 100 < float(row["peak_mib"]) < 5000
+    assert "torchvision" in rows[0]["versions"]
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_ratios_to_torch_and_to_ours_are_of_the_medians():
+    rows = report.rates({"ours": [0.5, 0.1, 0.2], "torch": [0.4, 0.8, 0.1]}, batch=32)
+    # Medians of 64, 320, 160 and of 80, 40, 320 images per second.
+    assert [row["images_per_second"] for row in rows] == pytest.approx([160, 80])
+    assert [(row["min"], row["max"]) for row in rows] == [(64, 320), (40, 320)]
+    assert [row["ms_per_step"] for row in rows] == pytest.approx([200, 400])
+    assert [row["times_torch"] for row in rows] == pytest.approx([2, 1])
+    assert [row["ours_over_it"] for row in rows] == pytest.approx([1, 2])
+
+
+def test_what_computes_something_else_is_not_timed():
+    logits = np.array([1.0, -2.0, 0.5])
+    of_keras = {"keras": logits + 1, "ours-of-keras": logits + 1.001}
+    agreeing = {"torch": logits, "ours": logits + 0.001, **of_keras}
+    cpu.check_agreement("inference", agreeing, 1e-3)
+    with pytest.raises(UserError, match=r"logits of ours and of torch differ by 0\.005 of"):
+        cpu.check_agreement("inference", agreeing | {"ours": logits + 0.01}, 1e-3)
+    with pytest.raises(UserError, match="logits of keras and of ours-of-keras differ"):
+        cpu.check_agreement("inference", agreeing | {"keras": logits}, 1e-3)
+    outputs = {"torch": np.array([7.0, 6.0]), "flax": np.array([7.0, np.nan])}
+    with pytest.raises(UserError, match="losses of two training steps of flax and of torch"):
+        cpu.check_agreement("training", outputs, 1e-3)
+
+
+def test_a_comparison_replaces_itself_in_the_csv_and_no_other(tmp_path):
+    path = tmp_path / "cpu.csv"
+
+    def write(cores, way, rate):
+        rows = [{"cores": cores, "way": way, "rate": rate}]
+        report.write(path, rows, {"commit": f"c{rate:.0f}"}, comparison=("cores",))
+
+    write(2, "ours", 10.0)
+    write(4, "ours", 20.0)
+    write(2, "torch", 30.0)
+    rows = [(row["cores"], row["way"], row["rate"], row["commit"]) for row in report.read(path)]
+    assert rows == [("4", "ours", "20", "c20"), ("2", "torch", "30", "c30")]
+
+
+def test_wrong_arguments_of_the_cpu_benchmark_are_explained(capsys):
+    assert cpu.main(["--ways=ours,keres"]) == 2
+    assert "error: --ways: unknown 'keres'; did you mean 'keras'?" in capsys.readouterr().err
+    assert cpu.main(["--cores=100000"]) == 2
+    assert "error: --cores=100000: give 1 to " in capsys.readouterr().err
+    assert cpu.main(["--batch=1,none"]) == 2
+    assert "error: --batch=1,none: give numbers" in capsys.readouterr().err
+
+
+def test_commands_are_timed_and_written(tmp_path, monkeypatch, capsys):
+    quick = {("python", ""): ["-c", "pass"], ("python", "warm"): ["-c", "import os"]}
+    monkeypatch.setattr(startup, "commands", lambda image, image_size: quick)
+    path = tmp_path / "startup.csv"
+    assert startup.main(["--rounds=3", f"--output={path}"]) == 0
+    assert "python  warm" in capsys.readouterr().out
+    rows = report.read(path)
+    assert [(row["what"], row["cache"]) for row in rows] == [("python", ""), ("python", "warm")]
+    for row in rows:
+        assert 0 < float(row["min"]) <= float(row["seconds"]) <= float(row["max"])
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_started_is_explained(tmp_path, monkeypatch, capsys):
+    assert startup.main(["--image-size=100"]) == 2
+    assert "error: --image-size=100: give one of 96, 128" in capsys.readouterr().err
+    monkeypatch.setattr(startup, "commands", lambda *_: {("it", ""): ["-c", "import nothing"]})
+    assert startup.main([f"--output={tmp_path / 'no.csv'}"]) == 2
+    assert "No module named 'nothing'" in capsys.readouterr().err
+
+
+def test_depthwise_lowerings_are_measured_and_written(tmp_path, monkeypatch, capsys):
+    whole = gpu_peers.depthwise_layers
+    # One of the 17 layers, once forward: all take minutes.
+    monkeypatch.setattr(gpu_peers, "depthwise_layers", lambda size: whole(size)[:1])
+    monkeypatch.setattr(gpu, "DIRECTIONS", ("kernel-gradient",))
+    path = tmp_path / "gpu.csv"
+    small = ["--device=cpu", "--image-size=32", "--batch=2", "--rounds=1", "--seconds=0.01"]
+    assert gpu.main([*small, "--parts=depthwise", f"--output={path}"]) == 0
+    assert "kernel-gradient 16x16x32/1, batch 2, bfloat16" in capsys.readouterr().out
+    rows = report.read(path)
+    assert [row["way"] for row in rows] == ["convolution", "shifted-sums"]
+    assert all(float(row["images_per_second"]) > 0 and float(row["share"]) > 0 for row in rows)
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_network_is_measured_for_the_gpu_benchmark(monkeypatch):
+    # Where others work, too, torch's threads wait for one another for seconds.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    options = argparse.Namespace(device="cpu", image_size=32, rounds=1, seconds=0.01)
+    job = {"task": "inference", "batch": 2, "dtype": "float32"}
+    rows, versions = gpu.compare(["ours", "torch"], None, options, **job)
+    assert [row["way"] for row in rows] == ["ours", "torch"]
+    assert {"jax", "torch"} <= set(versions)
+
+
+def test_without_a_gpu_its_benchmark_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as if there were none
+    path = tmp_path / "gpu.csv"
+    assert gpu.main([f"--output={path}"]) == 2
+    assert "error: jax finds no NVIDIA GPU: pip install" in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_the_share_of_the_bandwidth_is_of_what_has_to_be_moved():
+    layers = gpu_peers.depthwise_layers(224)
+    assert len(layers) == 17
+    assert layers[0] == gpu_peers.Layer(channels=32, size=112, stride=1)
+    assert layers[1] == gpu_peers.Layer(channels=96, size=112, stride=2)
+    assert layers[-1] == gpu_peers.Layer(channels=960, size=7, stride=1)
+    # 2 images of 96 channels at 2 bytes, 112 x 112 in and 56 x 56 out.
+    assert gpu.layer_bytes(layers[1], 2, "bfloat16") == 2 * 96 * 2 * (12544 + 3136)
+    assert gpu.shares(0.25, [1.0, 0.5, 2.0]) == {"share": 0.25}
+    assert gpu.shares(None, [1.0]) == {"share": None}

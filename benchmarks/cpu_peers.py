@@ -1,0 +1,349 @@
+"""One way of running MobileNetV2 on CPU cores, as a process that takes steps when it is told to.
+
+    python -m benchmarks.cpu_peers WAY --task=training --batch=32 --weights=FOLDER --cores=0,1
+    python -m benchmarks.cpu_peers torch --make=FOLDER      # the weights, before anything else
+
+benchmarks/cpu.py runs these beside each other. A worker builds its network, takes the steps by
+which it is compared with the others, warms up, and says so as a line of JSON:
+
+    {"outputs": the logits, or the losses of the first two steps of training,
+     "steps": how many take about --seconds, "versions": of its packages}
+
+or {"missing": why} where its packages aren't there. From then on it sleeps until a line comes in;
+for each it takes so many steps and answers {"seconds": of them all, "peak_mib": of memory}. It ends
+with its input. At the top only the standard library and numpy are imported: what a way imports
+counts as its memory.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CLASSES = 1000
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of R, G, B in 0..255
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 4e-5
+TASKS = ("inference", "training")
+
+Step = Callable[[], Any]  # takes one step; gives the logits, or the loss before the step
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is to be run: a task on a batch of square images, with weights of a folder."""
+
+    task: str
+    batch: int
+    image_size: int
+    weights: Path
+    cores: int
+
+    def pixels(self) -> np.ndarray:
+        """Returns the images as they come from a file: (N, S, S, 3) uint8, the same for all."""
+        shape = (self.batch, self.image_size, self.image_size, 3)
+        return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+    def images(self) -> np.ndarray:
+        """Returns them normalised: (N, S, S, 3) float32."""
+        mean, std = np.asarray(MEAN, np.float32), np.asarray(STD, np.float32)
+        return (self.pixels().astype(np.float32) - mean) / std
+
+    def labels(self) -> np.ndarray:
+        """(N,) int32."""
+        return np.arange(self.batch, dtype=np.int32) * 7 % CLASSES
+
+
+def ours(job: Job, file: str = "torch.pth") -> Step:
+    """This package: its classifier on normalised images, or the step that its trainer runs.
+
+    That step takes pixels, normalises them, and reports accuracy and the gradient's norm besides.
+    """
+    import jax
+
+    from mbv2_jax import inference, model_dir
+
+    saved = model_dir.read(job.weights / file)
+    if job.task == "inference":
+        classifier, images = inference.Classifier(saved), jax.device_put(job.images())
+        return lambda: classifier(images).block_until_ready()
+    program, mesh = _our_program(job)
+    state = program.restart({"params": saved.params, "batch_stats": saved.batch_stats})
+    from mbv2_jax.training import mesh as mesh_lib
+
+    batch = jax.device_put({"image": job.pixels(), "label": job.labels()}, mesh_lib.split(mesh))
+    key = jax.random.key(0)
+
+    def step() -> Any:
+        nonlocal state
+        state, metrics = program.step(state, batch, key)
+        return jax.block_until_ready((metrics["loss"], state))[0]
+
+    return step
+
+
+def _our_program(job: Job) -> tuple[Any, Any]:
+    """Returns the training program of the page's recipe on one device, and that device's mesh."""
+    import jax
+
+    from mbv2_jax import command_line
+    from mbv2_jax.training import config as config_lib
+    from mbv2_jax.training import mesh as mesh_lib
+    from mbv2_jax.training import program
+
+    config = command_line.load_config("mobilenet_v2_8xb32_in1k")
+    config.batch_size = job.batch
+    config.data.image_size = job.image_size
+    config.model.bn_group_size = 0  # of the batch, as everyone's
+    config.schedule.name, config.schedule.base_lr = "constant", LEARNING_RATE
+    config.optimizer.momentum, config.optimizer.weight_decay = MOMENTUM, WEIGHT_DECAY
+    config = config_lib.with_defaults(config)
+    mesh = mesh_lib.create(jax.devices()[:1])
+    return program.build(config, config_lib.model(config), mesh, 1000, 100_000), mesh
+
+
+def flax(job: Job) -> Step:
+    """Flax's own layers and optax, jitted: see plain_flax.py."""
+    import jax
+    import optax
+
+    from benchmarks.plain_flax import MobileNetV2
+    from mbv2_jax import model_dir
+
+    saved = model_dir.read(job.weights / "torch.pth")
+    variables = jax.device_put({"params": saved.params, "batch_stats": saved.batch_stats})
+    model, images, labels = MobileNetV2(), jax.device_put(job.images()), job.labels()
+    if job.task == "inference":
+        apply = jax.jit(model.apply)
+        return lambda: apply(variables, images).block_until_ready()
+    optimizer = optax.chain(
+        optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(LEARNING_RATE, MOMENTUM)
+    )
+
+    def loss_of(params: Any, batch_stats: Any) -> tuple[jax.Array, Any]:
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats}, images, True, mutable=["batch_stats"]
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), updated["batch_stats"]
+
+    @partial(jax.jit, donate_argnums=0)
+    def train_step(state: Any) -> Any:
+        params, batch_stats, opt_state = state
+        (loss, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(params, batch_stats)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), batch_stats, opt_state), loss
+
+    state = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
+
+    def step() -> Any:
+        nonlocal state
+        state, loss = train_step(state)
+        return jax.block_until_ready((loss, state))[0]
+
+    return step
+
+
+def torch(job: Job, form: str = "eager") -> Step:
+    """torchvision's network, eager, 'fused' (BatchNorm in the convolutions) or 'compiled'."""
+    # What an interrupted run left half compiled is not taken up.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(job.weights / "inductor")
+    import torch
+
+    from benchmarks import torch_peer
+
+    torch.set_num_threads(job.cores)
+    model = torch_peer.network(job.weights / "torch.pth").eval()
+    x = torch_peer.images(job.images())
+    forward = {"eager": lambda m: m, "fused": torch_peer.fused, "compiled": torch_peer.compiled}[
+        form
+    ](model)
+    if job.task == "inference":
+        return torch_peer.inference(forward, x)
+    return torch_peer.training(model, forward, x, torch.from_numpy(job.labels()).long())
+
+
+def keras(job: Job) -> Step:
+    """Keras's own MobileNetV2 on its JAX backend; its weight decay is apart from the gradient."""
+    model = _keras_network(job.image_size)
+    model.load_weights(job.weights / "keras.weights.h5")
+    images, labels = job.images(), job.labels()
+    if job.task == "inference":
+        return lambda: model.predict_on_batch(images)
+    import keras
+
+    model.compile(
+        optimizer=keras.optimizers.SGD(LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return lambda: np.asarray(model.train_on_batch(images, labels))
+
+
+def _keras_network(image_size: int) -> Any:
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras
+
+    keras.config.set_image_data_format("channels_last")
+    return keras.applications.MobileNetV2(
+        (image_size, image_size, 3), weights=None, classes=CLASSES, classifier_activation=None
+    )
+
+
+def _save_keras(folder: Path, image_size: int) -> None:
+    """Writes keras.weights.h5: random, with running statistics that are not those of birth."""
+    model, rng = _keras_network(image_size), np.random.default_rng(0)
+    for layer in model.layers:
+        if hasattr(layer, "moving_variance"):
+            layer.moving_mean.assign(rng.normal(0.0, 0.1, layer.moving_mean.shape))
+            layer.moving_variance.assign(rng.uniform(0.2, 1.0, layer.moving_variance.shape))
+    model.save_weights(folder / "keras.weights.h5")
+
+
+def onnxruntime(job: Job) -> Step:
+    """ONNX Runtime on torch's export, of which it is told the batch."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = job.cores
+    settings.add_free_dimension_override_by_name("batch", job.batch)
+    session = onnxruntime.InferenceSession(
+        _exported(job), settings, providers=["CPUExecutionProvider"]
+    )
+    feeds = {"images": _channels_first(job)}
+    return lambda: session.run(None, feeds)[0]
+
+
+def openvino(job: Job) -> Step:
+    """OpenVINO on torch's export, in float32, of which it is told the batch."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(_exported(job))
+    images = _channels_first(job)
+    model.reshape(images.shape)
+    settings = {
+        "INFERENCE_NUM_THREADS": job.cores,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    compiled = core.compile_model(model, "CPU", settings)
+    return lambda: compiled(images)[0]
+
+
+def _exported(job: Job) -> str:
+    path = job.weights / "torch.onnx"
+    if not path.exists():
+        raise ImportError("No module named 'onnx', which exports torch's network")
+    return str(path)
+
+
+def _channels_first(job: Job) -> np.ndarray:
+    return np.ascontiguousarray(job.images().transpose(0, 3, 1, 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How to prepare it, for which tasks it is there, the packages whose versions matter."""
+
+    prepare: Callable[[Job], Step]
+    packages: tuple[str, ...]
+    tasks: tuple[str, ...] = TASKS
+
+
+WAYS = {
+    "ours": Way(ours, ("jax", "jaxlib", "flax")),
+    "torch": Way(torch, ("torch", "torchvision")),
+    "torch-fused": Way(partial(torch, form="fused"), ("torch",), ("inference",)),
+    "torch-compile": Way(partial(torch, form="compiled"), ("torch",)),
+    "flax": Way(flax, ("jax", "jaxlib", "flax")),
+    "keras": Way(keras, ("keras", "jax")),
+    "onnxruntime": Way(onnxruntime, ("onnxruntime", "onnx"), ("inference",)),
+    "openvino": Way(openvino, ("openvino", "onnx"), ("inference",)),
+}
+# Not timed: what Keras's logits are compared with.
+OURS_OF_KERAS = "ours-of-keras"
+CHECKS = {OURS_OF_KERAS: Way(partial(ours, file="keras.weights.h5"), ())}
+
+
+def make(way: str, folder: Path, image_size: int) -> None:
+    """Writes the random weights of torch, which all but Keras read, or of Keras."""
+    if way == "keras":
+        _save_keras(folder, image_size)
+        return
+    from benchmarks import torch_peer
+
+    torch_peer.save(folder, image_size)
+
+
+def work(way: Way, job: Job, seconds: float, say: Callable[[dict[str, Any]], None]) -> None:
+    """Prepares a way, and takes steps whenever a line comes in."""
+    step = way.prepare(job)
+    outputs = [np.ravel(step()) for _ in range(2 if job.task == "training" else 1)]
+    step()
+    steps = max(1, round(seconds / _time(step, 1)))
+    versions = {name: importlib.metadata.version(name) for name in way.packages}
+    say({"outputs": np.concatenate(outputs).tolist(), "steps": steps, "versions": versions})
+    # The most memory is counted from here on, without what building and compiling took.
+    Path("/proc/self/clear_refs").write_text("5")
+    for _ in sys.stdin:
+        say({"seconds": _time(step, steps), "peak_mib": _peak_mebibytes()})
+
+
+def _time(step: Step, steps: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(steps):
+        step()
+    return time.perf_counter() - begin
+
+
+def _peak_mebibytes() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("way", choices=[*WAYS, *CHECKS])
+    parser.add_argument("--make", type=Path, metavar="FOLDER")
+    parser.add_argument("--task", choices=TASKS, default="inference")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--weights", type=Path, metavar="FOLDER")
+    parser.add_argument("--cores", required=True, help="numbers of the cores to use, as 0,1,2")
+    parser.add_argument("--seconds", type=float, default=1.0)
+    options = parser.parse_args()
+    cores = {int(core) for core in options.cores.split(",")}
+    os.sched_setaffinity(0, cores)
+    if options.make:
+        make(options.way, options.make, options.image_size)
+        return
+    # What libraries print goes to standard error; standard output is for answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def say(answer: dict[str, Any]) -> None:
+        print(json.dumps(answer), file=answers, flush=True)
+
+    try:
+        job = Job(options.task, options.batch, options.image_size, options.weights, len(cores))
+        way = (WAYS | CHECKS)[options.way]
+        with contextlib.suppress(BrokenPipeError):
+            work(way, job, options.seconds, say)
+    except ImportError as error:
+        say({"missing": str(error)})
+
+
+if __name__ == "__main__":
+    main()

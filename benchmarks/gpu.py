@@ -1,0 +1,229 @@
+"""Images per second on one NVIDIA GPU: this package beside torch and timm; its depthwise layers.
+
+    make bench-gpu
+    python -m benchmarks.gpu [--parts=training,inference,depthwise] [--ways=ours,torch]
+    python -m benchmarks.gpu --device=cpu --image-size=32 --batch=2 --rounds=1 --seconds=0.01
+
+The last one, without a GPU, only shows that all runs. MobileNetV2 1.0 with 1000 classes at 224
+pixels, in bfloat16 (torch: autocast) and in float32 with TF32, which is XLA's default there:
+
+    training     batch 128, 256, 512 and 1024; SGD with momentum and weight decay, no dropout
+    inference    batch 1, 32 and 256; each step is waited for
+    depthwise    the 17 depthwise convolutions, batch 128, bfloat16: XLA's grouped convolution
+                 (cuDNN) beside the shifted sums that CPUs get; forward and both gradients
+
+by
+
+    ours           the folded network; the step that a training run takes
+    torch          torchvision's network in channels-last memory, eager
+    torch-compile  that under torch.compile with mode max-autotune
+    timm           timm's mobilenetv2_100, as torch
+
+Images lie on the GPU already. Each way is a process of its own; they come one after another, each
+measures --rounds times, and the median counts; ratios are of medians. Memory is what the library's
+allocator had given out at most. Weights are random: that ours computes what torchvision and timm
+compute is tested elsewhere (tests/parity), and benchmarks/cpu.py compares them before it times.
+
+"share" is the part of the memory bandwidth that is used: what has to be read and written at least
+over the time and --bandwidth, or over what a copy of 1 GiB reaches. A training step needs 107 MB
+an image in bfloat16 and 214 in float32 at 224 pixels; a depthwise layer its input and output.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import gpu_peers, report
+from benchmarks import options as options_lib
+from benchmarks.gpu_peers import DIRECTIONS, DTYPES, LOWERINGS, NETWORKS, Layer
+from mbv2_jax.errors import UserError
+
+HERE = Path(__file__).resolve().parent
+
+BATCHES = {"training": (128, 256, 512, 1024), "inference": (1, 32, 256), "depthwise": (128,)}
+SIZES = {"bfloat16": 2, "float32": 4}  # bytes
+
+# Bytes an image at 224 pixels: every activation of a training step as often as it has to cross
+# between chip and memory.
+TRAINING_BYTES = {"bfloat16": 107e6, "float32": 214e6}
+
+# What rows have in common that were compared with one another.
+COMPARISON = ("part", "task", "layer", "batch", "image_size", "dtype", "device")
+COLUMNS = (*report.RATES[:-2], report.Column("share", "share", ".0%"), *report.RATES[-2:])
+
+
+def measure(way: str, options: argparse.Namespace, **job: Any) -> dict[str, Any]:
+    """Runs one way; returns what gpu_peers says: seconds of the rounds, or why they are missing."""
+    fields = {"device": options.device, "image_size": options.image_size, **job}
+    fields |= {"rounds": options.rounds, "seconds": options.seconds}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in fields.items()]
+    process = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_peers", way, *flags],
+        env=os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if options.device == "cpu" else {}),
+        capture_output=True,
+        text=True,
+        cwd=HERE.parent,
+    )
+    if process.returncode:
+        return {"missing": report.last_line(process.stderr, process.returncode)}
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def compare(
+    ways: Sequence[str], floor: float | None, options: argparse.Namespace, **job: Any
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Measures ways at the same job; returns their rows, and the packages' versions.
+
+    Args:
+      ways: of gpu_peers.
+      floor: seconds of a step that memory needs at least; None: not known.
+      options: the command line's.
+      job: fields of gpu_peers.Job.
+    """
+    results = {}
+    for way in ways:
+        print(f"{_words(job)}: {way}", file=sys.stderr, flush=True)
+        result = measure(way, options, **job)
+        if "missing" in result:
+            print(f"left out: {way}: {result['missing']}", file=sys.stderr, flush=True)
+        else:
+            results[way] = result
+    seconds = {way: result["seconds"] for way, result in results.items()}
+    rows = [
+        row | shares(floor, seconds[row["way"]]) | {"peak_mib": results[row["way"]]["peak_mib"]}
+        for row in report.rates(seconds, job["batch"])
+    ]
+    versions = {n: v for result in results.values() for n, v in result["versions"].items()}
+    return rows, versions
+
+
+def shares(floor: float | None, seconds: Sequence[float]) -> dict[str, float | None]:
+    """Returns {"share": of the bandwidth}: the least seconds over the median; None: not known."""
+    return {"share": floor and floor / statistics.median(seconds)}
+
+
+def layer_bytes(layer: Layer, batch: int, dtype: str) -> int:
+    """Returns the bytes of a depthwise layer's input and output: what each direction moves."""
+    side = -(-layer.size // layer.stride)
+    return batch * layer.channels * (layer.size**2 + side**2) * SIZES[dtype]
+
+
+def networks(part: str, bandwidth: float, options: argparse.Namespace) -> Any:
+    """Yields the rows and versions of training or of inference, a comparison at a time."""
+    for dtype in DTYPES:
+        for batch in options.batches or BATCHES[part]:
+            floor = None
+            if part == "training":
+                scale = (options.image_size / 224) ** 2
+                floor = scale * batch * TRAINING_BYTES[dtype] / bandwidth
+            job = {"task": part, "batch": batch, "dtype": dtype}
+            rows, versions = compare(options.ways, floor, options, **job)
+            yield [job | {"part": part, "layer": ""} | row for row in rows], versions
+
+
+def depthwise(bandwidth: float, options: argparse.Namespace) -> Any:
+    """Yields the rows and versions of each distinct depthwise layer in each direction."""
+    layers = gpu_peers.depthwise_layers(options.image_size)
+    for batch in options.batches or BATCHES["depthwise"]:
+        for layer in dict.fromkeys(layers):
+            name = f"{layer.size}x{layer.size}x{layer.channels}/{layer.stride}"
+            floor = layer_bytes(layer, batch, DTYPES[0]) / bandwidth
+            for direction in DIRECTIONS:
+                job = {"task": direction, "batch": batch, "dtype": DTYPES[0]}
+                rows, versions = compare(
+                    list(LOWERINGS), floor, options, layer=layers.index(layer), **job
+                )
+                facts = {"part": "depthwise", "layer": name, "of_17": layers.count(layer)}
+                yield [job | facts | row for row in rows], versions
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measures all that is asked for; prints each table, and writes it, as soon as it is there."""
+    copied = measure("copy", options)
+    if "missing" in copied:
+        raise UserError(copied["missing"])
+    moved = 2 * gpu_peers.COPIED[options.device] / statistics.median(copied["seconds"])
+    bandwidth = 1e9 * options.bandwidth if options.bandwidth else moved
+    print(f"{copied['device']}: a copy moves {moved / 1e9:.0f} GB/s")
+    facts = report.machine() | {"rounds": options.rounds, "seconds": options.seconds}
+    facts |= {"gb_per_s": bandwidth / 1e9}
+    note = f"{copied['device']}; commit {facts['commit']}"
+    where = {"image_size": options.image_size, "device": copied["device"], "of_17": ""}
+    held: list[dict[str, str]] = []
+    for part in options.parts:
+        measured = (
+            depthwise(bandwidth, options)
+            if part == "depthwise"
+            else networks(part, bandwidth, options)
+        )
+        for rows, versions in measured:
+            if not rows:
+                continue
+            rows = [where | row for row in rows]
+            print(f"\n{_words(rows[0])}")
+            report.show(rows, COLUMNS)
+            facts["versions"] = report.listed_versions(versions)
+            held = report.write(options.output, rows, facts, COMPARISON)
+            draw(options.output.with_suffix(".png"), held, note)
+    if not held:
+        raise UserError("nothing could be measured: standard error says why")
+
+
+def draw(path: Path, rows: Sequence[Mapping[str, str]], note: str) -> None:
+    """Draws the rows of a CSV, a panel for each comparison."""
+    panels: dict[str, list[report.Bar]] = {}
+    for row in rows:
+        figures = (float(row[name]) for name in ("images_per_second", "min", "max"))
+        panels.setdefault(_words(row), []).append(report.Bar(row["way"], *figures))
+    report.draw(path, panels, f"images per second; {note}", columns=3)
+
+
+def _words(row: Mapping[str, Any]) -> str:
+    layer = f" {row['layer']}" if row.get("layer", "") != "" else ""
+    return f"{row['task']}{layer}, batch {row['batch']}, {row['dtype']}"
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--parts", metavar="PART,...", help=f"only these of {', '.join(BATCHES)}")
+    add("--ways", metavar="WAY,...", help=f"only these of {', '.join(NETWORKS)}")
+    add("--batch", metavar="N,...", help="images a step, in place of the above")
+    add("--image-size", type=int, default=224, metavar="PIXELS", help="default: 224")
+    add("--bandwidth", type=float, metavar="GB/S", help="of the memory; default: a copy's")
+    add("--device", choices=gpu_peers.COPIED, default="gpu", help="default: gpu")
+    add("--rounds", type=int, default=5, help="default: 5")
+    add("--seconds", type=float, default=0.5, help="of each measurement; default: 0.5")
+    default = HERE / "gpu.csv"
+    add("--output", type=Path, default=default, metavar="CSV", help="default: gpu.csv here")
+    options = parser.parse_args(arguments)
+    options.parts = options_lib.chosen("--parts", options.parts, BATCHES)
+    options.ways = options_lib.chosen("--ways", options.ways, NETWORKS)
+    options.batches = options_lib.counts("--batch", options.batch)
+    if min(options.rounds, options.image_size) < 1:
+        raise UserError("--rounds and --image-size: give 1 or more")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    try:
+        run(_options(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

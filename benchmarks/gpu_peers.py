@@ -1,0 +1,355 @@
+"""One way of running MobileNetV2, or a part of it, on a GPU: a process that measures and ends.
+
+    python -m benchmarks.gpu_peers WAY --task=training --batch=256 --dtype=bfloat16
+    python -m benchmarks.gpu_peers convolution --task=forward --layer=3 --batch=128
+
+benchmarks/gpu.py runs these one after another. Each prints a line of JSON:
+
+    {"seconds": of one step, a number for each round, "peak_mib": of the GPU's memory,
+     "device": its name, "versions": of the packages}
+
+or {"missing": why} where its packages or the GPU aren't there, or the memory does not suffice.
+"""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cpu_peers import CLASSES, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
+
+DTYPES = ("bfloat16", "float32")
+DIRECTIONS = ("forward", "input-gradient", "kernel-gradient")
+COPIED = {"gpu": 1 << 30, "cpu": 1 << 26}  # bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is to be run, on which device; `layer` is the depthwise one, 0 to 16, of a part."""
+
+    device: str
+    task: str
+    batch: int
+    image_size: int
+    dtype: str
+    layer: int
+
+    def pixels(self) -> np.ndarray:
+        """Returns (N, S, S, 3) uint8."""
+        shape = (self.batch, self.image_size, self.image_size, 3)
+        return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+    def images(self) -> np.ndarray:
+        """Returns (N, S, S, 3) float32, of about unit variance."""
+        return (self.pixels().astype(np.float32) - 128) / 64
+
+    def labels(self) -> np.ndarray:
+        """(N,) int32."""
+        return np.arange(self.batch, dtype=np.int32) * 7 % CLASSES
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A way that is ready.
+
+    Attributes:
+      step: asks the device for one step, and may return before it is done.
+      wait: returns when all that was asked for is done.
+      peak: the most bytes of the device in use at once so far; None where it does not count them.
+      device: its name.
+      alone: whether a step is waited for before the next one, as where somebody waits for it.
+    """
+
+    step: Callable[[], Any]
+    wait: Callable[[], Any]
+    peak: Callable[[], int | None]
+    device: str
+    alone: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A depthwise convolution of the network: (N, size, size, channels), 3x3."""
+
+    channels: int
+    size: int
+    stride: int
+
+
+def depthwise_layers(image_size: int) -> list[Layer]:
+    """Returns the network's 17 depthwise convolutions, in order."""
+    from mbv2_jax.models.mobilenet_v2 import STAGES, STEM_CHANNELS
+
+    layers = []
+    size, channels = -(-image_size // 2), STEM_CHANNELS
+    for stage in STAGES:
+        for block in range(stage.blocks):
+            stride = stage.stride if block == 0 else 1
+            layers.append(Layer(stage.expansion * channels, size, stride))
+            size, channels = -(-size // stride), stage.channels
+    return layers
+
+
+def _with_jax(job: Job, step: Callable[[], Any]) -> Prepared:
+    """Wraps a step of jax's, which returns the arrays that are there once it is done."""
+    import jax
+
+    newest: Any = None
+
+    def asked() -> None:
+        nonlocal newest
+        newest = step()
+
+    device = jax.devices()[0]
+    return Prepared(
+        asked,
+        lambda: jax.block_until_ready(newest),
+        lambda: (device.memory_stats() or {}).get("peak_bytes_in_use"),
+        device.device_kind,
+        alone=job.task == "inference",
+    )
+
+
+def _jax_devices(job: Job) -> Any:
+    """Returns jax's devices of the kind asked for; raises ImportError where there is none."""
+    os.environ["JAX_PLATFORMS"] = {"gpu": "cuda", "cpu": "cpu"}[job.device]
+    import jax
+
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError):  # no such device, or no plugin for it
+        raise ImportError(
+            "jax finds no NVIDIA GPU: pip install 'mbv2_jax[cuda]' where there is one; "
+            "--device=cpu tries the benchmark itself"
+        ) from None
+
+
+def ours(job: Job) -> Prepared:
+    """This package: the folded network, or the step that its trainer runs. float32 is TF32."""
+    device = _jax_devices(job)[0]
+    import jax
+    import jax.numpy as jnp
+
+    from mbv2_jax.models.folding import fold
+    from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+
+    model = MobileNetV2(num_classes=CLASSES, dtype=jnp.dtype(job.dtype))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    if job.task == "inference":
+        params = fold(variables["params"], variables["batch_stats"], model.bn_epsilon)
+        given = jax.device_put(({"params": params}, job.images()), device)
+        apply = jax.jit(model.clone(folded=True).apply)
+        return _with_jax(job, lambda: apply(*given))
+    return _with_jax(job, _our_training(job, variables))
+
+
+def _our_training(job: Job, variables: Any) -> Callable[[], Any]:
+    import jax
+
+    from mbv2_jax import command_line
+    from mbv2_jax.training import config as config_lib
+    from mbv2_jax.training import mesh as mesh_lib
+    from mbv2_jax.training import program as program_lib
+
+    config = command_line.load_config("mobilenet_v2_8xb32_in1k")
+    config.batch_size, config.data.image_size = job.batch, job.image_size
+    config.model.dtype = job.dtype
+    config.model.bn_group_size = 0  # of the batch, as torch's
+    config.schedule.name, config.schedule.base_lr = "constant", LEARNING_RATE
+    config.optimizer.momentum, config.optimizer.weight_decay = MOMENTUM, WEIGHT_DECAY
+    config = config_lib.with_defaults(config)
+    mesh = mesh_lib.create(jax.devices()[:1])
+    program = program_lib.build(config, config_lib.model(config), mesh, 1000, 100_000)
+    state, key = program.restart(variables), jax.random.key(0)
+    batch = jax.device_put({"image": job.pixels(), "label": job.labels()}, mesh_lib.split(mesh))
+
+    def step() -> Any:
+        nonlocal state
+        state, metrics = program.step(state, batch, key)
+        return state, metrics
+
+    return step
+
+
+def torch(job: Job, source: str = "torchvision", compiled: bool = False) -> Prepared:
+    """torchvision's or timm's network, channels last; bfloat16 by autocast, float32 as TF32."""
+    import torch
+
+    from benchmarks import torch_peer
+
+    device = {"gpu": "cuda", "cpu": "cpu"}[job.device]
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ImportError("this torch finds no NVIDIA GPU")
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    model = torch_peer.network() if source == "torchvision" else _timm()
+    model = model.to(device, memory_format=torch.channels_last)
+    images = torch_peer.images(job.images()).to(device)
+    network = torch.compile(model, mode="max-autotune") if compiled else model
+    autocast = partial(torch.autocast, device, torch.bfloat16, enabled=job.dtype == "bfloat16")
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        with autocast():
+            return network(x)
+
+    if job.task == "inference":
+        model.eval()
+        step = torch_peer.inference(forward, images)
+    else:
+        labels = torch.from_numpy(job.labels()).long().to(device)
+        step = torch_peer.training(model, forward, images, labels)
+    alone = job.task == "inference"
+    if device == "cpu":
+        return Prepared(step, lambda: None, lambda: None, "cpu", alone)
+    name = torch.cuda.get_device_name()
+    return Prepared(step, torch.cuda.synchronize, torch.cuda.max_memory_allocated, name, alone)
+
+
+def _timm() -> Any:
+    from benchmarks import torch_peer
+
+    torch_peer.torchvision()  # which timm imports, and which may need help
+    import timm
+
+    return timm.create_model("mobilenetv2_100", num_classes=CLASSES)
+
+
+def depthwise(job: Job, shifted: bool) -> Prepared:
+    """One depthwise layer, as a grouped convolution or as sums of shifted views (CPUs' lowering).
+
+    The task is the forward pass, or one of the two gradients.
+    """
+    _jax_devices(job)
+    import jax
+    import jax.numpy as jnp
+
+    layer, dtype = depthwise_layers(job.image_size)[job.layer], jnp.dtype(job.dtype)
+    shape = (job.batch, layer.size, layer.size, layer.channels)
+    side = -(-layer.size // layer.stride)
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], shape, dtype)
+    kernel = jax.random.normal(keys[1], (3, 3, 1, layer.channels), dtype)
+    gradient = jax.random.normal(keys[2], (job.batch, side, side, layer.channels), dtype)
+    convolve = partial(_shifted_sums if shifted else _grouped, stride=layer.stride)
+
+    def task(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> Any:
+        y, gradients = jax.vjp(convolve, x, kernel)
+        # What is not returned is not computed, either.
+        return y if job.task == "forward" else gradients(gradient)[job.task == "kernel-gradient"]
+
+    compiled = jax.jit(task)
+    return _with_jax(job, lambda: compiled(x, kernel, gradient))
+
+
+def _grouped(x: Any, kernel: Any, stride: int) -> Any:
+    from jax import lax
+
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+def _shifted_sums(x: Any, kernel: Any, stride: int) -> Any:
+    from mbv2_jax.models import depthwise
+
+    return depthwise._shifted_sums(x, kernel, stride, ((1, 1), (1, 1)), 1)
+
+
+def copy(job: Job) -> Prepared:
+    """Reads and writes COPIED bytes each."""
+    _jax_devices(job)
+    import jax
+    import jax.numpy as jnp
+
+    held = jnp.zeros(COPIED[job.device] // 4, jnp.float32)
+    add = jax.jit(lambda x: x + 1)
+    return _with_jax(job, lambda: add(held))
+
+
+NETWORKS: dict[str, tuple[Callable[[Job], Prepared], tuple[str, ...]]] = {
+    "ours": (ours, ("jax", "jaxlib", "flax")),
+    "torch": (torch, ("torch", "torchvision")),
+    "torch-compile": (partial(torch, compiled=True), ("torch",)),
+    "timm": (partial(torch, source="timm"), ("timm",)),
+}
+LOWERINGS: dict[str, tuple[Callable[[Job], Prepared], tuple[str, ...]]] = {
+    "convolution": (partial(depthwise, shifted=False), ("jax", "jaxlib")),
+    "shifted-sums": (partial(depthwise, shifted=True), ("jax", "jaxlib")),
+}
+COPY = {"copy": (copy, ("jax", "jaxlib"))}
+
+
+def measure(way: Prepared, rounds: int, seconds: float) -> list[float]:
+    """Returns the seconds of one step, measured over about `seconds` in each round."""
+
+    def timed(steps: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(steps):
+            way.step()
+            if way.alone:
+                way.wait()
+        way.wait()
+        return (time.perf_counter() - begin) / steps
+
+    for _ in range(3):  # compile; let libraries choose their kernels
+        timed(1)
+    steps = max(1, round(seconds / timed(3)))
+    return [timed(steps) for _ in range(rounds)]
+
+
+def main() -> None:
+    """Runs the command."""
+    ways = NETWORKS | LOWERINGS | COPY
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("way", choices=ways)
+    parser.add_argument("--device", choices=COPIED, default="gpu")
+    parser.add_argument("--task", default="training")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--layer", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    options = parser.parse_args()
+    # What libraries print goes to standard error; standard output is for the answer.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    fields = [field.name for field in dataclasses.fields(Job)]
+    job = Job(**{name: getattr(options, name) for name in fields})
+    prepare, packages = ways[options.way]
+    try:
+        way = prepare(job)
+        seconds = measure(way, options.rounds, options.seconds)
+        peak = way.peak()
+        answer = {
+            "seconds": seconds,
+            "peak_mib": None if peak is None else peak / 2**20,
+            "device": way.device,
+            "versions": {name: importlib.metadata.version(name) for name in packages},
+        }
+    except ImportError as error:
+        answer = {"missing": str(error)}
+    except RuntimeError as error:  # both jax's and torch's
+        if not any(text in str(error) for text in ("RESOURCE_EXHAUSTED", "out of memory")):
+            raise
+        answer = {"missing": "the device's memory does not suffice"}
+    print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Lists on the command lines of benchmarks."""
+
+from collections.abc import Iterable
+
+from mbv2_jax.errors import UserError, nearest
+
+
+def chosen(flag: str, text: str | None, known: Iterable[str]) -> list[str]:
+    """Returns those of `known` that are named in `text`, in the order of `known`; None: all.
+
+    Raises:
+      UserError: another name is in it.
+    """
+    known = list(known)
+    names = known if text is None else text.split(",")
+    for name in names:
+        if name not in known:
+            raise UserError(f"{flag}: unknown {name!r}; {nearest(name, known)}")
+    return [name for name in known if name in names]
+
+
+def counts(flag: str, text: str | None) -> list[int]:
+    """Returns the numbers in `text`, such as "1,32"; none where it is None.
+
+    Raises:
+      UserError: one is no number, or 0.
+    """
+    numbers = [int(part) if part.isdigit() else 0 for part in text.split(",")] if text else []
+    if 0 in numbers:
+        raise UserError(f"{flag}={text}: give numbers from 1 on, such as 1,32")
+    return numbers
