@@ -92,7 +92,9 @@ def main() -> None:
         _say(f"{arguments.checkpoint} is the name of a variant: its weights are random")
 
     from mbv2_jax import inference  # here, because jax takes seconds and --help needs none
+    from mbv2_jax.training import compilation_cache
 
+    compilation_cache.enable()
     classifier = inference.init_model(arguments.checkpoint)
     report(
         classifier,

@@ -238,6 +238,7 @@ def test_depthwise_lowerings_are_measured_and_written(tmp_path, monkeypatch, cap
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_network_is_measured_for_the_gpu_benchmark(monkeypatch):
     # Where others work, too, torch's threads wait for one another for seconds.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

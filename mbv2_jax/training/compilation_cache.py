@@ -22,7 +22,7 @@ from mbv2_jax.training import processes
 from mbv2_jax.training import workdir as workdir_lib
 
 
-def enable(setting: str | None, timeouts: ConfigDict) -> None:
+def enable(setting: str | None = None, timeouts: ConfigDict | None = None) -> None:
     """Keeps what is compiled from here on.
 
     The variable JAX_COMPILATION_CACHE_DIR comes before it. Of several processes only the first
@@ -32,7 +32,7 @@ def enable(setting: str | None, timeouts: ConfigDict) -> None:
     Args:
       setting: config.compilation_cache: a folder, on a disk or in a bucket; None: in the user's
         cache; "": nowhere.
-      timeouts: the config's `distributed` section.
+      timeouts: the config's `distributed` section; several processes need it.
 
     Raises:
       UserError: there is no such bucket.
@@ -48,7 +48,7 @@ def enable(setting: str | None, timeouts: ConfigDict) -> None:
     if given and processes.count() == 1:
         return  # JAX itself reads it
     folder = _folder(given or setting)
-    if processes.count() > 1 and not _all_see(folder, timeouts):
+    if timeouts is not None and processes.count() > 1 and not _all_see(folder, timeouts):
         jax.config.update("jax_enable_compilation_cache", False)
         return
     if given or folder is None:

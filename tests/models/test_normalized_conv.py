@@ -61,8 +61,7 @@ def check(x, norm, kernel, stride, padding, depthwise, groups):
         np.testing.assert_allclose(a, b, atol=1e-11)
 
 
-@pytest.mark.parametrize("piece", [1, 2, 6], ids=lambda images: f"{images} images a piece")
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("groups", "piece"), [(1, 1), (1, 4), (1, 12), (2, 2)])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_pieces_are_the_whole_forwards_and_backwards(name, groups, piece, monkeypatch):
     shape, stride, padding, depthwise = CONVOLUTIONS[name]
