@@ -156,7 +156,7 @@ def _unit(
 
     The arrays of norm, the mean and the variance are (C,). Differentiable backwards.
     """
-    view = _view(x, kernel, conv)
+    view = _view(x, _images_in_a_piece(x, kernel, conv))
 
     def run(i: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         y = _convolve(_entering(view, i, norm, conv), kernel, conv)
@@ -196,7 +196,8 @@ def _backward(conv: _Conv, saved: tuple, cotangents: tuple) -> tuple:
     of_y, of_mean, of_var = cotangents
     # The result's gradient, with what comes through its mean and variance.
     terms = (mean, of_mean / _values(y), 2 * of_var / _values(y))
-    views = tuple(_view(array, kernel, conv, like=x) for array in (x, y, of_y))
+    size = _images_in_a_piece(x, kernel, conv)
+    views = tuple(_view(array, size) for array in (x, y, of_y))
 
     def run(i: Any) -> tuple:
         return _piece_gradients(views, i, norm, kernel, terms, conv)
@@ -315,18 +316,19 @@ def _product_gradient(entering: jax.Array, leaving: jax.Array) -> jax.Array:
     return lax.dot_general(b, a, contracted).T
 
 
-def _view(x: jax.Array, kernel: jax.Array, conv: _Conv, like: jax.Array | None = None) -> jax.Array:
-    """Returns x as (images of a piece, pieces, H, W, C); of `like` if that is another array.
+def _images_in_a_piece(x: jax.Array, kernel: jax.Array, conv: _Conv) -> int:
+    count, height, width, channels = x.shape
+    results = height * width * kernel.shape[-1] // conv.stride**2
+    larger = max(height * width * channels, results) * x.dtype.itemsize
+    return length(count, PIECE_BYTES // larger)
+
+
+def _view(x: jax.Array, size: int) -> jax.Array:
+    """Returns x as (images of a piece, pieces, H, W, C).
 
     A piece's images do not lie side by side: a batch that is split over devices is then split
     within each piece.
     """
-    if like is None:
-        like = x
-    per_image = max(
-        like[0].size, like[0].size // like.shape[-1] * kernel.shape[-1] // conv.stride**2
-    )
-    size = length(x.shape[0], PIECE_BYTES // (per_image * x.dtype.itemsize))
     return x.reshape(size, -1, *x.shape[1:])
 
 
