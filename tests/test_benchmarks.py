@@ -132,6 +132,7 @@ def test_memory_counts_processes_below():
     assert 100 < grown < 150
 
 
+@pytest.mark.slow
 def test_ways_on_a_cpu_are_compared_measured_and_written(tmp_path, capsys):
     path = tmp_path / "cpu.csv"
     # The loss after a step of 8 small images depends on rounding in its third digit.

@@ -6,7 +6,7 @@ backends get the plain convolution.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -218,4 +218,10 @@ def apart(function: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
     inside `function` (much of jax.numpy) is apart, too: there lax serves better.
     """
     with set_xla_metadata(inlineable="false"):
-        return jax.jit(partial(function, **options))(*arrays)
+        return _jitted(function, **options)(*arrays)
+
+
+@cache
+def _jitted(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """One for all layers, so that those of the same shape are traced once."""
+    return jax.jit(partial(function, **options))
