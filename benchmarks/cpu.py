@@ -302,6 +302,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     default = HERE / "cpu.csv"
     add("--output", type=Path, default=default, metavar="CSV", help="default: cpu.csv here")
     options = parser.parse_args(arguments)
+    if sys.platform != "linux":
+        raise UserError("this needs Linux: it pins processes to cores, and reads /proc")
     options.tasks = options_lib.chosen("--tasks", options.tasks, TASKS)
     ways = {report.REFERENCE, *options_lib.chosen("--ways", options.ways, WAYS)}
     options.ways = [way for way in WAYS if way in ways]
@@ -323,15 +325,7 @@ def _cores(count: int | None) -> list[int]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    if sys.platform != "linux":
-        print("error: this needs Linux: it pins processes to cores, and reads /proc")
-        return 2
-    try:
-        run(_options(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return options_lib.status(lambda: run(_options(arguments)))
 
 
 if __name__ == "__main__":

@@ -39,17 +39,14 @@ Step = Callable[[], Any]  # takes one step; gives the logits, or the loss before
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """What is to be run: a task on a batch of square images, with weights of a folder."""
+class Batch:
+    """The square images of a step and their labels, the same for all ways."""
 
-    task: str
     batch: int
     image_size: int
-    weights: Path
-    cores: int
 
     def pixels(self) -> np.ndarray:
-        """Returns the images as they come from a file: (N, S, S, 3) uint8, the same for all."""
+        """Returns the images as they come from a file: (N, S, S, 3) uint8."""
         shape = (self.batch, self.image_size, self.image_size, 3)
         return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
@@ -61,6 +58,15 @@ class Job:
     def labels(self) -> np.ndarray:
         """(N,) int32."""
         return np.arange(self.batch, dtype=np.int32) * 7 % CLASSES
+
+
+@dataclasses.dataclass(frozen=True)
+class Job(Batch):
+    """What is to be run: a task on a batch, with weights of a folder."""
+
+    task: str
+    weights: Path
+    cores: int
 
 
 def ours(job: Job, file: str = "torch.pth") -> Step:
@@ -76,39 +82,39 @@ def ours(job: Job, file: str = "torch.pth") -> Step:
     if job.task == "inference":
         classifier, images = inference.Classifier(saved), jax.device_put(job.images())
         return lambda: classifier(images).block_until_ready()
-    program, mesh = _our_program(job)
-    state = program.restart({"params": saved.params, "batch_stats": saved.batch_stats})
-    from mbv2_jax.training import mesh as mesh_lib
-
-    batch = jax.device_put({"image": job.pixels(), "label": job.labels()}, mesh_lib.split(mesh))
-    key = jax.random.key(0)
-
-    def step() -> Any:
-        nonlocal state
-        state, metrics = program.step(state, batch, key)
-        return jax.block_until_ready((metrics["loss"], state))[0]
-
-    return step
+    variables = {"params": saved.params, "batch_stats": saved.batch_stats}
+    train = our_training(job, variables, "float32")
+    return lambda: jax.block_until_ready(train())[1]["loss"]
 
 
-def _our_program(job: Job) -> tuple[Any, Any]:
-    """Returns the training program of the page's recipe on one device, and that device's mesh."""
+def our_training(batch: Batch, variables: Any, dtype: str) -> Callable[[], tuple[Any, Any]]:
+    """Returns the step of the page's recipe on one device, which gives its state and metrics."""
     import jax
 
     from mbv2_jax import command_line
     from mbv2_jax.training import config as config_lib
     from mbv2_jax.training import mesh as mesh_lib
-    from mbv2_jax.training import program
+    from mbv2_jax.training import program as program_lib
 
     config = command_line.load_config("mobilenet_v2_8xb32_in1k")
-    config.batch_size = job.batch
-    config.data.image_size = job.image_size
+    config.batch_size, config.data.image_size = batch.batch, batch.image_size
+    config.model.dtype = dtype
     config.model.bn_group_size = 0  # of the batch, as everyone's
     config.schedule.name, config.schedule.base_lr = "constant", LEARNING_RATE
     config.optimizer.momentum, config.optimizer.weight_decay = MOMENTUM, WEIGHT_DECAY
     config = config_lib.with_defaults(config)
     mesh = mesh_lib.create(jax.devices()[:1])
-    return program.build(config, config_lib.model(config), mesh, 1000, 100_000), mesh
+    program = program_lib.build(config, config_lib.model(config), mesh, 1000, 100_000)
+    state, key = program.restart(variables), jax.random.key(0)
+    given = {"image": batch.pixels(), "label": batch.labels()}
+    given = jax.device_put(given, mesh_lib.split(mesh))
+
+    def step() -> tuple[Any, Any]:
+        nonlocal state
+        state, metrics = program.step(state, given, key)
+        return state, metrics
+
+    return step
 
 
 def flax(job: Job) -> Step:
@@ -337,7 +343,7 @@ def main() -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
     try:
-        job = Job(options.task, options.batch, options.image_size, options.weights, len(cores))
+        job = Job(options.batch, options.image_size, options.task, options.weights, len(cores))
         way = (WAYS | CHECKS)[options.way]
         with contextlib.suppress(BrokenPipeError):
             work(way, job, options.seconds, say)

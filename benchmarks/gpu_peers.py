@@ -21,9 +21,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from benchmarks.cpu_peers import CLASSES, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
+from benchmarks.cpu_peers import CLASSES, Batch, our_training
 
 DTYPES = ("bfloat16", "float32")
 DIRECTIONS = ("forward", "input-gradient", "kernel-gradient")
@@ -31,28 +29,13 @@ COPIED = {"gpu": 1 << 30, "cpu": 1 << 26}  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Job(Batch):
     """What is to be run, on which device; `layer` is the depthwise one, 0 to 16, of a part."""
 
     device: str
     task: str
-    batch: int
-    image_size: int
     dtype: str
     layer: int
-
-    def pixels(self) -> np.ndarray:
-        """Returns (N, S, S, 3) uint8."""
-        shape = (self.batch, self.image_size, self.image_size, 3)
-        return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-
-    def images(self) -> np.ndarray:
-        """Returns (N, S, S, 3) float32, of about unit variance."""
-        return (self.pixels().astype(np.float32) - 128) / 64
-
-    def labels(self) -> np.ndarray:
-        """(N,) int32."""
-        return np.arange(self.batch, dtype=np.int32) * 7 % CLASSES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,35 +130,7 @@ def ours(job: Job) -> Prepared:
         given = jax.device_put(({"params": params}, job.images()), device)
         apply = jax.jit(model.clone(folded=True).apply)
         return _with_jax(job, lambda: apply(*given))
-    return _with_jax(job, _our_training(job, variables))
-
-
-def _our_training(job: Job, variables: Any) -> Callable[[], Any]:
-    import jax
-
-    from mbv2_jax import command_line
-    from mbv2_jax.training import config as config_lib
-    from mbv2_jax.training import mesh as mesh_lib
-    from mbv2_jax.training import program as program_lib
-
-    config = command_line.load_config("mobilenet_v2_8xb32_in1k")
-    config.batch_size, config.data.image_size = job.batch, job.image_size
-    config.model.dtype = job.dtype
-    config.model.bn_group_size = 0  # of the batch, as torch's
-    config.schedule.name, config.schedule.base_lr = "constant", LEARNING_RATE
-    config.optimizer.momentum, config.optimizer.weight_decay = MOMENTUM, WEIGHT_DECAY
-    config = config_lib.with_defaults(config)
-    mesh = mesh_lib.create(jax.devices()[:1])
-    program = program_lib.build(config, config_lib.model(config), mesh, 1000, 100_000)
-    state, key = program.restart(variables), jax.random.key(0)
-    batch = jax.device_put({"image": job.pixels(), "label": job.labels()}, mesh_lib.split(mesh))
-
-    def step() -> Any:
-        nonlocal state
-        state, metrics = program.step(state, batch, key)
-        return state, metrics
-
-    return step
+    return _with_jax(job, our_training(job, variables, job.dtype))
 
 
 def torch(job: Job, source: str = "torchvision", compiled: bool = False) -> Prepared:

@@ -58,9 +58,9 @@ def torchvision(photos: str, setting: int, floats: bool) -> Batches:
     import torch
     from torch.utils.data import DataLoader, RandomSampler
 
-    from tests.parity import peers
+    from benchmarks import torch_peer
 
-    transforms = peers.torchvision().transforms
+    transforms = torch_peer.torchvision().transforms
     from torchvision.datasets import ImageFolder
 
     torch.set_num_threads(1)  # nothing here computes with tensors

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import input_peers, report
+from benchmarks import options as options_lib
 from mbv2_jax.data.sources import open_source
 from mbv2_jax.errors import UserError, listed, nearest
 
@@ -255,15 +256,14 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    try:
+
+    def run() -> None:
         options = _options(arguments)
         if sys.platform != "linux":
             raise UserError("this needs Linux: it pins processes to cores, and reads /proc")
         (memory if options.memory else compare)(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return options_lib.status(run)
 
 
 if __name__ == "__main__":

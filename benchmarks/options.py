@@ -1,7 +1,8 @@
-"""Lists on the command lines of benchmarks."""
+"""What the command lines of benchmarks have in common: lists, and how a command ends."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from mbv2_jax import command_line
 from mbv2_jax.errors import UserError, nearest
 
 
@@ -29,3 +30,12 @@ def counts(flag: str, text: str | None) -> list[int]:
     if 0 in numbers:
         raise UserError(f"{flag}={text}: give numbers from 1 on, such as 1,32")
     return numbers
+
+
+def status(main: Callable[[], None]) -> int:
+    """Runs a benchmark; returns its exit status, 2 for a user's mistake, which is said."""
+    try:
+        main()
+    except (UserError, KeyboardInterrupt) as error:
+        return command_line.report(error)
+    return 0

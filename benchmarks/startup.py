@@ -33,6 +33,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import options as options_lib
 from benchmarks import report
 from mbv2_jax.errors import UserError
 from mbv2_jax.models.variants import VARIANTS, name_of
@@ -217,12 +218,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    try:
-        run(_options(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return options_lib.status(lambda: run(_options(arguments)))
 
 
 if __name__ == "__main__":

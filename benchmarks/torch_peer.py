@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 4e-5
+from benchmarks.cpu_peers import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
 
 
 @cache  # with the library its operators would go

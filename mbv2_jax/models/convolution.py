@@ -216,6 +216,11 @@ def apart(function: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
     users (normalisation, its statistics, its gradient), and what feeds them again for each view.
     Its `optimization_barrier` doesn't help: it is gone before the CPU backend fuses. What is jitted
     inside `function` (much of jax.numpy) is apart, too: there lax serves better.
+
+    Args:
+      function: of the module: it is remembered, with each set of options, for as long as that.
+      arrays: trees of arrays.
+      options: static, hashable.
     """
     with set_xla_metadata(inlineable="false"):
         return _jitted(function, **options)(*arrays)

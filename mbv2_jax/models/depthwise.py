@@ -93,10 +93,10 @@ def _backward(
     x, kernel = saved
     size = kernel.shape[0]
     spread = spread_gradient(gradient, x.shape, size, stride, pads, dilation)
-    of_kernel = partial(kernel_gradient, kernel_size=size, stride=stride, dilation=dilation)
+    options = {"kernel_size": size, "stride": stride, "dilation": dilation}
     return (
         apart(sums, spread, kernel[::-1, ::-1], dilation=dilation),
-        apart(of_kernel, pad(x, pads), gradient),
+        apart(kernel_gradient, pad(x, pads), gradient, **options),
     )
 
 

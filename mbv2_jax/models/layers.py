@@ -95,7 +95,7 @@ class Conv(nn.Module):
 
 
 class Pending(NamedTuple):
-    """A convolution's result that its normalisation and ReLU6 are still due to.
+    """A convolution's result whose normalisation and ReLU6 are still due.
 
     In training the next convolution does both (`normalized_conv`).
     """
@@ -158,7 +158,7 @@ class BatchNorm(nn.Module):
         train: bool,
         taken: tuple[jax.Array, jax.Array] | None = None,
         later: bool = False,
-    ) -> "jax.Array | Pending":
+    ) -> Any:
         """Normalises x (N, H, W, C) with the batch's statistics if `train`, else the running ones.
 
         Args:
@@ -167,6 +167,9 @@ class BatchNorm(nn.Module):
           taken: the batch's statistics, where they are known already.
           later: leaves it to the next convolution to normalise (and to cut off at 0 and 6): only
             in training.
+
+        Returns:
+          x normalised, in `dtype`; with `later` a `Pending`.
 
         Raises:
           ValueError: training on a batch that doesn't divide into groups, or on groups that hold
@@ -257,7 +260,7 @@ class ConvNorm(nn.Module):
             name="norm",
         )
         if not learn:
-            y = settle(norm(conv(settle(x)), train))
+            y = norm(conv(settle(x)), train)
             return nn.relu6(y) if self.relu6 else y
         x, due = x if isinstance(x, Pending) else (x, None)
         groups = count_groups(x.shape[0], self.bn_group_size)

@@ -7,7 +7,6 @@ missing.
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -15,36 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from benchmarks.torch_peer import torchvision as torchvision  # one of the peers, as those below
+
 # Tests share the cores with other processes, and torch's threads spin while they wait for one
 # another: two such processes on two cores take many times as long.
 torch.set_num_threads(1)
 
 # The blocks of layer1..layer7 in Table 2 of the paper (column n).
 BLOCKS = (1, 2, 3, 4, 3, 3, 1)
-
-
-@cache
-def _declare_torchvision_ops() -> torch.library.Library:
-    """Declares the operators that torchvision asks for at import; nothing here runs them."""
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
-
-
-def torchvision() -> ModuleType:
-    """Returns the module torchvision.
-
-    pip's torchvision is built for CUDA: beside a CPU-only torch its C extension does not load, and
-    the import fails for want of operators. Where it loads, declaring them again would abort Python.
-    """
-    try:
-        import torchvision
-    except RuntimeError:
-        _declare_torchvision_ops()
-        import torchvision
-
-    return torchvision
 
 
 def mmpretrain() -> ModuleType:
