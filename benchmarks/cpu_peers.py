@@ -77,7 +77,10 @@ def ours(job: Job, file: str = "torch.pth") -> Step:
     import jax
 
     from mbv2_jax import inference, model_dir
+    from mbv2_jax.training import cpu
 
+    if job.task == "training":
+        cpu.use_cores(job.batch, 0)  # as the command does
     saved = model_dir.read(job.weights / file)
     if job.task == "inference":
         classifier, images = inference.Classifier(saved), jax.device_put(job.images())
@@ -88,7 +91,7 @@ def ours(job: Job, file: str = "torch.pth") -> Step:
 
 
 def our_training(batch: Batch, variables: Any, dtype: str) -> Callable[[], tuple[Any, Any]]:
-    """Returns the step of the page's recipe on one device, which gives its state and metrics."""
+    """Returns the step of the page's recipe on all devices, which gives its state and metrics."""
     import jax
 
     from mbv2_jax import command_line
@@ -103,7 +106,7 @@ def our_training(batch: Batch, variables: Any, dtype: str) -> Callable[[], tuple
     config.schedule.name, config.schedule.base_lr = "constant", LEARNING_RATE
     config.optimizer.momentum, config.optimizer.weight_decay = MOMENTUM, WEIGHT_DECAY
     config = config_lib.with_defaults(config)
-    mesh = mesh_lib.create(jax.devices()[:1])
+    mesh = mesh_lib.create()
     program = program_lib.build(config, config_lib.model(config), mesh, 1000, 100_000)
     state, key = program.restart(variables), jax.random.key(0)
     given = {"image": batch.pixels(), "label": batch.labels()}

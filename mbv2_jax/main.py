@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 
 from mbv2_jax import command_line
 from mbv2_jax.errors import UserError
+from mbv2_jax.training import cpu
 
 HELP = {
     "workdir": "DIR of a run: checkpoints, logs, curves, model. Training goes on from the newest "
@@ -83,6 +84,8 @@ def main() -> None:
     if FLAGS.mode not in ("train", "eval") and any(value is not None for value in place):
         raise UserError(f"--{', --'.join(PLACE)} go with --mode=train and --mode=eval")
 
+    if FLAGS.mode == "train":
+        cpu.use_huge_pages()
     # Here: jax takes seconds, and --help needs none.
     from mbv2_jax.training import compile as compile_lib
     from mbv2_jax.training import loop, processes
@@ -105,6 +108,8 @@ def run(config: ConfigDict) -> None:
 
     overrides = command_line.overrides(FLAGS)
     expected = command_line.expectation("--expect", FLAGS.expect)
+    if FLAGS.mode == "train" and processes.count() == 1:
+        cpu.use_cores(config.batch_size, config.model.bn_group_size)
     compilation_cache.enable(config.compilation_cache, config.distributed)
     asked = {f"--{name}": FLAGS[name].value for name in HELP if name != "process_id"}
     asked |= command_line.flatten(config.to_dict())

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 from jax import lax
 
+from mbv2_jax.models.platform import by_platform
+
 # Input pixels in a piece: 4 images of 224 x 224. With 1 more time goes into starting each operation
 # than the cache saves, and 8 no longer fit (docs/performance.md).
 PIXELS = 4 * 224 * 224
@@ -34,7 +36,7 @@ def map_batch(function: Callable[[jax.Array], Any], images: jax.Array) -> Any:
 
     if size == count:
         return function(images)
-    return lax.platform_dependent(images, cpu=pieces, default=function)
+    return by_platform(images, cpu=pieces, default=function)
 
 
 def length(count: int, most: int) -> int:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from mbv2_jax.models.platform import by_platform
+
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -63,7 +65,7 @@ def pointwise_conv(
     def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
 
-    return finish(lax.platform_dependent(x, kernel, cpu=product, default=plain), bias, relu6)
+    return finish(by_platform(x, kernel, cpu=product, default=plain), bias, relu6)
 
 
 def stem_conv(
@@ -98,7 +100,7 @@ def stem_conv(
             return finish(_shifted_sums(x, kernel, stride, pads), None, relu6)
         return apart(channel_sums, pad(x, pads), kernel, bias, stride=stride, relu6=relu6)
 
-    return lax.platform_dependent(x, kernel, bias, cpu=cpu, default=default)
+    return by_platform(x, kernel, bias, cpu=cpu, default=default)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

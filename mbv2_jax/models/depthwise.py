@@ -2,8 +2,7 @@
 
 XLA's CPU backend runs a grouped `lax.conv_general_dilated` tens of times slower than the same sums
 written out. TPUs want the plain convolution: the sums written out move more than twice the bytes
-there. So there are two lowerings of the same result, and `lax.platform_dependent` picks one when
-the program is lowered, leaving no conditional behind.
+there. So there are two lowerings of the same result (`platform.by_platform`).
 """
 
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mbv2_jax.models.chunks import length
 from mbv2_jax.models.convolution import (
     Padding,
     apart,
@@ -22,6 +22,10 @@ from mbv2_jax.models.convolution import (
     plain,
     views,
 )
+from mbv2_jax.models.platform import by_platform
+
+# Of a result, added up before they are summed; a divisor of their number up to this.
+ROWS = 8
 
 
 def depthwise_conv(
@@ -63,7 +67,7 @@ def depthwise_conv(
         options = {"stride": stride, "dilation": dilation, "relu6": relu6}
         return apart(sums, pad(x, pads), kernel, bias, **options)
 
-    return lax.platform_dependent(x, kernel, bias, cpu=cpu, default=default)
+    return by_platform(x, kernel, bias, cpu=cpu, default=default)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -94,9 +98,10 @@ def _backward(
     size = kernel.shape[0]
     spread = spread_gradient(gradient, x.shape, size, stride, pads, dilation)
     options = {"kernel_size": size, "stride": stride, "dilation": dilation}
+    products = apart(gradient_products, pad(x, pads), gradient, **options)
     return (
         apart(sums, spread, kernel[::-1, ::-1], dilation=dilation),
-        apart(kernel_gradient, pad(x, pads), gradient, **options),
+        kernel_gradient(products).reshape(kernel.shape).astype(kernel.dtype),
     )
 
 
@@ -150,26 +155,42 @@ def spread_gradient(
     return lax.pad(gradient, gradient.dtype.type(0), ((0, 0, 0), *margins, (0, 0, 0)))
 
 
-def kernel_gradient(
+def gradient_products(
     padded: jax.Array, gradient: jax.Array, *, kernel_size: int, stride: int, dilation: int = 1
-) -> jax.Array:
-    """The sum over images and positions of view times gradient, for each view: (K, K, 1, C).
+) -> list[jax.Array]:
+    """For each view its product with the gradient, a few neighbouring rows' added up: K x K arrays.
 
-    Autodiff would write K x K reductions over the whole batch, each reading x and the gradient
-    again, on few threads. This is one reduction with K x K results that reads both once, in
-    parallel over the batch. It sums in float32 or wider: of thousands of bfloat16 terms no digit
-    would be left.
+    `kernel_gradient` of them is the kernel's. Summed at once over positions, XLA would go down a
+    channel at a time, one value after another; added row by row, the channels of a row are added
+    side by side, and a few rows leave little to be summed. Of more rows (and of many fewer) it is
+    slower: they no longer fit the nearest cache.
+
+    Args:
+      padded: (N, H, W, C).
+      gradient: (N, H', W', C), of the result.
+      kernel_size, stride, dilation: of the convolution.
+
+    Returns:
+      K x K of (N, H' / rows, W', C), float32 or wider: of thousands of bfloat16 terms no digit
+      would be left.
     """
     wide = jnp.promote_types(jnp.float32, padded.dtype)
-    products = [
-        view.astype(wide) * gradient.astype(wide)
-        for view in views(padded, kernel_size, stride, dilation)
-    ]
-    zeros = [jnp.zeros((), wide)] * len(products)
-    per_image = lax.reduce(products, zeros, _add_each, (1, 2))  # K x K of (N, C)
-    shape = (kernel_size, kernel_size, 1, padded.shape[-1])
-    return jnp.stack(per_image).sum(1).reshape(shape).astype(padded.dtype)
+    count, height, width, channels = gradient.shape
+    rows = length(height, ROWS)
+    shape = (count, height // rows, rows, width, channels)
+
+    def rows_of(array: jax.Array) -> list[jax.Array]:
+        split = array.reshape(shape).astype(wide)
+        return [split[:, :, row] for row in range(rows)]
+
+    gradients = rows_of(gradient)
+    products = []
+    for view in views(padded, kernel_size, stride, dilation):
+        each = [a * b for a, b in zip(rows_of(view), gradients, strict=True)]
+        products.append(sum(each[1:], start=each[0]))
+    return products
 
 
-def _add_each(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> list[jax.Array]:
-    return [p + q for p, q in zip(a, b, strict=True)]
+def kernel_gradient(products: Sequence[jax.Array]) -> jax.Array:
+    """Sums K x K arrays (N, ..., C) to (K x K, C)."""
+    return jnp.stack([product.sum((0, 1, 2)) for product in products])

@@ -6,6 +6,7 @@ TPUs and GPUs fuse what is in a unit by themselves. XLA's CPU backend doesn't: t
 through a unit piece by piece, forwards and backwards, and each piece stays in the cache meanwhile.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from mbv2_jax.models.chunks import length
 from mbv2_jax.models.convolution import (
@@ -27,7 +29,14 @@ from mbv2_jax.models.convolution import (
     product_gradient,
     stem_conv,
 )
-from mbv2_jax.models.depthwise import depthwise_conv, kernel_gradient, spread_gradient, sums
+from mbv2_jax.models.depthwise import (
+    depthwise_conv,
+    gradient_products,
+    kernel_gradient,
+    spread_gradient,
+    sums,
+)
+from mbv2_jax.models.platform import by_platform
 
 # Of a convolution's input or result, whichever is larger, in one piece: several arrays of that size
 # fit a core's second-level cache and its share of the third.
@@ -79,11 +88,17 @@ def statistics(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
 
 
 class _Conv(NamedTuple):
-    """A convolution but for its arrays, hashable."""
+    """A convolution but for its arrays, hashable.
+
+    Attributes:
+      stride, pads, depthwise: of the convolution.
+      shares: how many devices, side by side, hold parts of one group.
+    """
 
     stride: int
     pads: Padding
     depthwise: bool
+    shares: int
 
 
 def normalized_conv(
@@ -97,6 +112,11 @@ def normalized_conv(
     groups: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalises, cuts off at 0 and 6, convolves, and takes the result's statistics.
+
+    Where the batch is split over several CPU devices, their mesh should be in context
+    (`jax.set_mesh`, or `jax.sharding.use_abstract_mesh` while tracing), all of its axes splitting
+    the batch: each device then takes its images piece by piece, and they exchange statistics once a
+    layer. Without it the result is the same, but XLA exchanges something at every piece.
 
     Args:
       x: (N, H, W, C).
@@ -123,39 +143,87 @@ def normalized_conv(
             y = convolve(x, kernel, stride=stride, padding=padding)
         return y, *statistics(y, groups)
 
+    devices = max(1, jax.sharding.get_abstract_mesh().size)
+    # How many devices have to exchange what they know of a group.
+    shares = max(1, devices // groups)
+    pads = explicit_padding(padding, x.shape[1:3], kernel_size=kernel.shape[0], stride=stride)
+    conv = _Conv(stride, pads, depthwise, shares)
+
     def pieces(
         x: jax.Array, norm: Norm | None, kernel: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        size = x.shape[1:3]
-        pads = explicit_padding(padding, size, kernel_size=kernel.shape[0], stride=stride)
-        unit = partial(_unit, conv=_Conv(stride, pads, depthwise))
+        # A mean and a factor for each group of each device.
         if norm is not None:
-            mean, factor = (array.reshape(groups, -1) for array in (norm.mean, norm.factor))
+            mean, factor = (jnp.repeat(a.reshape(groups, -1), shares, 0) for a in norm[:2])
             norm = Norm(mean, factor, norm.bias)
-        # One group is not mapped over: an axis of length 1 would keep XLA from its best products.
-        if groups == 1:
-            alone = norm and Norm(norm.mean[0], norm.factor[0], norm.bias)
-            y, *taken = unit(x, alone, kernel)
-        else:
-            axes = norm and Norm(0, 0, None)  # type: ignore[arg-type]
-            grouped = x.reshape(groups, -1, *x.shape[1:])
-            y, *taken = jax.vmap(unit, (0, axes, None))(grouped, norm, kernel)
-        mean, var = (array.reshape(groups, 1, 1, 1, -1) for array in taken)
-        return y.reshape(-1, *y.shape[-3:]), mean, var
+        convolve = partial(_each_group, groups=groups * shares // devices, conv=conv)
+        y, *taken = _on_each_device(convolve, devices)(x, norm, kernel)
+        mean, var = (array[::shares].reshape(groups, 1, 1, 1, -1) for array in taken)
+        return y, mean, var
 
-    if x.dtype != jnp.promote_types(jnp.float32, x.dtype):
+    narrow = x.dtype != jnp.promote_types(jnp.float32, x.dtype)
+    uneven = groups * shares % devices or len(x) % devices
+    if narrow or uneven:
         return whole(x, norm, kernel)
-    return lax.platform_dependent(x, norm, kernel, cpu=pieces, default=whole)
+    return by_platform(x, norm, kernel, cpu=pieces, default=whole)
+
+
+def _on_each_device(convolve: Callable[..., Any], devices: int) -> Callable[..., Any]:
+    """Applies `convolve` on each device of the mesh in context to its part of the batch.
+
+    Left to itself, XLA would exchange something at every piece.
+    """
+    if devices == 1:
+        return convolve
+    each = PartitionSpec(jax.sharding.get_abstract_mesh().axis_names)
+
+    def apply(x: jax.Array, norm: Norm | None, kernel: jax.Array) -> Any:
+        of_norm = norm and Norm(each, each, PartitionSpec())  # type: ignore[arg-type]
+        given = (each, of_norm, PartitionSpec())
+        return jax.shard_map(convolve, in_specs=given, out_specs=each, check_vma=False)(
+            x, norm, kernel
+        )
+
+    return apply
+
+
+def _each_group(
+    x: jax.Array, norm: Norm | None, kernel: jax.Array, *, groups: int, conv: _Conv
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`normalized_conv` of a device's groups; means, factors and variances are (groups, C)."""
+    unit = partial(_unit, conv=conv)
+    # One group is not mapped over: an axis of length 1 would keep XLA from its best products.
+    if groups == 1:
+        alone = norm and Norm(norm.mean[0], norm.factor[0], norm.bias)
+        y, mean, var = unit(x, alone, kernel)
+        return y, mean[None], var[None]
+    axes = norm and Norm(0, 0, None)  # type: ignore[arg-type]
+    grouped = x.reshape(groups, -1, *x.shape[1:])
+    y, mean, var = jax.vmap(unit, (0, axes, None))(grouped, norm, kernel)
+    return y.reshape(-1, *y.shape[2:]), mean, var
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _unit(
     x: jax.Array, norm: Norm | None, kernel: jax.Array, conv: _Conv
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`normalized_conv` of one group, piece by piece.
+    """`normalized_conv` of one group, or a device's share of one, piece by piece.
 
     The arrays of norm, the mean and the variance are (C,). Differentiable backwards.
     """
+    y, mean, squares = _convolve_pieces(x, norm, kernel, conv)
+    var = squares / _values(y)
+    if conv.shares > 1:
+        means, variances = lax.all_gather(jnp.stack([mean, var]), **_sharers(conv), axis=1)
+        mean = means.mean(0)
+        var = (variances + lax.square(means - mean)).mean(0)
+    return y, mean, var
+
+
+def _convolve_pieces(
+    x: jax.Array, norm: Norm | None, kernel: jax.Array, conv: _Conv
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the result, its mean, and the sum of squares of what it is off that."""
     view = _view(x, _images_in_a_piece(x, kernel, conv))
 
     def run(i: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -163,10 +231,9 @@ def _unit(
         mean = y.mean((0, 1, 2))
         return y, mean, lax.square(y - mean).sum((0, 1, 2))
 
-    steps = view.shape[1]
+    steps = len(view)
     if steps == 1:
-        y, mean, squares = run(0)
-        return y, mean, squares / _values(y)
+        return run(0)
 
     def body(i: jax.Array, carry: tuple) -> tuple:
         results, mean, squares = carry
@@ -182,8 +249,7 @@ def _unit(
     zeros = jnp.zeros(result.shape[-1], x.dtype)
     carry = (_room(result.shape, steps, x), zeros, zeros)
     results, mean, squares = lax.fori_loop(0, steps, body, carry)
-    y = results.reshape(-1, *result.shape[1:])
-    return y, mean, squares / _values(y)
+    return results.reshape(-1, *result.shape[1:]), mean, squares
 
 
 def _forward(x: jax.Array, norm: Norm | None, kernel: jax.Array, conv: _Conv) -> tuple[Any, Any]:
@@ -193,16 +259,19 @@ def _forward(x: jax.Array, norm: Norm | None, kernel: jax.Array, conv: _Conv) ->
 
 def _backward(conv: _Conv, saved: tuple, cotangents: tuple) -> tuple:
     x, norm, kernel, y, mean = saved
-    of_y, of_mean, of_var = cotangents
+    of_y, *of_statistics = cotangents
+    if conv.shares > 1:
+        of_statistics = lax.psum(of_statistics, **_sharers(conv))
     # The result's gradient, with what comes through its mean and variance.
-    terms = (mean, of_mean / _values(y), 2 * of_var / _values(y))
+    of_mean, of_var = (array / (_values(y) * conv.shares) for array in of_statistics)
+    terms = (mean, of_mean, 2 * of_var)
     size = _images_in_a_piece(x, kernel, conv)
     views = tuple(_view(array, size) for array in (x, y, of_y))
 
     def run(i: Any) -> tuple:
         return _piece_gradients(views, i, norm, kernel, terms, conv)
 
-    steps = views[0].shape[1]
+    steps = len(views[0])
     if steps == 1:
         of_x, of_norm, of_kernel = run(0)
     else:
@@ -219,7 +288,7 @@ def _backward(conv: _Conv, saved: tuple, cotangents: tuple) -> tuple:
         of_x, of_norm, of_kernel = lax.fori_loop(0, steps, body, (room, *zeros))
     if of_x is None:
         # Of images. Nobody asks for it in training: then it is not computed.
-        whole = _leave(of_y[:, None], y[:, None], 0, *terms)
+        whole = _leave(of_y[None], y[None], 0, *terms)
         transposed = jax.linear_transpose(
             lambda x: plain(x, kernel, stride=conv.stride, pads=conv.pads), x
         )
@@ -244,7 +313,8 @@ def _piece_gradients(
         shape, size = xs.shape[1:], kernel.shape[0]
         spread = apart(_leave_spread, of_ys, ys, i, *terms, shape=shape, size=size, conv=conv)
         of_entering = apart(sums, spread, kernel[::-1, ::-1])
-        of_kernel = apart(_kernel_gradient, entering, spread, shape=shape, size=size, conv=conv)
+        products = apart(_products, entering, spread, shape=shape, size=size, conv=conv)
+        of_kernel = kernel_gradient(products).reshape(kernel.shape)
     else:
         leaving = apart(_leave, of_ys, ys, i, *terms)
         return None, None, product_gradient(entering, leaving, kernel.shape, conv.stride)
@@ -285,10 +355,10 @@ def _leave_spread(*arrays: Any, shape: tuple, size: int, conv: _Conv) -> jax.Arr
     return spread_gradient(_leave(*arrays), shape, size, conv.stride, conv.pads)
 
 
-def _kernel_gradient(
+def _products(
     entering: jax.Array, spread: jax.Array, *, shape: tuple, size: int, conv: _Conv
-) -> jax.Array:
-    """Takes the gradient out of what `_leave_spread` made of it, and then the kernel's."""
+) -> list[jax.Array]:
+    """Takes the gradient out of what `_leave_spread` made of it, for `kernel_gradient`."""
     tops = [size - 1 - before for before, _ in conv.pads]
     results = [
         (n + before + after - size) // conv.stride * conv.stride + 1
@@ -298,7 +368,7 @@ def _kernel_gradient(
         slice(top, top + span, conv.stride) for top, span in zip(tops, results, strict=True)
     )
     gradient = spread[:, rows, columns]
-    return kernel_gradient(entering, gradient, kernel_size=size, stride=conv.stride)
+    return gradient_products(entering, gradient, kernel_size=size, stride=conv.stride)
 
 
 def _through_relu6(gradient: jax.Array, view: jax.Array, i: Any, norm: Norm) -> jax.Array:
@@ -316,6 +386,14 @@ def _product_gradient(entering: jax.Array, leaving: jax.Array) -> jax.Array:
     return lax.dot_general(b, a, contracted).T
 
 
+def _sharers(conv: _Conv) -> dict[str, Any]:
+    """Which devices hold parts of this one's group, as JAX's collectives take it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = range(mesh.size)
+    groups = [list(devices[i : i + conv.shares]) for i in devices[:: conv.shares]]
+    return {"axis_name": mesh.axis_names, "axis_index_groups": groups}
+
+
 def _images_in_a_piece(x: jax.Array, kernel: jax.Array, conv: _Conv) -> int:
     count, height, width, channels = x.shape
     results = height * width * kernel.shape[-1] // conv.stride**2
@@ -324,21 +402,16 @@ def _images_in_a_piece(x: jax.Array, kernel: jax.Array, conv: _Conv) -> int:
 
 
 def _view(x: jax.Array, size: int) -> jax.Array:
-    """Returns x as (images of a piece, pieces, H, W, C).
-
-    A piece's images do not lie side by side: a batch that is split over devices is then split
-    within each piece.
-    """
-    return x.reshape(size, -1, *x.shape[1:])
+    """Returns x as (pieces, images of a piece, H, W, C)."""
+    return x.reshape(-1, size, *x.shape[1:])
 
 
 def _piece(view: jax.Array, i: Any) -> jax.Array:
-    size, _, *shape = view.shape
-    return lax.dynamic_slice(view, (0, i, 0, 0, 0), (size, 1, *shape)).reshape(size, *shape)
+    return lax.dynamic_slice(view, (i, 0, 0, 0, 0), (1, *view.shape[1:])).reshape(view.shape[1:])
 
 
 def _store(results: jax.Array, piece: jax.Array, i: jax.Array) -> jax.Array:
-    return lax.dynamic_update_slice(results, piece[:, None], (0, i, 0, 0, 0))
+    return lax.dynamic_update_slice(results, piece[None], (i, 0, 0, 0, 0))
 
 
 def _room(shape: tuple[int, ...], steps: int, source: jax.Array) -> jax.Array:
@@ -346,7 +419,7 @@ def _room(shape: tuple[int, ...], steps: int, source: jax.Array) -> jax.Array:
 
     Not of zeros: XLA would make the room of all layers at once, at the step's beginning.
     """
-    return lax.broadcast(source[(0,) * source.ndim], (shape[0], steps, *shape[1:]))
+    return lax.broadcast(source[(0,) * source.ndim], (steps, *shape))
 
 
 def _values(y: jax.Array) -> int:

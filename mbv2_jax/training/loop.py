@@ -111,7 +111,7 @@ def _go_on(
         return state, None
     if run.resumed_step is not None:
         processes.say(f"continuing after step {run.resumed_step}")
-    if processes.count() > 1:
+    if run.mesh.size > 1:
         processes.say(f"training on {mesh_lib.describe(run.mesh)}")
     return _run_logged(run, state, step_fn, checkpoints, stop, still_ours)
 

@@ -1,0 +1,78 @@
+"""What a run on CPUs sets up for itself, and that it changes nothing else."""
+
+import json
+import os
+import pathlib
+import sys
+
+import jax
+import pytest
+
+from mbv2_jax.training import cpu
+from tests.training import commands
+
+HUGE = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing is set up elsewhere than on Linux")
+def test_a_run_takes_a_device_for_each_core_and_huge_pages(tiny, cache, unbroken, tmp_path):
+    """Against the run of the other tests, on one device."""
+    expected, run = unbroken[0], tmp_path / "run"
+    free = {"XLA_FLAGS": commands.QUICKLY}
+    status, out, err = commands.run(cache, *tiny(run), env=free)
+    assert status == 0, err
+    most = min(len(os.sched_getaffinity(0)), 6)  # 48 images, 8 or more on each
+    devices = max(n for n in range(1, most + 1) if 48 % n == 0)
+    assert f"{devices} device" in err
+    if "[madvise]" in pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+        assert HUGE in err
+    # That the sums are the same is shown in float64 (test_train_step.py): in float32, after three
+    # steps of so few values to normalise, another order of them shows in the third digit.
+    ours, theirs = commands.metrics(run), commands.metrics(expected)
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], rel=0.02)
+    assert json.loads(out.splitlines()[-1])["examples"] == 360
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "group_size", "cores", "devices"),
+    [
+        (32, 0, 2, 2),
+        (32, 32, 64, 4),  # 8 images or more on each
+        (30, 0, 4, 3),  # a divisor
+        (96, 32, 2, 1),  # 3 groups have no place on 2
+        (96, 32, 64, 12),
+        (256, 32, 6, 4),
+        (7, 0, 4, 1),
+        (32, "device", 2, None),
+        (0, 0, 2, 1),  # refused elsewhere
+        (32, 64, 2, 2),
+    ],
+)
+def test_devices_divide_the_batch_and_its_groups(
+    batch_size, group_size, cores, devices, monkeypatch
+):
+    asked: dict[str, int] = {}
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(jax.config, "update", asked.__setitem__)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    cpu.use_cores(batch_size, group_size)
+    assert asked.get("jax_num_cpu_devices") == devices
+
+
+def test_what_the_user_set_stays(monkeypatch):
+    def unwanted(*_):
+        raise AssertionError("started again")
+
+    monkeypatch.setattr(os, "execve", unwanted)
+    monkeypatch.setattr(cpu, "_mode", lambda: "always [madvise] never\n")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    cpu.use_huge_pages()
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    cpu.use_huge_pages()
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    with pytest.raises(AssertionError, match="started again"):
+        cpu.use_huge_pages()
