@@ -13,7 +13,7 @@ Whole commands, from an empty prompt to their end, in seconds of wall time:
     predict        `python -m mbv2_jax.predict IMAGE --checkpoint=mobilenet_v2_1.0_224`
     torch          torchvision's network with random weights on the same image, eager
 
-and of a training run of mobilenet_v2_8xb32_in1k at batch 32 on one CPU device only the part in
+and of a training run of mobilenet_v2_8xb32_in1k at batch 32, a CPU device a core, only the part in
 which
 
     compile step   the training step is traced and compiled
@@ -52,18 +52,17 @@ COLUMNS = (
 
 def compile_step(image_size: int) -> float:
     """Returns the seconds that the training step took to compile, with a run's own cache."""
-    import jax
-
     from mbv2_jax import command_line
-    from mbv2_jax.training import compilation_cache, compile
+    from mbv2_jax.training import compilation_cache, compile, cpu
     from mbv2_jax.training import config as config_lib
     from mbv2_jax.training import mesh as mesh_lib
 
     config = command_line.load_config(RECIPE)
     config.batch_size, config.data.image_size = BATCH, image_size
+    cpu.use_cores(BATCH, config.model.bn_group_size)
     config = config_lib.with_defaults(config)
     compilation_cache.enable(config.compilation_cache, config.distributed)
-    mesh = mesh_lib.create(jax.devices()[:1])
+    mesh = mesh_lib.create()
     begin = time.perf_counter()
     compile.compile_step(config, mesh)
     return time.perf_counter() - begin

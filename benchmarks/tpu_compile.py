@@ -2,6 +2,8 @@
 
     python -m benchmarks.tpu_compile [--config=mobilenet_v2_tpu_4096] [--topology=v5e:2x4]
         [--batch=1024] [--options=NAME=VALUE,...] [--hlo=FILE] [--top=20] [--label=TEXT]
+    python -m benchmarks.tpu_compile --inference --topology=v5e:1x1 --batch=128
+    python -m benchmarks.tpu_compile --depthwise=sums       # of shifted views, as on CPUs
 
 Nothing is run: libtpu compiles ahead of time (`make test-tpu` installs it; minutes on two cores).
 --hlo keeps the compiled program's text in a file, --label adds a row to benchmarks/tpu_step.csv.
@@ -21,9 +23,21 @@ import os
 import pathlib
 import re
 import sys
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
 
 from mbv2_jax import command_line
+from mbv2_jax.models import depthwise
 from mbv2_jax.training import compile as compile_lib
+from mbv2_jax.training import config as config_lib
+from mbv2_jax.training import mesh as mesh_lib
+from mbv2_jax.training import step as step_lib
 
 CSV = pathlib.Path(__file__).resolve().parent / "tpu_step.csv"
 SIZES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "u8": 1, "s8": 1, "pred": 1}
@@ -146,6 +160,36 @@ def table(found: list[Operation], images: int, top: int) -> str:
     return "\n".join(lines)
 
 
+def compile_inference(
+    config: ConfigDict, topology: str, options: Mapping[str, str]
+) -> tuple[dict[str, Any], jax.stages.Compiled]:
+    """Compiles a recipe's network as predictions take it: folded, uint8 pixels to logits.
+
+    Args and results: as those of `compile.compile_for`.
+    """
+    config = config_lib.with_defaults(config)
+    mesh = compile_lib.topology_mesh(topology)
+    mesh_lib.check_batch(mesh, config.batch_size)
+    module = config_lib.model(config, mesh.size).clone(folded=True)
+    side = config.data.image_size
+    pixels = jax.ShapeDtypeStruct((config.batch_size, side, side, 3), np.uint8)
+    normalize = partial(
+        step_lib.normalize, mean=config.data.mean, std=config.data.std, dtype=module.dtype
+    )
+
+    def logits(variables: Any, images: jax.Array) -> Any:
+        return module.apply(variables, normalize(images))
+
+    one = jax.ShapeDtypeStruct((1, side, side, 3), module.dtype)
+    variables = jax.eval_shape(module.init, jax.random.key(0), one)
+    shardings = (mesh_lib.replicated(mesh), mesh_lib.split(mesh))
+    begin = time.monotonic()
+    lowered = jax.jit(logits, in_shardings=shardings).lower(variables, pixels)
+    compiled = lowered.compile(dict(options))
+    seconds = time.monotonic() - begin
+    return compile_lib.report(compiled, topology, mesh, config.batch_size, seconds), compiled
+
+
 def main() -> None:
     """Compiles, prints the table and the sums, and writes what is asked for."""
     parser = argparse.ArgumentParser(
@@ -155,6 +199,8 @@ def main() -> None:
     parser.add_argument("--topology", default="v5e:2x4")
     parser.add_argument("--batch", type=int, default=1024, help="global")
     parser.add_argument("--group-size", help="model.bn_group_size, if not the recipe's")
+    parser.add_argument("--inference", action="store_true", help="of the folded network")
+    parser.add_argument("--depthwise", choices=("plain", "sums"), default="plain", help="lowering")
     parser.add_argument("--options", default="", help="XLA's, NAME=VALUE,...")
     parser.add_argument("--hlo", help="file for the compiled program's text")
     parser.add_argument("--top", type=int, default=20)
@@ -167,7 +213,10 @@ def main() -> None:
         size = arguments.group_size
         config.model.bn_group_size = int(size) if size.isdigit() else size
     options = dict(option.split("=") for option in arguments.options.split(",") if option)
-    report, compiled = compile_lib.compile_for(config, arguments.topology, options)
+    if arguments.depthwise == "sums":
+        depthwise.by_platform = lambda *arrays, cpu, default: cpu(*arrays)
+    compile_for = compile_inference if arguments.inference else compile_lib.compile_for
+    report, compiled = compile_for(config, arguments.topology, options)
     text = compiled.as_text() or ""
     if arguments.hlo:
         pathlib.Path(arguments.hlo).write_text(text)
@@ -180,7 +229,7 @@ def main() -> None:
         _append(arguments.label, report, sums)
 
 
-def _append(label: str, report: dict, sums: dict[str, float]) -> None:
+def _append(label: str, report: dict[str, Any], sums: dict[str, float]) -> None:
     row = {"what": label} | report
     row |= {"operations_mb": round(sums["operations"], 1), "hbm_mb": round(sums["HBM"], 1)}
     fresh = not CSV.exists()

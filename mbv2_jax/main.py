@@ -84,7 +84,7 @@ def main() -> None:
     if FLAGS.mode not in ("train", "eval") and any(value is not None for value in place):
         raise UserError(f"--{', --'.join(PLACE)} go with --mode=train and --mode=eval")
 
-    if FLAGS.mode == "train":
+    if FLAGS.mode == "train" and __name__ == "__main__":  # not inside of somebody's program
         cpu.use_huge_pages()
     # Here: jax takes seconds, and --help needs none.
     from mbv2_jax.training import compile as compile_lib

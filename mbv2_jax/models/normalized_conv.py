@@ -162,6 +162,7 @@ def normalized_conv(
         return y, mean, var
 
     narrow = x.dtype != jnp.promote_types(jnp.float32, x.dtype)
+    # As 3 groups on 2 devices: neither has each device whole groups nor each group whole devices.
     uneven = groups * shares % devices or len(x) % devices
     if narrow or uneven:
         return whole(x, norm, kernel)

@@ -121,7 +121,8 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             single_host_load_and_broadcast=True,  # on NFS another host's listing may be old
         )
-        _save_arrays_whole()
+        if processes.count() == 1:
+            _save_arrays_whole()
         handlers = {
             "state": ocp.StandardCheckpointHandler(),
             "config": ocp.JsonCheckpointHandler(),

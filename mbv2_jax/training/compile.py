@@ -91,12 +91,19 @@ def compile_for(
     start = time.monotonic()
     compiled = compile_step(config, mesh, options)
     seconds = time.monotonic() - start
-    per_device = config.batch_size // mesh.size
+    return report(compiled, topology, mesh, config.batch_size, seconds), compiled
+
+
+def report(
+    compiled: jax.stages.Compiled, topology: str, mesh: Mesh, batch_size: int, seconds: float
+) -> dict[str, Any]:
+    """Returns what `compile_for` reports of a compiled program."""
+    per_device = batch_size // mesh.size
     cost: Any = compiled.cost_analysis()
-    report = {
+    return {
         "topology": topology,
         "devices": mesh.size,
-        "global_batch": config.batch_size,
+        "global_batch": batch_size,
         "per_device_batch": per_device,
         "hbm_bytes": _memory(compiled.memory_analysis()),
         "flops": int(cost["flops"]),
@@ -104,7 +111,6 @@ def compile_for(
         "all_reduces": exchanges(compiled),
         "compile_seconds": round(seconds, 1),
     }
-    return report, compiled
 
 
 def exchanges(compiled: jax.stages.Compiled) -> int:
