@@ -27,6 +27,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -214,7 +215,8 @@ def main() -> None:
         config.model.bn_group_size = int(size) if size.isdigit() else size
     options = dict(option.split("=") for option in arguments.options.split(",") if option)
     if arguments.depthwise == "sums":
-        depthwise.by_platform = lambda *arrays, cpu, default: cpu(*arrays)
+        as_on_cpus = lambda *arrays, cpu, default: cpu(*arrays)  # noqa: E731
+        mock.patch.object(depthwise, "by_platform", as_on_cpus).start()
     compile_for = compile_inference if arguments.inference else compile_lib.compile_for
     report, compiled = compile_for(config, arguments.topology, options)
     text = compiled.as_text() or ""

@@ -95,7 +95,7 @@ def compile_for(
 
 
 def report(
-    compiled: jax.stages.Compiled, topology: str, mesh: Mesh, batch_size: int, seconds: float
+    compiled: jax.stages.Compiled, topology: str | None, mesh: Mesh, batch_size: int, seconds: float
 ) -> dict[str, Any]:
     """Returns what `compile_for` reports of a compiled program."""
     per_device = batch_size // mesh.size
