@@ -23,7 +23,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,12 +86,14 @@ def ours(job: Job, file: str = "torch.pth") -> Step:
         classifier, images = inference.Classifier(saved), jax.device_put(job.images())
         return lambda: classifier(images).block_until_ready()
     variables = {"params": saved.params, "batch_stats": saved.batch_stats}
-    train = our_training(job, variables, "float32")
+    train = our_training(job, variables, "float32", jax.devices())
     return lambda: jax.block_until_ready(train())[1]["loss"]
 
 
-def our_training(batch: Batch, variables: Any, dtype: str) -> Callable[[], tuple[Any, Any]]:
-    """Returns the step of the page's recipe on all devices, which gives its state and metrics."""
+def our_training(
+    batch: Batch, variables: Any, dtype: str, devices: Sequence[Any]
+) -> Callable[[], tuple[Any, Any]]:
+    """Returns the step of the page's recipe on `devices`, which gives its state and metrics."""
     import jax
 
     from mbv2_jax import command_line
@@ -106,7 +108,7 @@ def our_training(batch: Batch, variables: Any, dtype: str) -> Callable[[], tuple
     config.schedule.name, config.schedule.base_lr = "constant", LEARNING_RATE
     config.optimizer.momentum, config.optimizer.weight_decay = MOMENTUM, WEIGHT_DECAY
     config = config_lib.with_defaults(config)
-    mesh = mesh_lib.create()
+    mesh = mesh_lib.create(devices)
     program = program_lib.build(config, config_lib.model(config), mesh, 1000, 100_000)
     state, key = program.restart(variables), jax.random.key(0)
     given = {"image": batch.pixels(), "label": batch.labels()}

@@ -130,7 +130,7 @@ def ours(job: Job) -> Prepared:
         given = jax.device_put(({"params": params}, job.images()), device)
         apply = jax.jit(model.clone(folded=True).apply)
         return _with_jax(job, lambda: apply(*given))
-    return _with_jax(job, our_training(job, variables, job.dtype))
+    return _with_jax(job, our_training(job, variables, job.dtype, [device]))
 
 
 def torch(job: Job, source: str = "torchvision", compiled: bool = False) -> Prepared:

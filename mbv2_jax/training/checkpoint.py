@@ -42,7 +42,7 @@ def _save_arrays_whole() -> None:
     """Has one device write what all of them hold.
 
     By default each writes a part, and cutting it out takes a program for every shape: of 50 MB in
-    all that is 5 s for nothing at the first save.
+    all that is 4 s for nothing at the first save.
     """
     handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
     level = absl_logging.get_verbosity()
