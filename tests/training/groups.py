@@ -1,5 +1,6 @@
 """Runs one training as several processes on loopback, for the tests beside this file."""
 
+import concurrent.futures
 import contextlib
 import pathlib
 import signal
@@ -75,16 +76,14 @@ def finish(
     group: Sequence[subprocess.Popen[str]], within: float = 300
 ) -> list[tuple[int, str, str]]:
     """Waits for all to end; returns the exit status and the outputs of each."""
-    end = time.monotonic() + within
-    results = []
-    for process in group:
-        try:
-            out, err = process.communicate(timeout=max(1.0, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            kill(group)
-            raise AssertionError(f"still at work after {within} s: {process.args!r}") from None
-        results.append((process.returncode, out, err))
-    return results
+    # All at once: one whose pipe is full stands still, and a save that fails fills it.
+    try:
+        with concurrent.futures.ThreadPoolExecutor(len(group)) as pool:
+            outputs = list(pool.map(lambda process: process.communicate(timeout=within), group))
+    except subprocess.TimeoutExpired:
+        kill(group)
+        raise AssertionError(f"still at work after {within} s: {group[0].args!r}") from None
+    return [(process.returncode, *output) for process, output in zip(group, outputs, strict=True)]
 
 
 def run(cache: pathlib.Path, *arguments: str, **how: object) -> list[tuple[int, str, str]]:
