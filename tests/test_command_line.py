@@ -3,12 +3,13 @@
 Each gets one clear line that names what would be right, exit status 2, and leaves nothing behind.
 """
 
-import concurrent.futures
+import json
 import os
 import pathlib
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,38 +128,48 @@ def cases(photos: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     }
 
 
-@pytest.fixture(scope="module")
-def outcomes(cases, tmp_path_factory) -> dict[str, tuple]:
-    """Runs them all, a few at a time: each start takes seconds."""
-    folder = tmp_path_factory.mktemp("runs")
-
-    def outcome(name: str) -> tuple[subprocess.CompletedProcess[str], pathlib.Path]:
-        arguments = list(cases[name][0])
-        workdir = folder / name.replace(" ", "_")
+def run_all(folder: pathlib.Path, cases: dict[str, tuple]) -> dict[str, tuple[int, str, str]]:
+    """Returns the exit status of each, what it printed, and what it said in the error stream."""
+    runs: list[dict[str, Any]] = []
+    for name, (given, _) in cases.items():
+        arguments = [argument for argument in given if argument != "4 devices"]
         if not any(argument.startswith("--workdir") for argument in arguments):
-            arguments.append(f"--workdir={workdir}")
-        arguments.append(f"--config.data.data_dir={folder / 'data'}")
-        devices = 4 if arguments[2:3] == ["4 devices"] else 1
-        arguments = [argument for argument in arguments if argument != "4 devices"]
-        return run(*arguments, devices=devices), workdir
+            arguments.append(f"--workdir={folder / name}")
+        arguments.append(f"--config.data.data_dir={folder}-data")
+        flags = f"--xla_force_host_platform_device_count={4 if '4 devices' in given else 1}"
+        files = {kind: f"{folder}-{name}.{kind}" for kind in ("stdout", "stderr")}
+        runs.append({"arguments": arguments, "environment": {"XLA_FLAGS": flags}} | files)
+    process = subprocess.run(
+        [sys.executable, "-m", "tests.forked"],
+        input=json.dumps(runs),
+        cwd=REPOSITORY,
+        # Set, or each would start again to set it.
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    return {
+        name: (status, *(pathlib.Path(how[kind]).read_text() for kind in ("stdout", "stderr")))
+        for name, status, how in zip(cases, json.loads(process.stdout), runs, strict=True)
+    }
 
-    outcome("no checkpoint")  # prepares the digits once
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(cases, pool.map(outcome, cases), strict=True))
 
-
-def test_every_mistake_is_one_line_and_writes_nothing(cases, outcomes):
+def test_every_mistake_is_one_line_and_writes_nothing(cases, tmp_path):
     faults = []
-    for name, (process, workdir) in outcomes.items():
-        lines = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
-        if process.returncode != 2:
-            faults.append(f"{name}: exit status {process.returncode}: {process.stderr[-300:]}")
-        elif len(lines) != 1 or "Traceback" in process.stderr or process.stdout:
-            faults.append(f"{name}: not one line: {process.stderr[-300:]}{process.stdout}")
+    folder = tmp_path / "runs"
+    run_all(folder, {"no checkpoint": cases["no checkpoint"]})  # prepares the digits once
+    for name, (status, out, err) in run_all(folder, cases).items():
+        lines = [line for line in err.splitlines() if line.startswith("error: ")]
+        if status != 2:
+            faults.append(f"{name}: exit status {status}: {err[-300:]}")
+        elif len(lines) != 1 or "Traceback" in err or out:
+            faults.append(f"{name}: not one line: {err[-300:]}{out}")
         elif missing := [part for part in cases[name][1] if part not in lines[0]]:
             faults.append(f"{name}: {missing} not in {lines[0]!r}")
-        elif workdir.exists():
-            faults.append(f"{name}: wrote {workdir}")
+        elif (folder / name).exists():
+            faults.append(f"{name}: wrote {folder / name}")
     assert not faults, "\n".join(faults)
 
 

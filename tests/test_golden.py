@@ -72,6 +72,7 @@ def evaluate(model: pathlib.Path, images: pathlib.Path) -> tuple[dict, list[dict
         "--config.data.workers=0",
         "--config.batch_size=20",
         f"--out={predictions}",
+        module=commands.WHOLE,
     )
     assert status == 0, err
     lines = [json.loads(line) for line in predictions.read_text().splitlines()]

@@ -54,6 +54,7 @@ def test_training_starts_from_a_backbone_of_another_framework(folder, net, tmp_p
         "--config.num_epochs=1",
         "--config.schedule.base_lr=0",  # nothing moves
         "--config.schedule.warmup_epochs=0",
+        module=commands.WHOLE,
     )
     assert code == 0, err
     assert "with a new classifier: it has none" in err

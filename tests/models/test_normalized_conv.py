@@ -60,7 +60,7 @@ def check(x, norm, kernel, stride, padding, depthwise, groups, devices=1):
 
     with jax.set_mesh(mesh):
         got = jax.jit(lambda: of(ours))()
-    expected = jax.jit(lambda: of(book))()
+    expected = of(book)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         assert a.shape == b.shape and a.dtype == jnp.float64
         # Sums of at most some thousand products of numbers about 1.
@@ -99,7 +99,8 @@ def test_pieces_are_the_whole_forwards_and_backwards(name, groups, piece, device
         wider = 7 * 8 * max(4, kernel.shape[-1])
         monkeypatch.setattr(module, "PIECE_BYTES", piece * wider * x.dtype.itemsize)
         check(x, norm, kernel, stride, padding, depthwise, groups, devices)
-        check(x, None, kernel, stride, padding, depthwise, groups, devices)
+        if (groups, piece) == (1, 1):  # as after a linear bottleneck
+            check(x, None, kernel, stride, padding, depthwise, groups, devices)
 
 
 @pytest.mark.parametrize("padding", ["torch", "same"])

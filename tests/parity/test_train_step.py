@@ -19,6 +19,7 @@ from mbv2_jax.training import state as state_lib
 from mbv2_jax.training import step as step_lib
 from mbv2_jax.training.state import TrainState
 from tests.parity import peers
+from tests.training import short_network
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 CLASSES, BATCH, SIZE, WIDTH = 7, 8, 32, 0.25
@@ -141,13 +142,17 @@ def test_three_steps_equal_torchs():
 
 @functools.cache
 def states(dtype: str, devices: int) -> tuple[list[Any], list[dict[str, float]]]:
-    """The states after each of ten steps from the same float32 weights, and their metrics."""
+    """The states after each of ten steps from the same float32 weights, and their metrics.
+
+    Of fewer layers: what devices exchange is the same for each.
+    """
     assert len(jax.devices()) == 4
     fields = {"model.dtype": dtype, "model.strides": (2, 1, 2, 2, 2, 1, 1, 1)}
     config = make_config(**fields)
     model = config_lib.model(make_config(**fields | {"model.dtype": "float32"}))
-    variables = jax.device_get(model.init(jax.random.key(3), jnp.zeros((1, SIZE, SIZE, 3))))
-    with jax.enable_x64(dtype == "float64"):
+    with short_network.in_use(), jax.enable_x64(dtype == "float64"):
+        images = jnp.zeros((1, SIZE, SIZE, 3), jnp.float32)
+        variables = jax.device_get(model.init(jax.random.key(3), images))
         mesh = mesh_lib.create(jax.devices()[:devices])
         variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), variables)
         return run(config, mesh, variables, 10)
@@ -164,7 +169,7 @@ def test_one_step_on_four_devices_equals_one_to_float32_rounding():
     def gradients(state: TrainState) -> Any:  # the first step's momentum; the decay in it is small
         return optax.tree.get(state.opt_state, "trace")
 
-    # What float32 leaves of the truth on one device, through 50 normalisations of few values and as
+    # What float32 leaves of the truth on one device, through normalisations of few values and as
     # many kinks, is measured, not guessed: 2 % of the gradient, 1e-6 of the statistics. Another
     # order of sums may leave as much again. Statistics of each device alone would be far off.
     for part, share in ((gradients, 0.05), (lambda state: state.batch_stats, 1e-5)):

@@ -31,7 +31,7 @@ def start(
     devices: int = 2,
     each: Sequence[Sequence[str]] = (),
     folders: Sequence[pathlib.Path] = (),
-    module: str = "tests.training.short_network",
+    module: str = commands.SHORT,
     missing: Sequence[int] = (),
 ) -> list[subprocess.Popen[str]]:
     """Starts the processes of one run; jax computes in float64 where the config wants it.

@@ -15,7 +15,7 @@ HUGE = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="nothing is set up elsewhere than on Linux")
-def test_a_run_takes_a_device_for_each_core_and_huge_pages(tiny, cache, unbroken, tmp_path):
+def test_a_run_takes_a_device_for_each_core(tiny, cache, unbroken, tmp_path):
     """Against the run of the other tests, on one device."""
     expected, run = unbroken[0], tmp_path / "run"
     free = {"XLA_FLAGS": commands.QUICKLY}
@@ -24,14 +24,24 @@ def test_a_run_takes_a_device_for_each_core_and_huge_pages(tiny, cache, unbroken
     most = min(len(os.sched_getaffinity(0)), 6)  # 48 images, 8 or more on each
     devices = max(n for n in range(1, most + 1) if 48 % n == 0)
     assert (f"training on {devices} devices" in err) == (devices > 1)
-    if "[madvise]" in pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
-        assert HUGE in err
     # That the sums are the same is shown in float64 (test_train_step.py): in float32, after three
     # steps of so few values to normalise, another order of them shows in the third digit.
     ours, theirs = commands.metrics(run), commands.metrics(expected)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], rel=0.02)
     assert json.loads(out.splitlines()[-1])["examples"] == 360
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems don't have them")
+def test_training_starts_again_with_huge_pages_and_nothing_else_does(tmp_path):
+    given = "[madvise]" in pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    # Refused, but only after that.
+    mistake = ("--config=digits", f"--workdir={tmp_path / 'run'}", "--config.batch_size=0")
+    for mode, expected in (("train", given), ("eval", False)):
+        status, _, err = commands.run(None, *mistake, f"--mode={mode}", module=commands.WHOLE)
+        assert status == 2
+        assert err.count(HUGE) == expected
+        assert err.splitlines()[-1].startswith("error: ")
 
 
 @pytest.mark.parametrize(

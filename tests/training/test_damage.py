@@ -130,7 +130,7 @@ def test_save_that_fails_stops_the_run_and_leaves_the_earlier_ones(tiny, cache, 
     saved = commands.arrays(workdir / "checkpoints" / str(before) / "state")
 
     # Below the size of the arrays, above that of all else.
-    status, out, err = run_limited(cache, *tiny(workdir), size=200_000)
+    status, out, err = run_limited(cache, *tiny(workdir), size=120_000)
     assert (status, out) == (1, ""), err
     last = err.splitlines()[-1]
     assert last.startswith(f"failed: a checkpoint cannot be saved in {workdir}/checkpoints: ")
