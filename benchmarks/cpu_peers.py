@@ -34,6 +34,7 @@ CLASSES = 1000
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of R, G, B in 0..255
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 4e-5
 TASKS = ("inference", "training")
+OURS = "model"  # torch's weights as a model directory, which our own and plain Flax's read
 
 Step = Callable[[], Any]  # takes one step; gives the logits, or the loss before the step
 
@@ -69,7 +70,7 @@ class Job(Batch):
     cores: int
 
 
-def ours(job: Job, file: str = "torch.pth") -> Step:
+def ours(job: Job, file: str = OURS) -> Step:
     """This package: its classifier on normalised images, or the step that its trainer runs.
 
     That step takes pixels, normalises them, and reports accuracy and the gradient's norm besides.
@@ -130,7 +131,7 @@ def flax(job: Job) -> Step:
     from benchmarks.plain_flax import MobileNetV2
     from mbv2_jax import model_dir
 
-    saved = model_dir.read(job.weights / "torch.pth")
+    saved = model_dir.read(job.weights / OURS)
     variables = jax.device_put({"params": saved.params, "batch_stats": saved.batch_stats})
     model, images, labels = MobileNetV2(), jax.device_put(job.images()), job.labels()
     if job.task == "inference":
@@ -286,13 +287,17 @@ CHECKS = {OURS_OF_KERAS: Way(partial(ours, file="keras.weights.h5"), ())}
 
 
 def make(way: str, folder: Path, image_size: int) -> None:
-    """Writes the random weights of torch, which all but Keras read, or of Keras."""
+    """Writes the random weights of torch, which all but Keras have, or of Keras."""
     if way == "keras":
         _save_keras(folder, image_size)
         return
     from benchmarks import torch_peer
+    from mbv2_jax import model_dir
 
     torch_peer.save(folder, image_size)
+    # Converted: of a torch file one needs torch, whose memory would count.
+    saved = model_dir.read(folder / "torch.pth")
+    model_dir.write(folder / OURS, saved.params, saved.batch_stats, saved.info)
 
 
 def work(way: Way, job: Job, seconds: float, say: Callable[[dict[str, Any]], None]) -> None:
