@@ -73,7 +73,11 @@ def model() -> torch.nn.Module:
 
 
 # With four devices of two examples each, 4 is a group of two devices. No map is smaller than 2 x 2.
-@pytest.mark.parametrize(("group_size", "groups"), [("device", 4), (4, 2), (0, 1)])
+# A group of all is what test_train_step.py has, too.
+GROUPS = [("device", 4), (4, 2), pytest.param(0, 1, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("group_size", "groups"), GROUPS)
 def test_a_step_is_that_of_torchs_replicas(model, group_size, groups):
     rng = np.random.default_rng(0)
     batch = {
