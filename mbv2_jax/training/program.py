@@ -74,7 +74,7 @@ def build(
         ema_every_steps=config.ema.every_steps,
     )
 
-    def step_on_mesh(state: TrainState, batch: step_lib.Batch, key: jax.Array) -> Any:
+    def train_step(state: TrainState, batch: step_lib.Batch, key: jax.Array) -> Any:
         # In context: models/normalized_conv.py has an operation for each device's part of a batch.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return step(state, batch, key)
@@ -90,7 +90,7 @@ def build(
             jax.eval_shape(create, key),
         ),
         step=jax.jit(
-            step_on_mesh,
+            train_step,
             in_shardings=(everywhere, mesh_lib.split(mesh), everywhere),
             out_shardings=(everywhere, everywhere),
             donate_argnums=0,
