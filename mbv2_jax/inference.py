@@ -1,12 +1,9 @@
 """A trained model for use: pixels in, named predictions or features out."""
 
-import contextlib
-import ctypes
 import functools
 import os
 import pathlib
 import re
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from mbv2_jax import model_dir
+from mbv2_jax import memory, model_dir
 from mbv2_jax.data import classes, decoding, transforms
 from mbv2_jax.data.folder import EXTENSIONS
 from mbv2_jax.errors import UserError, nearest
@@ -191,7 +188,7 @@ class Classifier:
         kind = (module, shape, images.dtype)
         if kind not in self._compiled:
             self._compiled.add(kind)
-            _give_back_memory()
+            memory.give_back()
         return result
 
     def _batches(
@@ -256,13 +253,6 @@ def _apply(module: MobileNetV2, params: Any, images: Any, mean: Any, std: Any) -
     if images.dtype == jnp.uint8:
         images = (images.astype(jnp.float32) - mean) / std
     return map_batch(lambda images: module.apply({"params": params}, images), images)
-
-
-def _give_back_memory() -> None:
-    """Gives what the compiler is done with back to the system: glibc would keep 60 MB of it."""
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _or_raise(outcome: Any) -> Any:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mbv2_jax import bucket, model_dir
+from mbv2_jax import bucket, memory, model_dir
 from mbv2_jax.data import labels, loader
 from mbv2_jax.errors import RunFailed, first_line
 from mbv2_jax.models import profile
@@ -213,6 +213,8 @@ def _run_steps(
     ):
         for step, batch in trace.around(enumerate(log.timed(batches), start=start + 1)):
             state, metrics = step_fn(state, batch)
+            if step == start + 1:
+                memory.give_back()  # it was compiled
             log.step(step, metrics | skipped.metrics())
             checkpoints.check()
             stopping, result = stop.reached(step), None
