@@ -162,8 +162,7 @@ def gradient_products(
 
     `kernel_gradient` of them is the kernel's. Summed at once over positions, XLA would go down a
     channel at a time, one value after another; added row by row, the channels of a row are added
-    side by side, and a few rows leave little to be summed. Of 28 rows it is
-    slower again.
+    side by side, and a few rows leave little to be summed. Of 28 rows it is slower again.
 
     Args:
       padded: (N, H, W, C).
