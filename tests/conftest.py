@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Iterator
 
 # Before jax is imported anywhere: its devices are fixed at first use.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -33,3 +34,12 @@ def check_data() -> pathlib.Path:
             "golden/, weights/ and data/)"
         )
     return folder
+
+
+@pytest.fixture
+def few_layers() -> Iterator[None]:
+    """The network has two blocks (tests/training/short_network.py), which compile in less time."""
+    from tests.training import short_network
+
+    with short_network.in_use():
+        yield

@@ -130,43 +130,54 @@ def normalized_conv(
     Returns:
       The result (N, H', W', C') in x's dtype; its mean and biased variance, see `statistics`.
     """
-
-    def whole(
-        x: jax.Array, norm: Norm | None, kernel: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        if norm is not None:
-            x = nn.relu6(normalize(x, norm))
-        if kernel.shape[0] == 1:
-            y = pointwise_conv(x, kernel)
-        else:
-            convolve = depthwise_conv if depthwise else stem_conv
-            y = convolve(x, kernel, stride=stride, padding=padding)
-        return y, *statistics(y, groups)
-
     devices = max(1, jax.sharding.get_abstract_mesh().size)
     # How many devices have to exchange what they know of a group.
     shares = max(1, devices // groups)
-    pads = explicit_padding(padding, x.shape[1:3], kernel_size=kernel.shape[0], stride=stride)
-    conv = _Conv(stride, pads, depthwise, shares)
-
-    def pieces(
-        x: jax.Array, norm: Norm | None, kernel: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        # A mean and a factor for each group of each device.
-        if norm is not None:
-            mean, factor = (jnp.repeat(a.reshape(groups, -1), shares, 0) for a in norm[:2])
-            norm = Norm(mean, factor, norm.bias)
-        convolve = partial(_each_group, groups=groups * shares // devices, conv=conv)
-        y, *taken = _on_each_device(convolve, devices)(x, norm, kernel)
-        mean, var = (array[::shares].reshape(groups, 1, 1, 1, -1) for array in taken)
-        return y, mean, var
-
+    whole = partial(_whole, stride=stride, padding=padding, depthwise=depthwise, groups=groups)
     narrow = x.dtype != jnp.promote_types(jnp.float32, x.dtype)
     # As 3 groups on 2 devices: neither has each device whole groups nor each group whole devices.
     uneven = groups * shares % devices or len(x) % devices
     if narrow or uneven:
         return whole(x, norm, kernel)
+    pads = explicit_padding(padding, x.shape[1:3], kernel_size=kernel.shape[0], stride=stride)
+    conv = _Conv(stride, pads, depthwise, shares)
+    pieces = partial(_pieces, groups=groups, devices=devices, conv=conv)
     return by_platform(x, norm, kernel, cpu=pieces, default=whole)
+
+
+def _whole(
+    x: jax.Array,
+    norm: Norm | None,
+    kernel: jax.Array,
+    *,
+    stride: int,
+    padding: str,
+    depthwise: bool,
+    groups: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`normalized_conv` of the whole batch at once, for compilers that fuse what is in it."""
+    if norm is not None:
+        x = nn.relu6(normalize(x, norm))
+    if kernel.shape[0] == 1:
+        y = pointwise_conv(x, kernel)
+    else:
+        convolve = depthwise_conv if depthwise else stem_conv
+        y = convolve(x, kernel, stride=stride, padding=padding)
+    return y, *statistics(y, groups)
+
+
+def _pieces(
+    x: jax.Array, norm: Norm | None, kernel: jax.Array, *, groups: int, devices: int, conv: _Conv
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`normalized_conv` on each CPU device by itself, piece by piece."""
+    # A mean and a factor for each group of each device.
+    if norm is not None:
+        mean, factor = (jnp.repeat(a.reshape(groups, -1), conv.shares, 0) for a in norm[:2])
+        norm = Norm(mean, factor, norm.bias)
+    convolve = partial(_each_group, groups=groups * conv.shares // devices, conv=conv)
+    y, *taken = _on_each_device(convolve, devices)(x, norm, kernel)
+    mean, var = (array[:: conv.shares].reshape(groups, 1, 1, 1, -1) for array in taken)
+    return y, mean, var
 
 
 def _on_each_device(convolve: Callable[..., Any], devices: int) -> Callable[..., Any]:

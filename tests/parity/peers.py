@@ -15,13 +15,11 @@ import numpy as np
 import torch
 
 from benchmarks.torch_peer import torchvision as torchvision  # one of the peers, as those below
+from mbv2_jax.models import mobilenet_v2
 
 # Tests share the cores with other processes, and torch's threads spin while they wait for one
 # another: two such processes on two cores take many times as long.
 torch.set_num_threads(1)
-
-# The blocks of layer1..layer7 in Table 2 of the paper (column n).
-BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 
 
 def mmpretrain() -> ModuleType:
@@ -70,11 +68,25 @@ def recipe() -> Any:
     return Config.fromfile(root / ".mim/configs/mobilenet_v2/mobilenet-v2_8xb32_in1k.py")
 
 
+def short_torchvision(num_classes: int, width: float) -> torch.nn.Module:
+    """Returns torchvision's network of as few layers as tests.training.short_network's."""
+    return torchvision().models.MobileNetV2(
+        num_classes=num_classes,
+        width_mult=width,
+        # Expansion, channels, blocks, stride: the first and the last row of the paper's Table 2.
+        inverted_residual_setting=[[1, 16, 1, 1], [6, 320, 1, 1]],
+        dropout=0.0,
+    )
+
+
 def layer_names() -> list[str]:
-    """The paths of our convolutions with norm, in the order in which every port defines them."""
+    """The paths of our convolutions with norm, in the order in which every port defines them.
+
+    Of short_network's where that is in use: those that compare find out where layers are missing.
+    """
     names = ["stem"]
-    for i, blocks in enumerate(BLOCKS, start=1):
-        for j in range(blocks):
+    for i, stage in enumerate(mobilenet_v2.STAGES, start=1):
+        for j in range(stage.blocks):
             parts = ("expand", "depthwise", "project") if i > 1 else ("depthwise", "project")
             names += [f"layer{i}_{j}/{part}" for part in parts]
     return [*names, "last"]

@@ -34,8 +34,9 @@ KERAS_TOLERANCE = 1e-5
 
 # Keras' own, on the torch backend.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:keras")
+BLOCKS = (1, 2, 3, 4, 3, 3, 1)  # of layer1..layer7 in Table 2 of the paper (column n)
 # Our modules whose outputs are the feature maps 0..7: the last block of layer1..7, the last conv.
-ENDS = (*(f"layer{i}_{blocks - 1}" for i, blocks in enumerate(peers.BLOCKS, start=1)), "last")
+ENDS = (*(f"layer{i}_{blocks - 1}" for i, blocks in enumerate(BLOCKS, start=1)), "last")
 
 
 @dataclasses.dataclass(frozen=True)

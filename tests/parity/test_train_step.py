@@ -19,7 +19,10 @@ from mbv2_jax.training import state as state_lib
 from mbv2_jax.training import step as step_lib
 from mbv2_jax.training.state import TrainState
 from tests.parity import peers
-from tests.training import short_network
+
+# What a step adds to the network's gradients, and what devices exchange, is the same for each layer;
+# test_training.py has all of them.
+pytestmark = pytest.mark.usefixtures("few_layers")
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 CLASSES, BATCH, SIZE, WIDTH = 7, 8, 32, 0.25
@@ -106,9 +109,7 @@ def assert_close(ours: Any, theirs: Any, bound: float) -> None:
 
 
 def test_three_steps_equal_torchs():
-    model = peers.torchvision().models.mobilenet_v2(
-        num_classes=CLASSES, width_mult=WIDTH, dropout=0.0
-    )
+    model = peers.short_torchvision(CLASSES, WIDTH)
     peers.randomize(model, seed=1)
     model = model.double().train()
     config = make_config(**{"model.dtype": "float64", "ema.decay": 0.5})
@@ -142,15 +143,12 @@ def test_three_steps_equal_torchs():
 
 @functools.cache
 def states(dtype: str, devices: int) -> tuple[list[Any], list[dict[str, float]]]:
-    """The states after each of ten steps from the same float32 weights, and their metrics.
-
-    Of fewer layers: what devices exchange is the same for each.
-    """
+    """The states after each of ten steps from the same float32 weights, and their metrics."""
     assert len(jax.devices()) == 4
     fields = {"model.dtype": dtype, "model.strides": (2, 1, 2, 2, 2, 1, 1, 1)}
     config = make_config(**fields)
     model = config_lib.model(make_config(**fields | {"model.dtype": "float32"}))
-    with short_network.in_use(), jax.enable_x64(dtype == "float64"):
+    with jax.enable_x64(dtype == "float64"):
         images = jnp.zeros((1, SIZE, SIZE, 3), jnp.float32)
         variables = jax.device_get(model.init(jax.random.key(3), images))
         mesh = mesh_lib.create(jax.devices()[:devices])
