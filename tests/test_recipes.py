@@ -347,9 +347,13 @@ def command(
     return run
 
 
-FEW = {"data.workers": 0, "model.num_classes": 3, "batch_size": 8, "log.every_steps": 1}
-# Maps become small as early as they can in two blocks.
-FEW["model.strides"] = (2, 2, 1, 1, 1, 1, 1, 2)
+FEW: dict[str, Any] = {
+    "data.workers": 0,
+    "model.num_classes": 3,
+    "model.strides": (2, 2, 1, 1, 1, 1, 1, 2),  # two blocks make maps small in these places only
+    "batch_size": 8,
+    "log.every_steps": 1,
+}
 
 
 # Narrow, but for timm's, and of fewer layers; all else is on. What differs from these in constants

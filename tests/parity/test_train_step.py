@@ -20,15 +20,13 @@ from mbv2_jax.training import step as step_lib
 from mbv2_jax.training.state import TrainState
 from tests.parity import peers
 
-# What a step adds to the network's gradients, and what devices exchange, is the same for each layer;
-# test_training.py has all of them.
-pytestmark = pytest.mark.usefixtures("few_layers")
-
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 CLASSES, BATCH, SIZE, WIDTH = 7, 8, 32, 0.25
 # Low: training is chaotic, and at 2**-8 rounding errors grow a thousandfold a step. And exact in
 # float32, in which the schedule computes.
 RATE = 2.0**-12
+# Of the runs on one device and on four.
+SHAPED = {"model.dtype": "float32", "model.strides": (2, 1, 2, 2, 2, 1, 1, 1)}
 
 
 def make_config(**fields: Any) -> Any:
@@ -79,8 +77,11 @@ def build(config: Any, mesh: Mesh) -> tuple[Any, Any]:
         in_shardings=(everywhere, mesh_lib.split(mesh), everywhere),
         out_shardings=everywhere,
     )
-    start = functools.partial(
-        state_lib.from_variables, optimizer=optimizer, with_ema=config.ema.decay is not None
+    start = jax.jit(
+        functools.partial(
+            state_lib.from_variables, optimizer=optimizer, with_ema=config.ema.decay is not None
+        ),
+        out_shardings=everywhere,
     )
     return step, start
 
@@ -108,7 +109,8 @@ def assert_close(ours: Any, theirs: Any, bound: float) -> None:
     jax.tree_util.tree_map_with_path(check, ours, theirs)
 
 
-def test_three_steps_equal_torchs():
+def test_three_steps_equal_torchs(few_layers):
+    """What a step adds to the gradients of the network, which test_training.py has whole."""
     model = peers.short_torchvision(CLASSES, WIDTH)
     peers.randomize(model, seed=1)
     model = model.double().train()
@@ -141,25 +143,27 @@ def test_three_steps_equal_torchs():
     assert_close(state.ema["batch_stats"], peers.statistics(averaged.module), 1e-9)
 
 
-@functools.cache
-def states(dtype: str, devices: int) -> tuple[list[Any], list[dict[str, float]]]:
-    """The states after each of ten steps from the same float32 weights, and their metrics."""
+def weights() -> Any:
+    """Fresh ones, float32."""
+    model = config_lib.model(make_config(**SHAPED))
+    images = jnp.zeros((1, SIZE, SIZE, 3), jnp.float32)
+    return jax.device_get(jax.jit(model.init)(jax.random.key(3), images))
+
+
+def run_from(variables: Any, dtype: str, devices: int, count: int) -> tuple[list[Any], list[Any]]:
+    """`run` on so many devices, all in `dtype`."""
     assert len(jax.devices()) == 4
-    fields = {"model.dtype": dtype, "model.strides": (2, 1, 2, 2, 2, 1, 1, 1)}
-    config = make_config(**fields)
-    model = config_lib.model(make_config(**fields | {"model.dtype": "float32"}))
     with jax.enable_x64(dtype == "float64"):
-        images = jnp.zeros((1, SIZE, SIZE, 3), jnp.float32)
-        variables = jax.device_get(model.init(jax.random.key(3), images))
         mesh = mesh_lib.create(jax.devices()[:devices])
         variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), variables)
-        return run(config, mesh, variables, 10)
+        return run(make_config(**SHAPED | {"model.dtype": dtype}), mesh, variables, count)
 
 
 @pytest.mark.slow
 def test_one_step_on_four_devices_equals_one_to_float32_rounding():
-    runs = (("float64", 1), ("float32", 1), ("float32", 4))
-    exact, one, four = (states(dtype, devices)[0][0] for dtype, devices in runs)
+    """Of all layers: few have few kinks, of which rounding meets some or none, by chance."""
+    runs, variables = (("float64", 1), ("float32", 1), ("float32", 4)), weights()
+    exact, one, four = (run_from(variables, dtype, devices, 1)[0][0] for dtype, devices in runs)
 
     def distance(a: Any, b: Any) -> float:
         return float(optax.tree.norm(jax.tree.map(lambda x, y: np.float64(x) - y, a, b)))
@@ -176,8 +180,12 @@ def test_one_step_on_four_devices_equals_one_to_float32_rounding():
         assert distance(part(four), part(one)) <= 2 * rounding
 
 
-def test_ten_steps_on_four_devices_equal_one_in_float64():
-    (one, log_one), (four, log_four) = states("float64", 1), states("float64", 4)
+def test_ten_steps_on_four_devices_equal_one_in_float64(few_layers):
+    """What devices exchange is the same for each layer."""
+    variables = weights()
+    (one, log_one), (four, log_four) = (
+        run_from(variables, "float64", devices, 10) for devices in (1, 4)
+    )
     for ours, theirs in zip(log_four, log_one, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-9)
     assert_close(four[-1].params, one[-1].params, 1e-9)
