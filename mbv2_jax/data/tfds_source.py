@@ -161,10 +161,10 @@ def _digits(data_dir: str | None) -> Any:
                 print(f"preparing the digits dataset in {path} (once)", file=sys.stderr)
                 with _quiet():
                     builder.download_and_prepare()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # ArrayRecord's are RuntimeErrors
         raise UserError(
-            f"cannot write the digits dataset to {path}: {error.strerror}; set"
-            " data.data_dir to a folder that can be written"
+            f"cannot write the digits dataset to {path}: {first_line(error)}; set"
+            " data.data_dir to a folder that can be written, on a disk that is not full"
         ) from error
     return digits.Digits(data_dir=data_dir, file_format="array_record")
 

@@ -16,6 +16,7 @@ import logging
 import os
 import pathlib
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,6 +50,25 @@ def _save_arrays_whole() -> None:
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns that it does what it is told
     ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
     absl_logging.set_verbosity(level)
+
+
+class _OneLine(logging.Filter):
+    """Takes tracebacks off what Orbax logs: a save that fails, it logs in each of its threads."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and "orbax" in record.pathname:
+            record.msg, record.args = record.getMessage().partition("\n")[0], ()
+            record.exc_info = None
+        return True
+
+
+_ONE_LINE = _OneLine()
+
+
+def _print_unraisable(unraisable: Any) -> None:
+    """Python's hook, but for what tensorstore says of each array once nobody waits for it."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 class _Manager(ocp.CheckpointManager):
@@ -121,6 +141,8 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             single_host_load_and_broadcast=True,  # on NFS another host's listing may be old
         )
+        absl_logging.get_absl_logger().addFilter(_ONE_LINE)
+        sys.unraisablehook = _print_unraisable
         if processes.count() == 1:
             _save_arrays_whole()
         handlers = {

@@ -1,6 +1,7 @@
 """The digits against scikit-learn's own arrays, and the command that writes them."""
 
 import io
+import resource
 import subprocess
 import sys
 
@@ -43,6 +44,17 @@ def test_each_class_is_held_out_alike(data_dir):
     labels = [source[i]["label"] for i in range(len(source))]
     np.testing.assert_array_equal(np.bincount(labels), [36] * 10)
     assert labels != sorted(labels)
+
+
+def test_a_disk_that_is_full_is_said_and_the_next_try_succeeds(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # as it were
+    try:
+        with pytest.raises(UserError, match=r"cannot write the digits dataset to .*File too large"):
+            open_source("digits", "test", str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(open_source("digits", "test", str(tmp_path))) == 360
 
 
 def test_command_writes_the_held_out_images(tmp_path, data_dir):
