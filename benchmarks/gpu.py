@@ -1,7 +1,7 @@
 """Images per second on one NVIDIA GPU: this package beside torch and timm; its depthwise layers.
 
     make bench-gpu
-    python -m benchmarks.gpu [--parts=training,inference,depthwise] [--ways=ours,torch]
+    python -m benchmarks.gpu [--parts=training,inference,depthwise,flags] [--ways=ours,torch]
     python -m benchmarks.gpu --device=cpu --image-size=32 --batch=2 --rounds=1 --seconds=0.01
 
 The last one, without a GPU, only shows that all runs. MobileNetV2 1.0 with 1000 classes at 224
@@ -10,9 +10,11 @@ pixels, in bfloat16 (torch: autocast) and in float32 with TF32, which is XLA's d
     training     batch 128, 256, 512 and 1024; SGD with momentum and weight decay, no dropout
     inference    batch 1, 32 and 256; each step is waited for
     depthwise    the 17 depthwise convolutions, batch 128, bfloat16: XLA's grouped convolution
-                 (cuDNN) beside the shifted sums that CPUs get; forward and both gradients
+                 (cuDNN) beside the shifted sums that CPUs get, and beside a Triton kernel
+                 (triton_depthwise.py); forward and both gradients
+    flags        our training step, batch 256, bfloat16, under XLA's options, one at a time
 
-by
+the first two by
 
     ours           the folded network; the step that a training run takes
     torch          torchvision's network in channels-last memory, eager
@@ -46,7 +48,22 @@ from mbv2_jax.errors import UserError
 
 HERE = Path(__file__).resolve().parent
 
-BATCHES = {"training": (128, 256, 512, 1024), "inference": (1, 32, 256), "depthwise": (128,)}
+BATCHES = {
+    "training": (128, 256, 512, 1024),
+    "inference": (1, 32, 256),
+    "depthwise": (128,),
+    "flags": (256,),
+}
+# XLA's options of the part of that name; "ours" is without any.
+FLAGS = {
+    "ours": "",
+    "nhwc": "--xla_gpu_force_conv_nhwc=true",
+    "conv-fusion": "--xla_gpu_experimental_enable_conv_fusion=true",
+    "no-triton-gemm": "--xla_gpu_enable_triton_gemm=false",
+    "all-tilings": "--xla_gpu_exhaustive_tiling_search=true",
+    "latency-hiding": "--xla_gpu_enable_latency_hiding_scheduler=true",
+    "no-command-buffers": "--xla_gpu_enable_command_buffer=",
+}
 SIZES = {"bfloat16": 2, "float32": 4}  # bytes
 
 # Bytes an image at 224 pixels: every activation of a training step as often as it has to cross
@@ -59,13 +76,20 @@ COLUMNS = (*report.RATES[:-2], report.Column("share", "share", ".0%"), *report.R
 
 
 def measure(way: str, options: argparse.Namespace, **job: Any) -> dict[str, Any]:
-    """Runs one way; returns what gpu_peers says: seconds of the rounds, or why they are missing."""
+    """Runs one way; returns what gpu_peers says: seconds of the rounds, or why they are missing.
+
+    A way of FLAGS is ours with these.
+    """
     fields = {"device": options.device, "image_size": options.image_size, **job}
     fields |= {"rounds": options.rounds, "seconds": options.seconds}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in fields.items()]
+    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if options.device == "cpu" else {})
+    if way in FLAGS:
+        given = os.environ.get("XLA_FLAGS", "")
+        way, environment["XLA_FLAGS"] = "ours", f"{given} {FLAGS[way]}".strip()
     process = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu_peers", way, *flags],
-        env=os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if options.device == "cpu" else {}),
+        env=environment,
         capture_output=True,
         text=True,
         cwd=HERE.parent,
@@ -115,15 +139,17 @@ def layer_bytes(layer: Layer, batch: int, dtype: str) -> int:
 
 
 def networks(part: str, bandwidth: float, options: argparse.Namespace) -> Any:
-    """Yields the rows and versions of training or of inference, a comparison at a time."""
-    for dtype in DTYPES:
+    """Yields the rows and versions of training, inference or flags, a comparison at a time."""
+    ways, dtypes = (list(FLAGS), DTYPES[:1]) if part == "flags" else (options.ways, DTYPES)
+    task = "inference" if part == "inference" else "training"
+    for dtype in dtypes:
         for batch in options.batches or BATCHES[part]:
             floor = None
-            if part == "training":
+            if task == "training":
                 scale = (options.image_size / 224) ** 2
                 floor = scale * batch * TRAINING_BYTES[dtype] / bandwidth
-            job = {"task": part, "batch": batch, "dtype": dtype}
-            rows, versions = compare(options.ways, floor, options, **job)
+            job = {"task": task, "batch": batch, "dtype": dtype}
+            rows, versions = compare(ways, floor, options, **job)
             yield [job | {"part": part, "layer": ""} | row for row in rows], versions
 
 
@@ -186,7 +212,8 @@ def draw(path: Path, rows: Sequence[Mapping[str, str]], note: str) -> None:
 
 def _words(row: Mapping[str, Any]) -> str:
     layer = f" {row['layer']}" if row.get("layer", "") != "" else ""
-    return f"{row['task']}{layer}, batch {row['batch']}, {row['dtype']}"
+    flags = ", XLA's options" if row.get("part") == "flags" else ""
+    return f"{row['task']}{layer}, batch {row['batch']}, {row['dtype']}{flags}"
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

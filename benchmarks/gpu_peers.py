@@ -177,11 +177,8 @@ def _timm() -> Any:
     return timm.create_model("mobilenetv2_100", num_classes=CLASSES)
 
 
-def depthwise(job: Job, shifted: bool) -> Prepared:
-    """One depthwise layer, as a grouped convolution or as sums of shifted views (CPUs' lowering).
-
-    The task is the forward pass, or one of the two gradients.
-    """
+def depthwise(job: Job, lowering: Callable[..., Any]) -> Prepared:
+    """One depthwise layer by `lowering`; the task is forward, or one of the two gradients."""
     _jax_devices(job)
     import jax
     import jax.numpy as jnp
@@ -193,7 +190,7 @@ def depthwise(job: Job, shifted: bool) -> Prepared:
     x = jax.random.normal(keys[0], shape, dtype)
     kernel = jax.random.normal(keys[1], (3, 3, 1, layer.channels), dtype)
     gradient = jax.random.normal(keys[2], (job.batch, side, side, layer.channels), dtype)
-    convolve = partial(_shifted_sums if shifted else _grouped, stride=layer.stride)
+    convolve = partial(lowering, stride=layer.stride)
 
     def task(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> Any:
         y, gradients = jax.vjp(convolve, x, kernel)
@@ -223,6 +220,14 @@ def _shifted_sums(x: Any, kernel: Any, stride: int) -> Any:
     return depthwise._shifted_sums(x, kernel, stride, ((1, 1), (1, 1)), 1)
 
 
+def _triton(x: Any, kernel: Any, stride: int) -> Any:
+    import jax
+
+    from benchmarks import triton_depthwise
+
+    return triton_depthwise.depthwise_conv(x, kernel, stride, jax.default_backend() == "cpu")
+
+
 def copy(job: Job) -> Prepared:
     """Reads and writes COPIED bytes each."""
     _jax_devices(job)
@@ -241,8 +246,9 @@ NETWORKS: dict[str, tuple[Callable[[Job], Prepared], tuple[str, ...]]] = {
     "timm": (partial(torch, source="timm"), ("timm",)),
 }
 LOWERINGS: dict[str, tuple[Callable[[Job], Prepared], tuple[str, ...]]] = {
-    "convolution": (partial(depthwise, shifted=False), ("jax", "jaxlib")),
-    "shifted-sums": (partial(depthwise, shifted=True), ("jax", "jaxlib")),
+    "convolution": (partial(depthwise, lowering=_grouped), ("jax", "jaxlib")),
+    "shifted-sums": (partial(depthwise, lowering=_shifted_sums), ("jax", "jaxlib")),
+    "triton": (partial(depthwise, lowering=_triton), ("jax", "jaxlib")),
 }
 COPY = {"copy": (copy, ("jax", "jaxlib"))}
 

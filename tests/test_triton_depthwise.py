@@ -1,0 +1,72 @@
+"""The Triton kernels of benchmarks/gpu.py, in Pallas's interpreter, and lowered for a GPU."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from benchmarks import gpu_peers
+from benchmarks.triton_depthwise import depthwise_conv
+
+
+def task(x: Any, kernel: Any, gradient: Any, convolve: Any) -> Any:
+    """The result and both gradients."""
+    y, gradients = jax.vjp(convolve, x, kernel)
+    return y, *gradients(gradient)
+
+
+def plain(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+# Odd and even sides; more rows, columns and channels than a program's, and no multiple of them.
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    # Relative to the largest value. float32 sums of up to 300 products; bfloat16, whose sums are
+    # float32, is rounded once, by 2^-8 at most.
+    ("shape", "dtype", "bound"),
+    [
+        ((2, 7, 9, 16), "float32", 3e-6),
+        ((1, 8, 20, 9), "float32", 3e-6),
+        ((1, 9, 20, 24), "bfloat16", 2.0**-8),
+    ],
+)
+def test_is_the_convolution_forwards_and_backwards(shape, stride, dtype, bound):
+    rng = np.random.default_rng(0)
+    count, height, width, channels = shape
+    shapes = [shape, (3, 3, 1, channels)]
+    shapes.append((count, -(-height // stride), -(-width // stride), channels))
+    arrays = [jnp.asarray(rng.standard_normal(each), dtype) for each in shapes]
+    convolve = partial(depthwise_conv, stride=stride, interpret=True)
+    found = jax.jit(partial(task, convolve=convolve))(*arrays)
+    with jax.enable_x64(True):
+        exact = [jnp.asarray(np.asarray(array, np.float64)) for array in arrays]
+        convolve = partial(plain, stride=stride)
+        expected = jax.device_get(jax.jit(partial(task, convolve=convolve))(*exact))
+    for got, right in zip(found, expected, strict=True):
+        assert got.dtype == dtype
+        error = np.abs(np.asarray(got, np.float64) - right).max()
+        assert error <= bound * np.abs(right).max()
+
+
+def test_every_layer_is_lowered_to_triton():
+    for layer in set(gpu_peers.depthwise_layers(224)):
+        side = -(-layer.size // layer.stride)
+        shapes = [(128, layer.size, layer.size, layer.channels), (3, 3, 1, layer.channels)]
+        shapes.append((128, side, side, layer.channels))
+        given = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+        convolve = partial(depthwise_conv, stride=layer.stride, interpret=False)
+        traced = jax.jit(partial(task, convolve=convolve)).trace(*given)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        assert text.count("__gpu$xla.gpu.triton") == 3
