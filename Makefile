@@ -23,10 +23,8 @@ PHOTOS ?=
 
 # The lock of the Python in $(VENV), as a shell expression.
 LOCK = requirements/py$$($(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
-# pip shows its progress to a person, and only its complaints to a log. It compiles nothing: Python
-# does when a module is first imported, and most of the gigabyte never is.
-PIP_INSTALL = $(BIN)/python -m pip install --no-compile --disable-pip-version-check \
-    $$(test -t 1 || echo --quiet)
+# pip shows its progress to a person, and only its complaints to a log.
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $$(test -t 1 || echo --quiet)
 
 .DELETE_ON_ERROR:
 .PHONY: help venv venv-tensorflow demo test test-slow test-tensorflow test-tpu bench-cpu bench-gpu bench-startup bench-input lint format lock clean
@@ -108,8 +106,7 @@ venv-tensorflow: $(TENSORFLOW)
 $(TENSORFLOW): requirements/build.txt requirements/tensorflow.txt | $(BIN)/python
 	@echo 'installing TensorFlow and TFDS into $(TF): 1 to 2 minutes, about 2.5 GB'; set -e; \
 	$(BIN)/python -m venv --clear $(TF); \
-	install="$(TF)/bin/python -m pip install --no-compile --disable-pip-version-check"; \
-	install="$$install --quiet --require-hashes"; \
+	install="$(TF)/bin/python -m pip install --disable-pip-version-check --quiet --require-hashes"; \
 	$$install -r requirements/build.txt; \
 	$$install --no-build-isolation --use-pep517 -r requirements/tensorflow.txt
 	@touch $@

@@ -82,7 +82,7 @@ def two(tiny, cache, tmp_path_factory) -> tuple[pathlib.Path, str]:
     assert "training on 2 processes, 4 devices (cpu)" in err
     # Only the first process speaks, and Gloo, which carries the sums on CPUs: from several threads,
     # whose words may come between one another's.
-    gloos = r"\[Gloo\]|Rank|is|connected|to|peer|ranks\.|Expected|number|of|:|\d|\s"
+    gloos = r"\[Gloo\]|Rank|is|connected|to|peer|ranks|\.|Expected|number|of|:|\d|\s"
     assert re.fullmatch(f"({gloos})*", silent), silent
     return workdir, out.splitlines()[-1]
 
