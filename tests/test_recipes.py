@@ -317,6 +317,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     options = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 1.0,
+        "jax_disable_most_optimizations": True,
     }
     before = {name: jax.config.values[name] for name in options}
     _configure(options)
