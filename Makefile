@@ -24,7 +24,10 @@ PHOTOS ?=
 # The lock of the Python in $(VENV), as a shell expression.
 LOCK = requirements/py$$($(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
 # pip shows its progress to a person, and only its complaints to a log.
-PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $$(test -t 1 || echo --quiet)
+PIP_INSTALL = $(BIN)/python -m pip install --no-compile --disable-pip-version-check \
+    $$(test -t 1 || echo --quiet)
+# What was installed, on all cores, which pip doesn't; some files are of other Pythons or templates.
+COMPILE = $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
 .DELETE_ON_ERROR:
 .PHONY: help venv venv-tensorflow demo test test-slow test-tensorflow test-tpu bench-cpu bench-gpu bench-startup bench-input lint format lock clean
@@ -74,7 +77,8 @@ $(CORE): setup.cfg pyproject.toml requirements/build.txt $(LOCKS) | $(BIN)/pytho
 	echo "installing $$lock into $(VENV): 1 to 2 minutes, about 1.2 GB"; set -e; \
 	$(PIP_INSTALL) --require-hashes -r requirements/build.txt; \
 	$(PIP_INSTALL) --require-hashes --no-build-isolation --use-pep517 -r "$$lock"; \
-	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .; \
+	$(COMPILE)
 	@touch $@
 
 # torch brings what it needs (for a CUDA build that is a lot), but may change no version of the lock;
@@ -84,7 +88,8 @@ $(PEERS): requirements/peers.txt $(CORE)
 	sed -n 's/^\([^ #]*==[^ ;]*\).*/\1/p' $(LOCK) > $(VENV)/lock-pins.txt; \
 	$(PIP_INSTALL) -c $(VENV)/lock-pins.txt -c requirements/peers.txt \
 	    $$(grep '^torch==' requirements/peers.txt); \
-	$(PIP_INSTALL) --no-deps -c $(VENV)/lock-pins.txt -r requirements/peers.txt
+	$(PIP_INSTALL) --no-deps -c $(VENV)/lock-pins.txt -r requirements/peers.txt; \
+	$(COMPILE)
 	@touch $@
 
 # What only benchmarks compare with; all that these need is in the lock, with the peers, or listed.
