@@ -233,7 +233,7 @@ def test_run_in_a_bucket_is_killed_finished_evaluated_and_predicted_with(
     PIL.Image.new("RGB", (16, 16)).save(tmp_path / "black.png")
     predict = [str(tmp_path / "black.png"), "--json", "--topk=1", "--checkpoint"]
     answers = [
-        commands.run(cache, *predict, place, module="mbv2_jax.predict", env=env)
+        commands.run(cache, *predict, place, module="tests.training.short_predict", env=env)
         for place in (address, str(whole))
     ]
     assert answers[0][0] == 0, answers[0][2]
