@@ -1,4 +1,4 @@
-"""The Triton kernels of benchmarks/gpu.py, in Pallas's interpreter, and lowered for a GPU."""
+"""The Triton kernels of benchmarks/gpu.py: in Pallas's interpreter against torch; lowered."""
 
 from functools import partial
 from typing import Any
@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
+import torch
 
 from benchmarks import gpu_peers
 from benchmarks.triton_depthwise import depthwise_conv
+from tests.parity import peers
 
 
 def task(x: Any, kernel: Any, gradient: Any, convolve: Any) -> Any:
@@ -19,15 +20,14 @@ def task(x: Any, kernel: Any, gradient: Any, convolve: Any) -> Any:
     return y, *gradients(gradient)
 
 
-def plain(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        ((1, 1), (1, 1)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
-    )
+def torchs(x: Any, kernel: Any, gradient: Any, *, stride: int) -> list[np.ndarray]:
+    """What `task` returns, by torch's convolution in float64."""
+    pixels = peers.nchw(x).requires_grad_()
+    weights = torch.from_numpy(kernel.transpose(3, 2, 0, 1)).requires_grad_()  # HWIO -> OIHW
+    y = torch.nn.functional.conv2d(pixels, weights, None, stride, padding=1, groups=x.shape[-1])
+    y.backward(peers.nchw(gradient))
+    assert pixels.grad is not None and weights.grad is not None
+    return [peers.nhwc(y), peers.nhwc(pixels.grad), weights.grad.numpy().transpose(2, 3, 1, 0)]
 
 
 # Odd and even sides; more rows, columns and channels than a program's, and no multiple of them.
@@ -42,7 +42,7 @@ def plain(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         ((1, 9, 20, 24), 1, "bfloat16", 2.0**-8),
     ],
 )
-def test_is_the_convolution_forwards_and_backwards(shape, stride, dtype, bound):
+def test_is_torchs_convolution_forwards_and_backwards(shape, stride, dtype, bound):
     rng = np.random.default_rng(0)
     count, height, width, channels = shape
     shapes = [shape, (3, 3, 1, channels)]
@@ -50,10 +50,7 @@ def test_is_the_convolution_forwards_and_backwards(shape, stride, dtype, bound):
     arrays = [jnp.asarray(rng.standard_normal(each), dtype) for each in shapes]
     convolve = partial(depthwise_conv, stride=stride, interpret=True)
     found = jax.jit(partial(task, convolve=convolve))(*arrays)
-    with jax.enable_x64(True):
-        exact = [jnp.asarray(np.asarray(array, np.float64)) for array in arrays]
-        convolve = partial(plain, stride=stride)
-        expected = jax.device_get(jax.jit(partial(task, convolve=convolve))(*exact))
+    expected = torchs(*(np.asarray(array, np.float64) for array in arrays), stride=stride)
     for got, right in zip(found, expected, strict=True):
         assert got.dtype == dtype
         error = np.abs(np.asarray(got, np.float64) - right).max()

@@ -133,7 +133,11 @@ def normalized_conv(
     devices = max(1, jax.sharding.get_abstract_mesh().size)
     # How many devices have to exchange what they know of a group.
     shares = max(1, devices // groups)
-    whole = partial(_whole, stride=stride, padding=padding, depthwise=depthwise, groups=groups)
+    convolve: Callable[..., jax.Array] = pointwise_conv
+    if kernel.shape[0] != 1:
+        convolve = depthwise_conv if depthwise else stem_conv
+        convolve = partial(convolve, stride=stride, padding=padding)
+    whole = partial(_whole, convolve=convolve, groups=groups)
     narrow = x.dtype != jnp.promote_types(jnp.float32, x.dtype)
     # As 3 groups on 2 devices: neither has each device whole groups nor each group whole devices.
     uneven = groups * shares % devices or len(x) % devices
@@ -150,19 +154,13 @@ def _whole(
     norm: Norm | None,
     kernel: jax.Array,
     *,
-    stride: int,
-    padding: str,
-    depthwise: bool,
+    convolve: Callable[..., jax.Array],
     groups: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`normalized_conv` of the whole batch at once, for compilers that fuse what is in it."""
     if norm is not None:
         x = nn.relu6(normalize(x, norm))
-    if kernel.shape[0] == 1:
-        y = pointwise_conv(x, kernel)
-    else:
-        convolve = depthwise_conv if depthwise else stem_conv
-        y = convolve(x, kernel, stride=stride, padding=padding)
+    y = convolve(x, kernel)
     return y, *statistics(y, groups)
 
 

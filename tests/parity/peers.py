@@ -82,7 +82,8 @@ def short_torchvision(num_classes: int, width: float) -> torch.nn.Module:
 def layer_names() -> list[str]:
     """The paths of our convolutions with norm, in the order in which every port defines them.
 
-    Of short_network's where that is in use: those that compare find out where layers are missing.
+    As many as our network has at the time, whole or short_network's: `_layers` pairs them with a
+    torch network's strictly.
     """
     names = ["stem"]
     for i, stage in enumerate(mobilenet_v2.STAGES, start=1):
