@@ -77,8 +77,8 @@ def ours(job: Job, file: str = OURS) -> Step:
     """
     import jax
 
-    from mbv2_jax import inference, memory, model_dir
-    from mbv2_jax.training import cpu
+    from mbv2_jax import inference, model_dir
+    from mbv2_jax.runtime import cpu, memory
 
     if job.task == "training":
         cpu.use_cores(job.batch, 0)  # as the command does
@@ -105,8 +105,8 @@ def our_training(
     import jax
 
     from mbv2_jax import command_line
+    from mbv2_jax.runtime import mesh as mesh_lib
     from mbv2_jax.training import config as config_lib
-    from mbv2_jax.training import mesh as mesh_lib
     from mbv2_jax.training import program as program_lib
 
     config = command_line.load_config("mobilenet_v2_8xb32_in1k")

@@ -215,7 +215,7 @@ def _grouped(x: Any, kernel: Any, stride: int) -> Any:
 
 
 def _shifted_sums(x: Any, kernel: Any, stride: int) -> Any:
-    from mbv2_jax.models import depthwise
+    from mbv2_jax.ops import depthwise
 
     return depthwise._shifted_sums(x, kernel, stride, ((1, 1), (1, 1)), 1)
 

@@ -33,7 +33,7 @@ def ours(photos: str, setting: int, decode_as: str) -> Batches:
     """This package's training batches; `setting` is data.workers, 0 for threads."""
     from mbv2_jax.data.loader import train_batches
     from mbv2_jax.data.sources import open_source
-    from mbv2_jax.data.transforms import make_transform
+    from mbv2_jax.data.transforms.pipeline import make_transform
 
     source = open_source(f"folder:{photos}", "train")
     batches = train_batches(
@@ -114,7 +114,7 @@ def _drawn(photos: str) -> tuple[list[str], list[tuple[int, int, int, int]]]:
     import numpy as np
     from PIL import Image
 
-    from mbv2_jax.data.transforms import RandomResizedCrop
+    from mbv2_jax.data.transforms.pipeline import RandomResizedCrop
 
     crop, rng = RandomResizedCrop(SIZE), np.random.default_rng(0)
     paths, windows = [], []

@@ -167,14 +167,15 @@ def memory(options: argparse.Namespace) -> None:
 
     It is the proportional set size: what processes share is counted once.
     """
-    from mbv2_jax.data import loader, transforms
+    from mbv2_jax.data import loader
+    from mbv2_jax.data.transforms import pipeline
 
     workers = len(os.sched_getaffinity(0))
     source = open_source(f"folder:{options.photos}", "train")
     epoch = loader.steps_per_epoch(len(source), input_peers.BATCH)
     batches = loader.train_batches(
         source,
-        transforms.make_transform("random_resized_crop(size)|random_flip(0.5)", input_peers.SIZE),
+        pipeline.make_transform("random_resized_crop(size)|random_flip(0.5)", input_peers.SIZE),
         batch_size=input_peers.BATCH,
         seed=0,
         start=0,

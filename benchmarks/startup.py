@@ -53,9 +53,10 @@ COLUMNS = (
 def compile_step(image_size: int) -> float:
     """Returns the seconds that the training step took to compile, with a run's own cache."""
     from mbv2_jax import command_line
-    from mbv2_jax.training import compilation_cache, compile, cpu
+    from mbv2_jax.runtime import compilation_cache, cpu
+    from mbv2_jax.runtime import mesh as mesh_lib
+    from mbv2_jax.training import compile
     from mbv2_jax.training import config as config_lib
-    from mbv2_jax.training import mesh as mesh_lib
 
     config = command_line.load_config(RECIPE)
     config.batch_size, config.data.image_size = BATCH, image_size

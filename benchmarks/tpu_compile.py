@@ -34,10 +34,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mbv2_jax import command_line
-from mbv2_jax.models import depthwise
+from mbv2_jax.ops import depthwise
+from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.training import compile as compile_lib
 from mbv2_jax.training import config as config_lib
-from mbv2_jax.training import mesh as mesh_lib
 from mbv2_jax.training import step as step_lib
 
 CSV = pathlib.Path(__file__).resolve().parent / "tpu_step.csv"

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from mbv2_jax import model_dir
-from mbv2_jax.data import classes, transforms
+from mbv2_jax.data import classes
+from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.errors import UserError, nearest
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 
@@ -176,7 +177,7 @@ def _check(conventions: Mapping[str, Any]) -> None:
     if faults:
         raise UserError("; ".join(faults))
     spec = conventions["data.eval_transforms"]
-    if transforms.make_transform(spec, conventions["data.image_size"]).random:
+    if pipeline.make_transform(spec, conventions["data.image_size"]).random:
         raise UserError(f"data.eval_transforms {spec!r} is random: evaluation must not be")
 
 

@@ -14,14 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from mbv2_jax import memory, model_dir
-from mbv2_jax.data import classes, decoding, transforms
-from mbv2_jax.data.folder import EXTENSIONS
+from mbv2_jax import model_dir
+from mbv2_jax.data import classes, decoding
+from mbv2_jax.data.sources.folder import EXTENSIONS
+from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.errors import UserError, nearest
-from mbv2_jax.models.chunks import map_batch
 from mbv2_jax.models.folding import fold
 from mbv2_jax.models.mobilenet_v2 import STAGES, MobileNetV2
 from mbv2_jax.models.variants import VARIANTS
+from mbv2_jax.ops.chunks import map_batch
+from mbv2_jax.runtime import memory
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
@@ -48,7 +50,7 @@ class Classifier:
 
     def __init__(self, saved: model_dir.SavedModel):
         self.class_names = saved.class_names
-        self.transform = transforms.make_transform(
+        self.transform = pipeline.make_transform(
             saved.field("data.eval_transforms"), saved.field("data.image_size")
         )
         self._path = saved.path

@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 
 from mbv2_jax import command_line
 from mbv2_jax.errors import UserError
-from mbv2_jax.training import cpu
+from mbv2_jax.runtime import cpu
 
 HELP = {
     "workdir": "DIR of a run: checkpoints, logs, curves, model. Training goes on from the newest "
@@ -87,8 +87,9 @@ def main() -> None:
     if FLAGS.mode == "train" and __name__ == "__main__":  # not inside of somebody's program
         cpu.use_huge_pages()
     # Here: jax takes seconds, and --help needs none.
+    from mbv2_jax.runtime import processes
     from mbv2_jax.training import compile as compile_lib
-    from mbv2_jax.training import loop, processes
+    from mbv2_jax.training import loop
 
     if FLAGS.mode == "info":
         print(loop.info(config))
@@ -104,7 +105,8 @@ def main() -> None:
 
 def run(config: ConfigDict) -> None:
     """Trains or evaluates, in every process of the run."""
-    from mbv2_jax.training import compilation_cache, evaluation, loop, processes
+    from mbv2_jax.runtime import compilation_cache, processes
+    from mbv2_jax.training import evaluation, loop
 
     overrides = command_line.overrides(FLAGS)
     expected = command_line.expectation("--expect", FLAGS.expect)

@@ -27,9 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mbv2_jax import bucket
 from mbv2_jax.errors import UserError, first_line
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from mbv2_jax.storage import bucket
 
 FORMAT = 1
 

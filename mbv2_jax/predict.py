@@ -92,7 +92,7 @@ def main() -> None:
         _say(f"{arguments.checkpoint} is the name of a variant: its weights are random")
 
     from mbv2_jax import inference  # here, because jax takes seconds and --help needs none
-    from mbv2_jax.training import compilation_cache
+    from mbv2_jax.runtime import compilation_cache
 
     compilation_cache.enable()
     classifier = inference.init_model(arguments.checkpoint)
@@ -128,7 +128,7 @@ def report(
     Raises:
       UserError: some of the images could not be predicted; the others were.
     """
-    from mbv2_jax import annotate, inference
+    from mbv2_jax import drawing, inference
 
     images: list[Any] = []
     bad = 0
@@ -156,8 +156,8 @@ def report(
         )
         if show_dir:
             named = [(entry["class"], entry["score"]) for entry in best]
-            picture = annotate.annotate(inference.open_image(image), named)
-            annotate.save(picture, show_dir, os.path.basename(image))
+            picture = drawing.annotate(inference.open_image(image), named)
+            drawing.save(picture, show_dir, os.path.basename(image))
     if bad:
         raise UserError(f"{bad} of {total} images could not be predicted")
 

@@ -38,8 +38,8 @@ def check_data() -> pathlib.Path:
 
 @pytest.fixture
 def few_layers() -> Iterator[None]:
-    """The network has two blocks (tests/training/short_network.py), which compile in less time."""
-    from tests.training import short_network
+    """The network has two blocks (tests/support/short_network.py), which compile in less time."""
+    from tests.support import short_network
 
     with short_network.in_use():
         yield

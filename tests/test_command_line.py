@@ -140,7 +140,7 @@ def run_all(folder: pathlib.Path, cases: dict[str, tuple]) -> dict[str, tuple[in
         files = {kind: f"{folder}-{name}.{kind}" for kind in ("stdout", "stderr")}
         runs.append({"arguments": arguments, "environment": {"XLA_FLAGS": flags}} | files)
     process = subprocess.run(
-        [sys.executable, "-m", "tests.forked"],
+        [sys.executable, "-m", "tests.support.forked"],
         input=json.dumps(runs),
         cwd=REPOSITORY,
         # Set, or each would start again to set it.

@@ -16,8 +16,7 @@ import pytest
 import mbv2_jax
 from mbv2_jax.data.classes import IMAGENET_WNIDS
 from mbv2_jax.inference import Classifier
-from tests.parity import peers
-from tests.training import commands
+from tests.support import commands, peers
 
 # Of logits from -3 to 14. Both sides compute in float32 through 53 layers and order their sums
 # differently, which was seen to make 1.8e-5 with BatchNorm folded, 1.5e-5 without; other machines

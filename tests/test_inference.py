@@ -14,7 +14,7 @@ from mbv2_jax import inference, model_dir
 from mbv2_jax.data.classes import IMAGENET_NAMES
 from mbv2_jax.errors import UserError
 from mbv2_jax.inference import Classifier, list_images
-from tests import tiny_model
+from tests.support import tiny_model
 
 
 @pytest.fixture(scope="module")

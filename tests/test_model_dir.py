@@ -17,7 +17,7 @@ from mbv2_jax.configs import default
 from mbv2_jax.errors import UserError
 from mbv2_jax.training.checkpoint import Checkpoints
 from mbv2_jax.training.state import TrainState
-from tests import tiny_model
+from tests.support import tiny_model
 
 # After an array that cannot be read, Orbax's threads complain that its event loop is gone.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -14,8 +14,7 @@ from PIL import Image
 
 import mbv2_jax
 from mbv2_jax.inference import Classifier
-from tests import tiny_model
-from tests.training import commands
+from tests.support import commands, tiny_model
 
 
 @pytest.fixture(scope="module")

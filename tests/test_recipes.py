@@ -23,7 +23,7 @@ from mbv2_jax.errors import UserError
 from mbv2_jax.models import profile
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import optimizer
-from tests.parity import peers
+from tests.support import peers
 
 TRAIN_EXAMPLES = 1_281_167
 RECIPES = [

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import gpu_peers
 from benchmarks.triton_depthwise import depthwise_conv
-from tests.parity import peers
+from tests.support import peers
 
 
 def task(x: Any, kernel: Any, gradient: Any, convolve: Any) -> Any:

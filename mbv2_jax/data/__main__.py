@@ -85,11 +85,11 @@ def main() -> None:
     config = command_line.parse(values, [sys.argv[0], *arguments], __doc__ + _CONFIG)
 
     if command == "verify":  # imported here: Grain and jax take seconds, --help needs none
-        from mbv2_jax.data import verify
+        from mbv2_jax.analysis import verify
 
         verify.verify(config, values.split, values.sample, values.workers)
     else:
-        from mbv2_jax.data import browse
+        from mbv2_jax.analysis import browse
 
         browse.browse(
             config,

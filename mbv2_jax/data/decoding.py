@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mbv2_jax.data import fast_decoding, jpeg
-from mbv2_jax.data.operation import Box, crop_and_resize
+from mbv2_jax.data.transforms.operation import Box, crop_and_resize
 from mbv2_jax.errors import UnreadableImage, first_line
 
 _UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright

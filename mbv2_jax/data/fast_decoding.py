@@ -16,7 +16,7 @@ import threading
 import numpy as np
 from PIL import Image
 
-from mbv2_jax.data.operation import Box
+from mbv2_jax.data.transforms.operation import Box
 from mbv2_jax.errors import UserError
 
 # A photo is decoded at a smaller size only where the crop then still is this many times larger than

@@ -21,7 +21,7 @@ import numpy as np
 
 from mbv2_jax.data import fast_decoding
 from mbv2_jax.data.sources import Source
-from mbv2_jax.data.transforms import Transform
+from mbv2_jax.data.transforms.pipeline import Transform
 from mbv2_jax.errors import UnreadableImage, UserError, nearest
 
 Batch = dict[str, np.ndarray]

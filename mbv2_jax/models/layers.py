@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from mbv2_jax.models.convolution import pointwise_conv, stem_conv
-from mbv2_jax.models.depthwise import depthwise_conv
-from mbv2_jax.models.normalized_conv import Norm, normalize, normalized_conv, statistics
+from mbv2_jax.ops.convolution import pointwise_conv, stem_conv
+from mbv2_jax.ops.depthwise import depthwise_conv
+from mbv2_jax.ops.normalized_conv import Norm, normalize, normalized_conv, statistics
 
 # mmpretrain's KaimingInit(layer='Conv2d'): variance 2 / fan_out, where torch's fan_out of a
 # depthwise kernel is 9 x channels (not divided by the groups), as it is of a (3, 3, 1, C) here.

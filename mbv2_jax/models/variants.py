@@ -28,7 +28,7 @@ class Variant:
     Attributes:
       width: width multiplier.
       image_size: side of the square input, pixels.
-      eval_transform: spec of `mbv2_jax.data.transforms.make_transform`.
+      eval_transform: spec of `mbv2_jax.data.transforms.pipeline.make_transform`.
       mean, std: per RGB channel, of pixels in 0..255; the network sees (pixel - mean) / std.
       padding: 'torch' or 'same'.
       bn_epsilon: BatchNorm's.

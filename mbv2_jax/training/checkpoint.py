@@ -28,10 +28,11 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
-from mbv2_jax import bucket, model_dir
+from mbv2_jax import model_dir
 from mbv2_jax.command_line import flatten
 from mbv2_jax.errors import RunFailed, UserError, first_line
-from mbv2_jax.training import processes
+from mbv2_jax.runtime import processes
+from mbv2_jax.storage import bucket
 from mbv2_jax.training import workdir as workdir_lib
 from mbv2_jax.training.state import TrainState
 

@@ -18,10 +18,10 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mbv2_jax.data import transforms
+from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.errors import RunFailed, UserError, first_line, nearest
+from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.training import config as config_lib
-from mbv2_jax.training import mesh as mesh_lib
 from mbv2_jax.training import program as program_lib
 
 # As libtpu names them: how many sides a slice of each has, and what libtpu is to be told besides;
@@ -171,7 +171,7 @@ def compile_step(
     mesh_lib.check_batch(mesh, config.batch_size)
     model = config_lib.model(config, mesh.size)
     program = program_lib.build(config, model, mesh, _STEPS_PER_EPOCH, _STEPS_PER_EPOCH * _EPOCHS)
-    side = transforms.make_transform(config.data.train_transforms, config.data.image_size)
+    side = pipeline.make_transform(config.data.train_transforms, config.data.image_size)
     pixels = (config.batch_size, side.output_size, side.output_size, 3)
     batch = {
         "image": jax.ShapeDtypeStruct(pixels, np.uint8),

@@ -11,7 +11,7 @@ from mbv2_jax.command_line import flatten
 from mbv2_jax.errors import UserError, nearest
 from mbv2_jax.model_dir import FIELDS, SavedModel
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
-from mbv2_jax.training import processes, trace
+from mbv2_jax.runtime import processes, profiler
 
 # What a field that is None means where no checkpoint says otherwise: the page's model.
 DEFAULTS: dict[str, Any] = {
@@ -109,7 +109,7 @@ def check(config: ConfigDict) -> None:
     if flat["model.dtype"] == "float64" and not jax.config.read("jax_enable_x64"):
         raise UserError("model.dtype is 'float64': set JAX_ENABLE_X64=1 in the environment too")
     _check_tuples(flat)
-    trace.parse(config.profile)
+    profiler.parse(config.profile)
     cache = flat["compilation_cache"] or ""
     if "://" in cache and not cache.startswith("gs://"):
         raise UserError(f"compilation_cache is {cache!r}: it must be a folder, or gs://BUCKET/...")

@@ -14,14 +14,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mbv2_jax import model_dir
-from mbv2_jax.data import classes, labels, loader, sources, transforms
+from mbv2_jax.data import classes, labels, loader, sources
+from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.errors import RunFailed, UserError
 from mbv2_jax.model_dir import FIELDS
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from mbv2_jax.runtime import mesh as mesh_lib
+from mbv2_jax.runtime import processes
 from mbv2_jax.tasks import classification
 from mbv2_jax.training import config as config_lib
-from mbv2_jax.training import mesh as mesh_lib
-from mbv2_jax.training import predictions, processes
+from mbv2_jax.training import predictions
 from mbv2_jax.training import step as step_lib
 
 Result = dict[str, float | int]
@@ -176,7 +178,7 @@ def published(
 def score(
     variables: Mapping[str, Any],
     source: sources.Source,
-    transform: transforms.Transform,
+    transform: pipeline.Transform,
     *,
     model: MobileNetV2,
     config: ConfigDict,
@@ -253,9 +255,9 @@ def _jitted_eval_step(
     return jax.jit(step, in_shardings=(everywhere, mesh_lib.split(mesh)), out_shardings=everywhere)
 
 
-def transform(spec: str, image_size: int) -> transforms.Transform:
+def transform(spec: str, image_size: int) -> pipeline.Transform:
     """Returns the transform of data.eval_transforms; raises UserError if it is random."""
-    made = transforms.make_transform(spec, image_size)
+    made = pipeline.make_transform(spec, image_size)
     if made.random:
         raise UserError(f"data.eval_transforms {spec!r} is random: evaluation must not be")
     return made

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 from ml_collections import ConfigDict
 
-from mbv2_jax.data import loader, transforms
-from mbv2_jax.data.operation import ResizedCrop
+from mbv2_jax.data import loader
+from mbv2_jax.data.transforms import pipeline
+from mbv2_jax.data.transforms.operation import ResizedCrop
 
 # The share of the time, in percent, from which waiting is worth a word.
 WORTH_A_WORD = 10.0
@@ -109,7 +110,7 @@ def remedy(data: ConfigDict, cores: int | None = None) -> str:
             f"--config.data.workers={cores} (now {data.workers}: more than the {cores} cores)"
         )
     # What is first does not depend on the size.
-    first = transforms.make_transform(data.train_transforms, data.image_size or 224).operations[0]
+    first = pipeline.make_transform(data.train_transforms, data.image_size or 224).operations[0]
     if data.train_decode == "exact" and isinstance(first, ResizedCrop):
         advice.append("--config.data.train_decode=fast (now exact)")
     advice.append(f"more cores (now {cores})")

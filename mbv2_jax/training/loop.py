@@ -9,24 +9,26 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mbv2_jax import bucket, memory, model_dir
+from mbv2_jax import model_dir
 from mbv2_jax.data import labels, loader
 from mbv2_jax.errors import RunFailed, first_line
 from mbv2_jax.models import profile
+from mbv2_jax.runtime import memory, processes
+from mbv2_jax.runtime import mesh as mesh_lib
+from mbv2_jax.runtime.profiler import Trace
+from mbv2_jax.runtime.stop import StopRequest
+from mbv2_jax.storage import bucket
 from mbv2_jax.training import checkpoint as checkpoints_lib
 from mbv2_jax.training import config as config_lib
-from mbv2_jax.training import evaluation, input_wait, processes
-from mbv2_jax.training import mesh as mesh_lib
+from mbv2_jax.training import evaluation, input_wait
 from mbv2_jax.training import program as program_lib
 from mbv2_jax.training import workdir as workdir_lib
 from mbv2_jax.training.checkpoint import Checkpoints
 from mbv2_jax.training.evaluation import Result
-from mbv2_jax.training.logging import RunLog
+from mbv2_jax.training.log import RunLog
 from mbv2_jax.training.plan import Plan, check_current, plan
 from mbv2_jax.training.skipped import Skipped
 from mbv2_jax.training.state import TrainState
-from mbv2_jax.training.stop import StopRequest
-from mbv2_jax.training.trace import Trace
 
 
 def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None) -> Result | None:

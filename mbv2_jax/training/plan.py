@@ -9,14 +9,17 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mbv2_jax import bucket, model_dir
-from mbv2_jax.data import fast_decoding, loader, sources, transforms
+from mbv2_jax import model_dir
+from mbv2_jax.data import fast_decoding, loader, sources
+from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.errors import RunFailed, UserError
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from mbv2_jax.runtime import mesh as mesh_lib
+from mbv2_jax.runtime import processes
+from mbv2_jax.storage import bucket
 from mbv2_jax.training import checkpoint as checkpoints_lib
 from mbv2_jax.training import config as config_lib
-from mbv2_jax.training import evaluation, processes
-from mbv2_jax.training import mesh as mesh_lib
+from mbv2_jax.training import evaluation
 from mbv2_jax.training import workdir as workdir_lib
 
 
@@ -28,8 +31,8 @@ class Plan:
     workdir: pathlib.Path
     train_source: sources.Source
     eval_source: sources.Source
-    train_transform: transforms.Transform
-    eval_transform: transforms.Transform
+    train_transform: pipeline.Transform
+    eval_transform: pipeline.Transform
     start_from: model_dir.SavedModel | None  # weights to start from; None: random, or a resumed run
     resumed_step: int | None
     damaged: tuple[int, ...]  # steps of later checkpoints, which cannot be read
@@ -151,7 +154,7 @@ def assemble(
         workdir=workdir,
         train_source=train_source,
         eval_source=eval_source,
-        train_transform=transforms.make_transform(data.train_transforms, data.image_size),
+        train_transform=pipeline.make_transform(data.train_transforms, data.image_size),
         eval_transform=evaluation.transform(data.eval_transforms, data.image_size),
         start_from=start_from,
         resumed_step=resumed_step,

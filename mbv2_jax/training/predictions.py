@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from mbv2_jax import bucket
 from mbv2_jax.data.sources import Source
 from mbv2_jax.errors import RunFailed, UserError
+from mbv2_jax.storage import bucket
 
 
 def place(out: str) -> pathlib.Path:

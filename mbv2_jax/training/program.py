@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
-from mbv2_jax.training import mesh as mesh_lib
+from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.training import optimizer as optimizer_lib
 from mbv2_jax.training import state as state_lib
 from mbv2_jax.training import step as step_lib

@@ -8,9 +8,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mbv2_jax.data import sources
+from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import loop
-from mbv2_jax.training import mesh as mesh_lib
 from mbv2_jax.training import plan as plan_lib
 
 WARM_UP = 5  # steps; the first compiles

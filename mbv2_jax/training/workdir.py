@@ -14,10 +14,10 @@ from typing import Any, TextIO
 
 from ml_collections import ConfigDict
 
-from mbv2_jax import bucket
 from mbv2_jax.errors import RunFailed, UserError, first_line, listed
-from mbv2_jax.training import processes
-from mbv2_jax.training.lease import Lease, who
+from mbv2_jax.runtime import processes
+from mbv2_jax.storage import bucket
+from mbv2_jax.storage.lease import Lease, who
 
 # Seconds. A name that was never asked for is in no cache of NFS: its server is asked.
 _VISIBLE_WITHIN = 10.0

@@ -16,9 +16,7 @@ from PIL import Image
 from mbv2_jax import command_line, model_dir
 from mbv2_jax.convert import __main__ as convert
 from mbv2_jax.data import classes
-from tests import tiny_model
-from tests.parity import peers
-from tests.test_packaging import REPOSITORY
+from tests.support import REPOSITORY, peers, tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 
 from mbv2_jax.convert import importer, readers
 from mbv2_jax.errors import UserError
-from tests.parity import peers
+from tests.support import peers
 
 # Keras's own, on its torch backend with numpy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -12,9 +12,7 @@ import torch
 import mbv2_jax
 from mbv2_jax.convert import readers
 from mbv2_jax.errors import UserError
-from tests.convert import mmengine_training
-from tests.parity import peers
-from tests.test_packaging import REPOSITORY
+from tests.support import REPOSITORY, mmengine_training, peers
 
 CHECKPOINTS = ["plain/epoch_1.pth", "plain/epoch_2.pth", "ema/epoch_1.pth", "ema/epoch_2.pth"]
 
@@ -22,7 +20,7 @@ CHECKPOINTS = ["plain/epoch_1.pth", "plain/epoch_2.pth", "ema/epoch_1.pth", "ema
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("trained")
-    command = [sys.executable, "-m", "tests.convert.mmengine_training", str(folder)]
+    command = [sys.executable, "-m", "tests.support.mmengine_training", str(folder)]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     return folder

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from mbv2_jax.convert.published import PUBLISHED, identify
-from mbv2_jax.data.transforms import make_transform
-from tests.parity import peers
+from mbv2_jax.data.transforms.pipeline import make_transform
+from tests.support import peers
 
 
 def crop(name: str, image: Image.Image) -> np.ndarray:

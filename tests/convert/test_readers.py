@@ -19,7 +19,7 @@ from PIL import Image
 
 from mbv2_jax.convert import readers
 from mbv2_jax.errors import UserError
-from tests.parity import peers
+from tests.support import peers
 
 ZIP = pytest.param({}, id="zip")
 LEGACY = pytest.param({"_use_new_zipfile_serialization": False}, id="legacy")

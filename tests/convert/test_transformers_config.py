@@ -8,7 +8,7 @@ import pytest
 
 from mbv2_jax.convert import transformers_config
 from mbv2_jax.errors import UserError
-from tests.parity import peers
+from tests.support import peers
 
 Known = tuple[dict[str, Any], tuple[str, ...]]
 

@@ -12,9 +12,7 @@ from PIL import Image
 
 from mbv2_jax import model_dir
 from mbv2_jax.errors import UserError
-from tests.parity import peers
-from tests.test_packaging import REPOSITORY
-from tests.training import commands
+from tests.support import REPOSITORY, commands, peers
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from mbv2_jax.data import classes
 from mbv2_jax.data.classes import IMAGENET_NAMES, IMAGENET_WNIDS
-from tests.parity import peers
+from tests.support import peers
 
 
 def categories() -> tuple[str, ...]:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from mbv2_jax.data import fast_decoding, jpeg
 from mbv2_jax.data.decoding import decode, resized_crop
-from mbv2_jax.data.operation import crop_and_resize
-from mbv2_jax.data.transforms import make_transform
+from mbv2_jax.data.transforms.operation import crop_and_resize
+from mbv2_jax.data.transforms.pipeline import make_transform
 from mbv2_jax.errors import UnreadableImage, UserError
 
 WIDTH, HEIGHT = 171, 203  # no multiple of any block's side

@@ -21,8 +21,8 @@ from PIL import Image
 from mbv2_jax.data import classes
 from mbv2_jax.data.loader import train_batches
 from mbv2_jax.data.sources import open_source
-from mbv2_jax.data.transforms import make_transform
-from tests.conftest import REPOSITORY
+from mbv2_jax.data.transforms.pipeline import make_transform
+from tests.support import REPOSITORY
 
 # One of the CMYK files and the PNG file are among them: TFDS knows them by their names.
 CMYK, PNG = "n01739381_1309.JPEG", "n02105855_2933.JPEG"

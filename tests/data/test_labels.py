@@ -7,8 +7,8 @@ import pytest
 from mbv2_jax.data import labels
 from mbv2_jax.data.classes import IMAGENET_NAMES, IMAGENET_WNIDS
 from mbv2_jax.errors import UserError
-from tests.data.coded import CodedSource
-from tests.parity import peers
+from tests.support import peers
+from tests.support.coded import CodedSource
 
 # ImageNet's class numbers as everyone counts them: the bird crane, the machine, the last class.
 KNOWN = {"n01440764": 0, "n01484850": 2, "n02012849": 134, "n03126707": 517, "n15075141": 999}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from mbv2_jax.data.loader import eval_batches, steps_per_epoch, train_batches
-from mbv2_jax.data.transforms import make_transform
+from mbv2_jax.data.transforms.pipeline import make_transform
 from mbv2_jax.errors import UnreadableImage, UserError
-from tests.data.coded import CodedSource, indices
+from tests.support.coded import CodedSource, indices
 
 PLAIN = make_transform("resize(size)", 8)
 # Two epochs of 16 examples with seed 7, as of the first release.

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from mbv2_jax.data.loader import eval_batches, train_batches
-from mbv2_jax.data.transforms import make_transform
+from mbv2_jax.data.transforms.pipeline import make_transform
 from mbv2_jax.errors import UserError
-from tests.data.coded import CodedSource, PhotoSource, indices
+from tests.support.coded import CodedSource, PhotoSource, indices
 
 RANDOM = make_transform("random_crop(size, padding=4)|random_flip(0.5)", 8)
 
@@ -26,8 +26,8 @@ RANDOM = make_transform("random_crop(size, padding=4)|random_flip(0.5)", 8)
 RUN = """
 import contextlib, multiprocessing, signal, sys, time
 from mbv2_jax.data.loader import train_batches
-from mbv2_jax.data.transforms import make_transform
-from tests.data.coded import CodedSource
+from mbv2_jax.data.transforms.pipeline import make_transform
+from tests.support.coded import CodedSource
 
 def main():
     stopped = []

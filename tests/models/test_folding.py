@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from mbv2_jax.models.folding import fold
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
-from tests.parity import peers
+from tests.support import peers
 
 EPSILON = 1e-3  # large, so that forgetting it shows
 SMALL: dict[str, Any] = {"num_classes": 7, "width": 0.25}

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from mbv2_jax.data import augment, image_ops, timm_augment
 from mbv2_jax.data.decoding import decode
-from mbv2_jax.data.inception_crop import InceptionCrop
-from mbv2_jax.data.transforms import make_transform
-from tests.parity import peers
+from mbv2_jax.data.transforms import augment, image_ops, timm_augment
+from mbv2_jax.data.transforms.inception_crop import InceptionCrop
+from mbv2_jax.data.transforms.pipeline import make_transform
+from tests.support import peers
 
 INTERPOLATIONS = ("nearest", "bilinear")  # torchvision's default, and what its recipes set
 BINS = 31  # torchvision's default

@@ -10,7 +10,7 @@ import torch
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mbv2_jax.models.layers import BatchNorm
-from tests.parity import peers
+from tests.support import peers
 
 SHAPE = (12, 3, 5, 4)  # N, H, W, C
 NAMES = ("output", "input gradient", "scale gradient", "bias gradient", "mean", "var")

@@ -10,7 +10,7 @@ import torch
 
 from mbv2_jax.models.layers import BatchNorm
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
-from tests.parity import peers
+from tests.support import peers
 
 CLASSES, BATCH, SIZE, WIDTH = 7, 32, 64, 0.25
 

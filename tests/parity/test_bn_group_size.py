@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from mbv2_jax.configs import default
+from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.training import compile as compile_lib
 from mbv2_jax.training import config as config_lib
-from mbv2_jax.training import mesh as mesh_lib
 from mbv2_jax.training import program as program_lib
-from tests.parity import peers
+from tests.support import peers
 
 # Each layer has its statistics by itself.
 pytestmark = pytest.mark.usefixtures("few_layers")

@@ -21,7 +21,7 @@ from flax import linen as nn
 from mbv2_jax.convert import importer
 from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
-from tests.parity import peers
+from tests.support import peers
 
 # Small images keep this quick; 64 halves evenly five times, the odd sizes are Keras' business.
 SIZE = 64

@@ -14,7 +14,7 @@ from mbv2_jax import model_dir
 from mbv2_jax.command_line import load_config
 from mbv2_jax.convert import importer
 from mbv2_jax.training import evaluation
-from tests.parity import peers
+from tests.support import peers
 
 # The folders are in another order than the model's classes, and fewer.
 CLASSES = ("hen", "dog", "gnu", "cat", "fox", "eel", "owl")

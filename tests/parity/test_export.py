@@ -19,9 +19,7 @@ from flax.traverse_util import flatten_dict
 from mbv2_jax import command_line, model_dir
 from mbv2_jax.convert import __main__ as convert
 from mbv2_jax.convert.layouts import TARGETS
-from tests import tiny_model
-from tests.parity import peers
-from tests.test_packaging import REPOSITORY
+from tests.support import REPOSITORY, peers, tiny_model
 
 CLASSES = ("cat", "dog", "eel", "fox", "gnu")
 # Two torch networks, in float64, with the same numbers, that sum them up in the same order or not.

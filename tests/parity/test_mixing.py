@@ -11,10 +11,10 @@ import pytest
 import torch
 from scipy import stats  # type: ignore[import-untyped]
 
+from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.tasks import classification
-from mbv2_jax.training import mesh as mesh_lib
 from mbv2_jax.training import step as step_lib
-from tests.parity import peers
+from tests.support import peers
 
 BATCH, HEIGHT, WIDTH, CLASSES = 8, 24, 20, 5
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

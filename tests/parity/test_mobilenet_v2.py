@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from mbv2_jax.models.layers import make_divisible
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
-from tests.parity import peers
+from tests.support import peers
 
 WIDTH = 0.25
 # Float64 rounds at 1e-16; 52 normalisations, some by the deviation of a few nearly equal values,

@@ -15,9 +15,7 @@ import mbv2_jax
 from mbv2_jax import model_dir
 from mbv2_jax.inference import Classifier
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
-from tests import tiny_model
-from tests.parity import peers
-from tests.training import commands
+from tests.support import commands, peers, tiny_model
 
 
 def test_prediction_of_a_file_is_torchvisions(tmp_path):

@@ -18,8 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from mbv2_jax import command_line
 from mbv2_jax.convert import __main__ as convert
-from tests.parity import peers
-from tests.test_packaging import REPOSITORY
+from tests.support import REPOSITORY, peers
 
 Weights = dict[str, Any]
 

@@ -13,7 +13,7 @@ from torch.optim import lr_scheduler
 from mbv2_jax.configs import default, mobilenet_v2_8xb32_in1k
 from mbv2_jax.data import loader
 from mbv2_jax.training import optimizer
-from tests.parity import peers
+from tests.support import peers
 
 STEPS_PER_EPOCH = 7
 EPOCHS = 12

@@ -12,13 +12,13 @@ import torch
 from jax.sharding import Mesh
 
 from mbv2_jax.configs import default
+from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.training import config as config_lib
-from mbv2_jax.training import mesh as mesh_lib
 from mbv2_jax.training import optimizer as optimizer_lib
 from mbv2_jax.training import state as state_lib
 from mbv2_jax.training import step as step_lib
 from mbv2_jax.training.state import TrainState
-from tests.parity import peers
+from tests.support import peers
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 CLASSES, BATCH, SIZE, WIDTH = 7, 8, 32, 0.25

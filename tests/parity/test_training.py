@@ -29,7 +29,7 @@ from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import optimizer as optimizer_lib
 from mbv2_jax.training import state as state_lib
 from mbv2_jax.training import step as step_lib
-from tests.parity import peers
+from tests.support import peers
 
 BATCH, SIZE, STEPS = 16, 64, 20
 RATE, LOW_RATE = 0.045, 0.0045  # the recipe's; and one at which errors grow slowly

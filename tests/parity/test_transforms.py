@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from mbv2_jax.data.decoding import decode
-from mbv2_jax.data.transforms import RandomResizedCrop, make_transform
-from tests.parity import peers
+from mbv2_jax.data.transforms.pipeline import RandomResizedCrop, make_transform
+from tests.support import peers
 
 RNG = np.random.default_rng(0)  # for the transforms that draw nothing
 

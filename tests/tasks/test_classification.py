@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from mbv2_jax.configs import default
-from mbv2_jax.data import transforms
+from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.errors import RunFailed
+from mbv2_jax.runtime import mesh
 from mbv2_jax.tasks import classification
-from mbv2_jax.training import evaluation, mesh
+from mbv2_jax.training import evaluation
 
 # Seven classes, the best first: 3, then 5, 0, 6, 1; 2 and 4 are not among the best five.
 RANKED = (3.0, 1.0, -1.0, 5.0, -2.0, 4.0, 2.0)
@@ -132,7 +133,7 @@ def score(source: Pixels, batch_size: int, network: Any) -> dict:
     config = default.get_config()
     config.batch_size = batch_size
     config.data.mean, config.data.std = (0.0, 0.0, 0.0), (100.0, 100.0, 100.0)
-    transform = transforms.make_transform("resize(2)", 2)
+    transform = pipeline.make_transform("resize(2)", 2)
     devices = mesh.create()  # four, see conftest.py
     return evaluation.score({}, source, transform, model=network, config=config, mesh=devices)
 

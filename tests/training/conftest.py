@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.training import commands
+from tests.support import commands
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,9 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from mbv2_jax.errors import UserError
+from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.training import compile as compile_lib
-from mbv2_jax.training import mesh as mesh_lib
-from tests.training.commands import REPOSITORY
+from tests.support.commands import REPOSITORY
 
 RECIPE = "--config=configs/mobilenet_v2_tpu_4096.py"
 KEYS = {

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tests.training import commands
+from tests.support import commands
 from tests.training.test_resume import checkpoints
 
 

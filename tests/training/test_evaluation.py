@@ -19,8 +19,9 @@ from mbv2_jax import model_dir
 from mbv2_jax.command_line import load_config
 from mbv2_jax.data.classes import IMAGENET_NAMES, IMAGENET_WNIDS
 from mbv2_jax.errors import RunFailed, UserError
-from mbv2_jax.training import evaluation, mesh
-from tests import tiny_model
+from mbv2_jax.runtime import mesh
+from mbv2_jax.training import evaluation
+from tests.support import tiny_model
 
 
 def write_model(path: pathlib.Path, class_names: tuple[str, ...], **info: Any) -> pathlib.Path:

@@ -19,7 +19,7 @@ from tensorboardX.proto import event_pb2
 
 from mbv2_jax.data import loader
 from mbv2_jax.training import input_wait
-from mbv2_jax.training import logging as run_logging
+from mbv2_jax.training import log as run_logging
 
 WAITING = "the devices waited for input"
 

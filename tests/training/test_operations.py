@@ -9,8 +9,8 @@ import pytest
 
 from mbv2_jax.configs import default
 from mbv2_jax.errors import UserError
-from mbv2_jax.training import compilation_cache, mesh, processes, trace
-from tests.training import commands
+from mbv2_jax.runtime import compilation_cache, mesh, processes, profiler
+from tests.support import commands
 
 SIX_STEPS = ("--config.num_epochs=0.2", "--config.log.every_steps=1")
 HIT = "Persistent compilation cache hit for"
@@ -57,7 +57,7 @@ def test_what_was_compiled_is_kept_and_gives_the_same_bits(fresh, tiny, home, tm
 @pytest.mark.parametrize("spec", ["5", "9:3", "0:3", "3:", "3-4", "a:b", "-1:4"])
 def test_a_profile_that_is_no_two_steps_is_refused(spec):
     with pytest.raises(UserError, match=r"profile is .*: it must be FIRST:LAST, two steps"):
-        trace.parse(spec)
+        profiler.parse(spec)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_steps_that_the_run_does_not_do_are_said(monkeypatch, tmp_path, spec, sa
     seen: list[int] = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, **_: running.append(folder))
     monkeypatch.setattr(jax.profiler, "stop_trace", running.clear)
-    tracer = trace.Trace(
+    tracer = profiler.Trace(
         spec, tmp_path, start=2, stop=6, wait=lambda: None, say=lines.append, say_everywhere=print
     )
     with tracer as steps:
@@ -93,7 +93,7 @@ def test_a_trace_ends_with_a_run_that_is_stopped_in_it(monkeypatch, tmp_path):
     running: list[str] = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, **_: running.append(folder))
     monkeypatch.setattr(jax.profiler, "stop_trace", running.clear)
-    tracer = trace.Trace(
+    tracer = profiler.Trace(
         "3:6", tmp_path, start=2, stop=6, wait=lambda: None, say=print, say_everywhere=print
     )
     with tracer as steps:

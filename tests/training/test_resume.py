@@ -13,8 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tests import fake_gcs
-from tests.training import commands
+from tests.support import commands, fake_gcs
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:
@@ -233,7 +232,7 @@ def test_run_in_a_bucket_is_killed_finished_evaluated_and_predicted_with(
     PIL.Image.new("RGB", (16, 16)).save(tmp_path / "black.png")
     predict = [str(tmp_path / "black.png"), "--json", "--topk=1", "--checkpoint"]
     answers = [
-        commands.run(cache, *predict, place, module="tests.training.short_predict", env=env)
+        commands.run(cache, *predict, place, module="tests.support.short_predict", env=env)
         for place in (address, str(whole))
     ]
     assert answers[0][0] == 0, answers[0][2]

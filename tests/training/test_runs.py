@@ -13,7 +13,7 @@ from PIL import Image
 from tensorboardX.proto import event_pb2
 
 from mbv2_jax import model_dir
-from tests.training import commands, short_network
+from tests.support import commands, short_network
 
 
 def last_line(out: str) -> dict[str, float]:

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import torch
 
-from mbv2_jax.training import mesh as mesh_lib
+from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.training import state as state_lib
 from mbv2_jax.training import step as step_lib
 

@@ -1,0 +1,289 @@
+"""Image files in a folder per class, in the order of torchvision's ImageFolder.
+
+A large folder is listed once: the listing is kept (data/index_cache.py) and serves as long as no
+folder in it has changed, so that a start only asks for the times of the folders.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent import futures
+from typing import Any, NoReturn
+
+import numpy as np
+import tqdm
+
+from mbv2_jax.data.sources import index_cache, parts
+from mbv2_jax.errors import UnreadableImage, UserError, nearest
+
+# torchvision's list (torchvision/datasets/folder.py), so that both see the same files.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+# Folders of these names are splits even where they hold no class folders.
+_SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "eval"})
+
+# TFDS's name of the split and torchvision's: each finds the other.
+_OTHER_NAME = {"validation": "val", "val": "validation"}
+
+_CACHED = "folder-1"  # the layout of a cached listing; another number when it changes
+_WORTH_CACHING = 10_000  # files; fewer are listed in a moment
+# A file that comes into a folder right after it was listed may leave its times as they were, where
+# it comes within a tick of the file system's clock. The longest tick is FAT's, of two seconds.
+_SETTLED_NS = 2_000_000_000
+_SCAN_THREADS = 8  # to wait for a disk or a network with
+
+
+class FolderSource:
+    """Image files: ROOT/CLASS/*.jpg, or in folders below CLASS.
+
+    Classes are the sub-folders in sorted order, hidden ones left out. The split "validation" is
+    the folder val where there is no folder of its own, and the other way round.
+
+    A part such as "train[10000:]" is a random one, since the files' order is that of the classes:
+    the range is cut from numpy.random.RandomState(0).permutation(number of files), and what it
+    holds is then kept in the files' order. Ranges that share no number share no file.
+    """
+
+    def __init__(self, path: str, split: str):
+        if not path:
+            raise UserError("folder: needs a path, such as 'folder:/data/flowers'")
+        name = _split_name(path, split)
+        self.root = _split_root(path, name)
+        self._listing = _list(self.root)
+        _check_classes(self.root, self._listing)
+        count = len(self._listing)
+        self.class_names = self._listing.class_names
+        chosen = parts.read(split, {name: [count]}, self.root)
+        location = os.path.realpath(self.root)
+        self.parts = [parts.Part(location, part.start, part.stop) for part in chosen]
+        self._chosen = None if [len(part) for part in chosen] == [count] else _cut(chosen, count)
+
+    def __len__(self) -> int:
+        return len(self._listing) if self._chosen is None else len(self._chosen)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path, label = self._locate(index)
+        try:
+            with open(path, "rb", buffering=0) as file:
+                encoded = file.read()
+        except OSError as error:
+            raise UnreadableImage(f"cannot read the image: {error.strerror}") from error
+        return {"image": encoded, "label": label}
+
+    def describe(self, index: int) -> str:
+        return self._locate(index)[0]
+
+    def _locate(self, index: int) -> tuple[str, int]:
+        number = index if self._chosen is None else int(self._chosen[index])
+        file, label = self._listing[number]
+        return os.path.join(self.root, file), label
+
+
+def _cut(chosen: Sequence[parts.Part], count: int) -> np.ndarray:
+    """Returns the numbers of the files in the parts, sorted: int64 (files,)."""
+    order = np.random.RandomState(0).permutation(count)  # its stream is frozen for ever
+    return np.sort(np.concatenate([order[part.start : part.stop] for part in chosen]))
+
+
+def _split_name(path: str, split: str) -> str:
+    """Returns the name of the split that an expression is about."""
+    if not parts.is_expression(split) or os.path.isdir(os.path.join(path, split)):
+        return split
+    names = {term.split("[")[0].strip() for term in split.split("+")}
+    if len(names) > 1 or "shard" in split.partition("[")[2]:
+        raise UserError(
+            f"cannot take {split!r} of the folder {path}: write parts of one split, such as"
+            " 'train[10000:]', 'train[:90%]' or 'train[:20%]+train[40%:]'"
+        )
+    return names.pop()
+
+
+def _split_root(path: str, split: str) -> str:
+    """Returns the folder whose sub-folders are the classes of `split`."""
+    if not os.path.isdir(path):
+        local = " on a local disk" if "://" in path else ""
+        raise UserError(f"no folder {path!r}; folder: takes the path of a folder of images{local}")
+    folders = _sub_folders(path)
+    for name in (split, _OTHER_NAME.get(split)):
+        if name in folders:
+            root = os.path.join(path, name)
+            if not _sub_folders(root):
+                raise UserError(f"no class folders in {root}; images belong in {root}/CLASS/")
+            return root
+    if not folders:
+        raise UserError(f"no folders in {path}; images belong in {path}/{split}/CLASS/")
+    splits = [name for name in folders if _is_split(path, name)]
+    if splits:
+        raise UserError(f"no split {split!r} in {path}; {nearest(split, splits)}")
+    return path  # the folders are classes: one split, given directly
+
+
+def _is_split(path: str, name: str) -> bool:
+    """Whether the folder holds class folders, rather than the images of a class."""
+    if name.lower() in _SPLIT_NAMES:
+        return True
+    has_folders = False
+    with _scan(os.path.join(path, name)) as entries:
+        for entry in entries:
+            if entry.name.lower().endswith(EXTENSIONS):
+                return False
+            has_folders = has_folders or entry.is_dir()
+    return has_folders
+
+
+def _sub_folders(path: str) -> list[str]:
+    with _scan(path) as entries:
+        return sorted(
+            entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
+        )
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _scan(path: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+    try:
+        with os.scandir(path) as entries:
+            yield entries
+    except OSError as error:
+        _refuse(error)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Listing:
+    """The image files below a folder, compact: 1.3 million names go to every worker process."""
+
+    folders: list[str]  # relative to the root, those of a class together, the class's own first
+    labels: list[int]  # of each folder
+    stops: list[int]  # the number of files in each folder and all before it
+    names: bytes  # of the files, one after the other
+    name_stops: np.ndarray  # int64 (files,): where each name ends
+
+    def __len__(self) -> int:
+        return len(self.name_stops)
+
+    def __getitem__(self, number: int) -> tuple[str, int]:
+        """Returns a file's path, relative to the root, and its label."""
+        folder, _ = parts.locate(self.stops, number)
+        start = self.name_stops[number - 1] if number else 0
+        name = os.fsdecode(self.names[start : self.name_stops[number]])
+        return os.path.join(self.folders[folder], name), self.labels[folder]
+
+    @functools.cached_property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(folder for folder in self.folders if os.sep not in folder)
+
+
+def _check_classes(root: str, listing: _Listing) -> None:
+    """Refuses a folder without images, and a class without images."""
+    if not len(listing):
+        raise UserError(
+            f"no images in the folders of {root}; looked for CLASS/* with {', '.join(EXTENSIONS)}"
+        )
+    counts = np.bincount(listing.labels, np.diff(listing.stops, prepend=0))
+    empty = [name for name, count in zip(listing.class_names, counts, strict=True) if not count]
+    if empty:
+        raise UserError(
+            f"no images in {', '.join(os.path.join(root, name) for name in empty)};"
+            " remove the folder, or put the class's images there"
+        )
+
+
+def _list(root: str) -> _Listing:
+    """Returns the listing of a folder, from the cache if no folder in it has changed."""
+    location = os.path.realpath(root)
+    cached = index_cache.load(_CACHED, location)
+    if cached is not None:
+        folders = os.fsdecode(cached["folders"].tobytes()).split("\0")
+        if np.array_equal(_times(root, folders), cached["times"]):
+            return _Listing(
+                folders,
+                cached["labels"].tolist(),
+                cached["stops"].tolist(),
+                cached["names"].tobytes(),
+                cached["name_stops"],
+            )
+    started = time.time_ns()
+    listing, times = _walk(root)
+    if len(listing) >= _WORTH_CACHING and times.max() < started - _SETTLED_NS:
+        arrays = {
+            "folders": np.frombuffer(os.fsencode("\0".join(listing.folders)), np.uint8),
+            "times": times,
+            "labels": np.array(listing.labels),
+            "stops": np.array(listing.stops),
+            "names": np.frombuffer(listing.names, np.uint8),
+            "name_stops": listing.name_stops,
+        }
+        index_cache.save(_CACHED, location, arrays)
+    return listing
+
+
+def _times(root: str, folders: Sequence[str]) -> np.ndarray:
+    """Returns when the root and its folders were changed last: int64 (1 + folders, 2), in ns."""
+    with futures.ThreadPoolExecutor(_SCAN_THREADS) as pool:
+        paths = [root, *(os.path.join(root, folder) for folder in folders)]
+        return np.array(list(pool.map(_time, paths)), np.int64)
+
+
+def _time(folder: str) -> tuple[int, int]:
+    """Returns a folder's mtime, and its ctime, which no program (tar, rsync) can set back."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_ctime_ns
+
+
+def _walk(root: str) -> tuple[_Listing, np.ndarray]:
+    """Returns the listing of a folder, and the times of its folders as `_times` does."""
+    times = [_time(root)]
+    classes = _sub_folders(root)
+    folders, labels, counts, names = [], [], [], []
+    with futures.ThreadPoolExecutor(_SCAN_THREADS) as pool:
+        for label, found in enumerate(
+            tqdm.tqdm(
+                pool.map(functools.partial(_walk_class, root), classes),
+                desc=f"listing {root}",
+                total=len(classes),
+                unit="class",
+                delay=2,
+                disable=None,  # where it is not a terminal
+                leave=False,
+                file=sys.stderr,
+            )
+        ):
+            for folder, when, files in found:
+                folders.append(folder)
+                labels.append(label)
+                times.append(when)
+                counts.append(len(files))
+                names.append((b"".join(files), np.array([len(file) for file in files], np.int64)))
+    lengths = np.concatenate([length for _, length in names]) if names else np.zeros(0, np.int64)
+    listing = _Listing(
+        folders,
+        labels,
+        np.cumsum(counts, dtype=np.int64).tolist(),
+        b"".join(name for name, _ in names),
+        np.cumsum(lengths),
+    )
+    return listing, np.array(times, np.int64)
+
+
+def _walk_class(root: str, name: str) -> list[tuple[str, tuple[int, int], list[bytes]]]:
+    """Returns the folders of a class in ImageFolder's order: path, times, image files."""
+    top = os.path.join(root, name)
+    times = {top: _time(top)}
+    found = []
+    # An error left alone would lose a folder's images, or a class, without a word.
+    for folder, inside, files in os.walk(top, followlinks=True, onerror=_refuse):
+        # Before they are listed: what comes later shows in the time.
+        times |= {path: _time(path) for path in (os.path.join(folder, sub) for sub in inside)}
+        images = [os.fsencode(file) for file in sorted(files) if file.lower().endswith(EXTENSIONS)]
+        found.append((folder, images))
+    return [(os.path.relpath(path, root), times[path], images) for path, images in sorted(found)]

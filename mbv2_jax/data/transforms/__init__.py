@@ -1,0 +1,1 @@
+"""Operations on samples, and the strings that name them."""

@@ -1,0 +1,1 @@
+"""Devices, processes and the host that a run lives on."""

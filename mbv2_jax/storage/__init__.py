@@ -1,0 +1,1 @@
+"""A folder on a disk or in a bucket."""

@@ -1,0 +1,284 @@
+"""What a run tells its user: a progress bar, metrics.jsonl, TensorBoard events and curves.png."""
+
+import collections
+import contextlib
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import jax
+import tqdm
+
+from mbv2_jax.errors import RunFailed
+from mbv2_jax.runtime import mesh as mesh_lib
+from mbv2_jax.storage.mirror import Mirror
+from mbv2_jax.training.input_wait import WORTH_A_WORD, InputWait
+
+T = TypeVar("T")
+
+# Metrics are read this many steps late, when the device has finished them, so that it never waits.
+LAG = 2
+CURVES_INTERVAL = 60.0  # seconds between two drawings of curves.png
+# That the devices wait for input is said when it holds for two lines, since workers that start or
+# a disk that hiccups are no reason to change a config; and again after so many lines.
+SAY_AGAIN = 20
+
+
+class RunLog:
+    """The log of one run.
+
+    Only the first process writes; every process checks that the loss is finite. A context manager.
+
+    Args:
+      workdir: where metrics.jsonl, tensorboard/ and curves.png go.
+      start: the step to go on from. What was logged later, by a process that died before its next
+        checkpoint, is dropped, for it will be logged again.
+      stop: the last step.
+      steps_per_epoch: to tell the epoch of a step.
+      batch_size: examples a step, to tell the rate.
+      every_steps: steps between two lines of training metrics.
+      remedy: what would make the input faster, said where the devices wait for it.
+      still_ours: raises RunFailed where the workdir is another run's by now.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        start: int,
+        stop: int,
+        steps_per_epoch: int,
+        batch_size: int,
+        every_steps: int,
+        remedy: str,
+        still_ours: Callable[[], None] = lambda: None,
+    ):
+        self._stop, self._steps_per_epoch = stop, steps_per_epoch
+        self._batch_size, self._every_steps, self._remedy = batch_size, every_steps, remedy
+        self._pending: collections.deque[tuple[int, Mapping[str, Any]]] = collections.deque()
+        self._writes = jax.process_index() == 0
+        self._input, self._slow_lines = InputWait(), 0
+        self._mark(start + 1)  # first from the first step's end, since that one compiles
+        self._drawn = time.monotonic()
+        if not self._writes:
+            return
+        # Here: it imports torch where that is installed, which takes seconds.
+        import tensorboardX
+
+        self._mirror = Mirror(workdir, still_ours)
+        folder = self._folder = self._mirror.folder
+        self._lines = _reopen(folder / "metrics.jsonl", start)
+        self._board = tensorboardX.SummaryWriter(
+            str(folder / "tensorboard"), purge_step=start + 1 if start else None
+        )
+        self._bar = tqdm.tqdm(
+            total=stop,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        self._input.close()
+        if self._writes:
+            self._lines.close()
+            self._board.close()
+            self._bar.close()
+            # What failed already is what matters.
+            with contextlib.suppress(*[RunFailed] if kind else []):
+                self._mirror.close()
+
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """Yields the batches of the steps; the time until one comes may be waiting for input."""
+        return self._input.batches(batches)
+
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Takes the metrics of a step that was just started; reads those of a few steps ago.
+
+        Raises:
+          RunFailed: the loss or the gradient of a step was not finite.
+        """
+        self._input.started(metrics["loss"])
+        self._pending.append((step, metrics))
+        while len(self._pending) > LAG:
+            self._read_one()
+        if self._writes:
+            self._bar.update()
+
+    def flush(self) -> None:
+        """Reads the metrics of every step so far, waiting for them, and writes them to disk.
+
+        Raises:
+          RunFailed: the loss or the gradient of a step was not finite.
+        """
+        while self._pending:
+            self._read_one()
+        if self._writes:
+            # A checkpoint vouches for the lines before it: they must outlive this process.
+            self._lines.flush()
+            os.fsync(self._lines.fileno())
+            self._board.flush()
+            self._mirror.copy()
+
+    def evaluation(self, step: int, result: Mapping[str, float]) -> None:
+        """Writes the result of an evaluation after `step`."""
+        self._write(step, "eval", dict(result))
+        text = f"top1 {result['top1']:.2f}  top5 {result['top5']:.2f}  loss {result['loss']:.4f}"
+        self.say(f"epoch {self._epoch(step):.4g} (step {step}): evaluation  {text}")
+        self._mark(step)  # evaluation is not training time
+
+    def say(self, text: str) -> None:
+        """Prints a line for the user, above the bar."""
+        if self._writes:
+            self._bar.write(text, file=sys.stderr)
+            sys.stderr.flush()
+
+    def say_everywhere(self, text: str) -> None:
+        """Prints a line that only this process can tell, above the bar where there is one."""
+        if self._writes:
+            self.say(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def draw(self, *, now: bool = False) -> None:
+        """Draws curves.png from metrics.jsonl, at most once a minute unless `now`."""
+        if self._writes and (now or time.monotonic() - self._drawn > CURVES_INTERVAL):
+            self._lines.flush()
+            draw_curves(self._folder)
+            self._drawn = time.monotonic()
+
+    def _epoch(self, step: int) -> float:
+        return step / self._steps_per_epoch
+
+    def _read_one(self) -> None:
+        step, arrays = self._pending.popleft()
+        metrics = {name: float(value) for name, value in arrays.items()}
+        if step == self._since_step:
+            self._mark(step)
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(metrics[name]):
+                raise RunFailed(
+                    f"{name} is {metrics[name]} at step {step}, "
+                    f"learning rate {metrics['learning_rate']:.6g}"
+                )
+        if step % self._every_steps == 0 or step == self._stop:
+            self._training(step, metrics)
+
+    def _mark(self, step: int) -> None:
+        """From here on the rate and the wait for input are taken."""
+        self._since, self._since_step = time.monotonic(), step
+        self._since_waited = self._input.seconds
+
+    def _training(self, step: int, metrics: dict[str, float]) -> None:
+        text, left = f"loss {metrics['loss']:.4f}  top1 {metrics['top1']:.2f}", ""
+        if step > self._since_step:
+            speed, words, left = self._speed(step)
+            metrics |= speed
+            text += words
+        self._mark(step)
+        self._write(step, "train", metrics)
+        if not self._writes:
+            return
+        self._bar.set_postfix_str(text, refresh=False)
+        if self._bar.disable:  # not a terminal: a plain line instead of the bar
+            self.say(
+                f"step {step}/{self._stop}  epoch {self._epoch(step):.2f}  "
+                f"lr {metrics['learning_rate']:.5g}  {text}" + (f"  {left} left" if left else "")
+            )
+
+    def _speed(self, step: int) -> tuple[dict[str, float], str, str]:
+        """Returns the figures of the steps since the last mark, in words too, and the time left."""
+        elapsed = max(time.monotonic() - self._since, 1e-9)
+        steps = step - self._since_step
+        rate, milliseconds = steps * self._batch_size / elapsed, 1000 * elapsed / steps
+        wait = min(100.0, 100 * (self._input.seconds - self._since_waited) / elapsed)
+        figures = {
+            "images_per_second": round(rate, 1),
+            "step_ms": round(milliseconds, 2),
+            "input_wait": round(wait, 1),
+        }
+        text = f"  {milliseconds:,.4g} ms/step  {rate:,.0f} images/s"
+        if wait > WORTH_A_WORD:
+            text += f"  waits for input {wait:.0f} %"
+        peak = mesh_lib.peak_memory()
+        if peak is not None:
+            figures["hbm_peak_gib"] = round(peak / 2**30, 3)
+            text += f"  HBM {peak / 2**30:.3g} GiB"
+        self._tell_of_input(wait, steps)
+        left = tqdm.tqdm.format_interval((self._stop - step) * self._batch_size / rate)
+        return figures, text, left
+
+    def _tell_of_input(self, wait: float, steps: int) -> None:
+        """Says that the devices waited `wait` percent of the time, where that goes on."""
+        self._slow_lines = self._slow_lines + 1 if wait > WORTH_A_WORD else 0
+        if self._slow_lines % SAY_AGAIN == 2:
+            self.say(
+                f"the devices waited for input {wait:.0f} % of the last {steps} steps. To change "
+                f"that: {self._remedy}. `python -m mbv2_jax.data browse` with this config measures "
+                "the input alone"
+            )
+
+    def _write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        if not self._writes:
+            return
+        epoch = round(self._epoch(step), 4)
+        self._lines.write(
+            json.dumps({"step": step, "epoch": epoch, "split": split, **values}) + "\n"
+        )
+        for name, value in values.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
+        self._mirror.now_and_then()
+
+
+def _reopen(path: pathlib.Path, start: int) -> Any:
+    """Opens metrics.jsonl to append, without the lines after step `start`."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    # A line cut short by a kill has no end; it is later than any checkpoint, as the rest dropped.
+    kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= start]
+    fresh = path.with_suffix(".jsonl.new")
+    fresh.write_bytes(b"".join(kept))
+    fresh.replace(path)
+    return path.open("a", buffering=1)  # a line at a time, for whoever follows it
+
+
+def draw_curves(workdir: pathlib.Path) -> None:
+    """Draws loss, top-1 accuracy and learning rate over epochs: metrics.jsonl -> curves.png."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = [("loss", "loss (nats)"), ("top1", "top-1 (%)"), ("learning_rate", "learning rate")]
+    for axes, (key, label) in zip(figure.subplots(1, 3), panels, strict=True):
+        for split, style in (("train", {"alpha": 0.6}), ("eval", {"marker": "o", "ms": 3})):
+            points = [
+                (line["epoch"], line[key])
+                for line in lines
+                if line["split"] == split and key in line
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=split, **style)
+        if key == "loss":
+            axes.set_yscale("log")  # else the first evaluations hide the rest
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+            axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        if key != "learning_rate" and axes.lines:
+            axes.legend()
+    fresh = workdir / ".curves.new.png"
+    figure.savefig(fresh, dpi=110)
+    fresh.replace(workdir / "curves.png")

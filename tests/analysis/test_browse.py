@@ -1,0 +1,278 @@
+"""`python -m mbv2_jax.data browse`: the images of training, and the rates beside each other."""
+
+import bisect
+import importlib
+import pathlib
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from mbv2_jax import command_line
+from mbv2_jax.analysis import browse
+from mbv2_jax.data import __main__ as command
+from mbv2_jax.data import loader, sources
+from mbv2_jax.data.transforms import pipeline
+from mbv2_jax.errors import UserError
+from mbv2_jax.runtime import mesh as mesh_lib
+from mbv2_jax.training import loop, step_rate
+from tests.support.coded import CodedSource
+
+SIZE = 128  # of which an image is shown as it is
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Runs the command in an empty folder; returns what it printed, errors last."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["data", "browse", "--seconds=0", *arguments])
+        importlib.reload(command)  # flags are read once
+        command.main()
+        return "".join(capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path) -> pathlib.Path:
+    """Two classes by WordNet id and one by another name, three noisy images each."""
+    rng = np.random.default_rng(0)
+    for name in ("n01440764", "n01443537", "zebra"):
+        (tmp_path / "photos/train" / name).mkdir(parents=True)
+        for number in range(3):
+            pixels = rng.integers(0, 256, (12, 15, 3), np.uint8)
+            image = Image.fromarray(pixels).resize((150, 140), Image.Resampling.BICUBIC)
+            image.save(tmp_path / "photos/train" / name / f"{number}.png")
+    return tmp_path / "photos"
+
+
+def flags(photos: pathlib.Path) -> list[str]:
+    return [
+        "--config=finetune_folder",
+        f"--config.data.source=folder:{photos}",
+        f"--config.data.image_size={SIZE}",
+        "--config.batch_size=4",
+    ]
+
+
+def cells(path: pathlib.Path, count: int, columns: int, caption_lines: int) -> list[np.ndarray]:
+    """Cuts the images out of the picture."""
+    picture = np.asarray(Image.open(path))
+    top = 2 * browse.GAP + browse.CAPTION * caption_lines
+    found = []
+    for number in range(count):
+        row, column = divmod(number, columns)
+        upper = top + row * (SIZE + browse.LABEL + browse.GAP)
+        left = browse.GAP + column * (SIZE + browse.GAP)
+        found.append(picture[upper : upper + SIZE, left : left + SIZE])
+    return found
+
+
+def test_the_picture_holds_the_pixels_that_training_gets(run, photos):
+    spec = "random_resized_crop(size)|random_flip(0.5)"
+    run(*flags(photos), "--epoch=2", "--count=6", f"--config.data.train_transforms={spec}")
+    found = cells(pathlib.Path("browse.png"), 6, 4, caption_lines=2)
+    # Epoch 2 of 9 examples in batches of 4 begins at step 6.
+    batches = loader.train_batches(
+        sources.open_source(f"folder:{photos}", "train"),
+        pipeline.make_transform(spec, SIZE),
+        batch_size=4,
+        seed=0,
+        start=6,
+        stop=8,
+        workers=0,
+    )
+    expected = np.concatenate([batch["image"] for batch in batches])[:6]
+    np.testing.assert_array_equal(np.stack(found), expected)
+
+
+def test_labels_are_words_where_folders_are_wordnet_ids(run, photos, monkeypatch):
+    shown: list[list[str]] = []
+
+    def grid(images, names, caption):
+        shown.append(list(names))
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr(browse, "grid", grid)
+    run(*flags(photos), "--count=9", "--out=all.webp")
+    assert set(shown[0]) == {"tench", "goldfish", "zebra"}
+    assert pathlib.Path("all.webp").exists()
+
+
+def test_a_grid_of_any_size_has_its_labels_below_the_images():
+    for side, count in ((8, 1), (32, 7), (300, 3)):
+        images = np.full((count, side, side, 3), (200, 30, 30), np.uint8)
+        picture = np.asarray(browse.grid(images, ["name"] * count, ["caption"])).astype(int)
+        red = (picture[..., 0] - picture[..., 1]) > 100
+        shown = 256 if side == 300 else 4 * 32 if side == 32 else 112
+        assert red.sum() == count * shown**2
+        # Lettering, dark on white, below each image.
+        below = picture[red.any(axis=1).nonzero()[0].max() + 1 :]
+        assert (below.max(axis=2) < 100).any()
+
+
+def test_mixing_is_said(run, photos):
+    run(*flags(photos), "--config.mixup_alpha=0.2", "--config.cutmix_alpha=1.0")
+    picture = np.asarray(Image.open("browse.png"))
+    config = command_line.load_config("finetune_folder").copy_and_resolve_references()
+    config.mixup_alpha = 0.2
+    assert browse._caption(config, 0, 224)[-1] == "before mixup, which the device does"
+    config.cutmix_alpha = 1.0
+    assert browse._caption(config, 0, 224)[-1] == "before mixup and cutmix, which the device does"
+    # Three lines above the images.
+    third = picture[browse.GAP + 2 * browse.CAPTION : browse.GAP + 3 * browse.CAPTION]
+    assert (third < 128).any()
+
+
+def test_a_bad_image_is_named_or_replaced(run, photos):
+    bad = photos / "train" / "zebra" / "1.png"
+    bad.write_bytes(b"")
+    with pytest.raises(UserError, match=f"{bad}: cannot decode"):
+        run(*flags(photos), "--count=9")
+    skipping = [*flags(photos), "--config.data.corrupt=skip"]
+
+    def named(count: int) -> bool:
+        printed = run(*skipping, f"--count={count}")
+        assert printed.count("skipping") <= 1
+        return f"skipping {bad}: cannot decode" in printed
+
+    # Named is what was to be in the picture, though a batch of 4 holds more than that.
+    assert not named(1) and named(9)
+    assert pathlib.Path("browse.png").exists()
+    place = bisect.bisect_left(range(10), True, key=named)
+    assert place % 4 != 1  # not from a batch's first row on
+
+
+def test_workers_are_announced(run, photos):
+    said = f"starting 1 worker process on {loader.cores()} cores"
+    assert said in run(*flags(photos), "--config.data.workers=1", "--count=1")
+    assert "starting" not in run(*flags(photos), "--count=1")
+
+
+def test_groups_of_batch_statistics_do_not_matter_to_pictures(run, photos):
+    config = ["--config=mobilenet_v2_8xb32_in1k", *flags(photos)[1:]]
+    assert "browse.png" in run(*config, "--count=1", "--config.data.workers=0")
+
+
+def test_rate_is_of_whole_rounds_after_the_warm_up():
+    now = 0.0
+
+    def batches():
+        nonlocal now
+        now += 100  # workers start
+        while True:  # three workers that take 6 s a batch: their batches come together
+            yield {}
+            yield {}
+            yield {}
+            now += 6
+
+    rate = browse._rate(batches(), 3, batch_size=40, seconds=10, clock=lambda: now)
+    assert rate == 3 * 40 / 6
+
+
+@pytest.fixture
+def compare(capsys, monkeypatch):
+    monkeypatch.setattr(loader, "cores", lambda: 16)
+
+    def compare(rate: float, needs: float | None, **data: object) -> str:
+        config = command_line.load_config("mobilenet_v2_8xb32_in1k").copy_and_resolve_references()
+        config.data.update(data)
+        browse._compare(config, CodedSource(10), rate, needs)
+        return capsys.readouterr().out
+
+    return compare
+
+
+def test_rates_are_compared(compare):
+    out = compare(4000.0, 1000.0, workers=8)
+    assert "input: 4,000 images/s with 8 worker processes: 500 a core, 16 cores here" in out
+    assert "the input keeps up: 4.0 times what is needed" in out
+    out = compare(2000.0, 8000.0, workers=8)
+    assert "the accelerator would wait 75 % of the time" in out
+    assert "--config.data.workers=16 (now 8)" in out
+    assert "--config.data.train_decode=fast (now exact)" in out
+    assert "at this rate a core, 32 would do" in out
+    out = compare(2000.0, 8000.0, workers=16, train_decode="fast")
+    assert "to change that: more cores (now 16);" in out
+    out = compare(2000.0, 8000.0, workers=20)
+    assert "--config.data.workers=16 (now 20: more than the 16 cores)" in out
+    out = compare(2000.0, 8000.0, workers=0)
+    assert "with 8 threads: 250 a core" in out
+    assert "--config.data.workers=16 (now 0: 8 threads)" in out
+
+
+def test_without_an_accelerator_it_says_how_to_compare(compare):
+    out = compare(2000.0, None)
+    assert "accelerator: none here" in out and "--needs=IMAGES_PER_SECOND" in out
+
+
+def test_with_an_accelerator_its_step_is_measured(compare, monkeypatch):
+    monkeypatch.setattr(mesh_lib, "accelerator", lambda mesh: f"{mesh.size} x H100")
+    monkeypatch.setattr(step_rate, "measure", lambda *_: 3000.0)
+    out = compare(6000.0, None)
+    assert "accelerator: 3,000 images/s, this config's training step on 4 x H100" in out
+    assert "keeps up: 2.0 times" in out
+
+
+def tiny_digits() -> ConfigDict:
+    config = command_line.load_config("digits").copy_and_resolve_references()
+    config.model.width, config.model.strides = 0.1, (2, 1, 2, 2, 2, 1, 1, 1)
+    config.batch_size, config.data.image_size = 8, 16
+    return config
+
+
+def test_steps_are_timed_without_the_first_ones(monkeypatch):
+    now, seen = 0.0, []
+
+    def step(state, batch):
+        nonlocal now
+        now += 100.0 if state == 0 else 0.5  # the first compiles
+        seen.append(jax.tree.map(lambda array: (array.shape, array.dtype), batch))
+        return state + 1, {"loss": np.float32(0)}
+
+    monkeypatch.setattr(loop, "prepare", lambda run: (0, step))
+    monkeypatch.setattr(step_rate, "time", types.SimpleNamespace(monotonic=lambda: now))
+    config = tiny_digits()
+    mesh = mesh_lib.create(jax.devices()[:1])
+    assert step_rate.measure(config, CodedSource(100), mesh) == 8 / 0.5
+    assert seen[0] == {"image": ((8, 16, 16, 3), np.uint8), "label": ((8,), np.int32)}
+    config.batch_size = 6
+    with pytest.raises(UserError, match="does not divide over 4 devices"):
+        step_rate.measure(config, CodedSource(100), mesh_lib.create())
+
+
+@pytest.mark.slow  # it is compiled: 23 s
+def test_the_real_step_is_timed():
+    mesh = mesh_lib.create(jax.devices()[:1])
+    rate = step_rate.measure(tiny_digits(), CodedSource(100), mesh, seconds=0.1)
+    assert 8 < rate < 1e6  # from a step a second to what no CPU does
+
+
+@pytest.mark.parametrize(
+    ("argument", "parts"),
+    [
+        ("--count=0", ["--count=0", "1 to 1000"]),
+        ("--count=1001", ["--count=1001", "1 to 1000"]),
+        ("--epoch=-1", ["--epoch=-1", "0"]),
+        ("--seconds=-1", ["--seconds=-1"]),
+        ("--seconds=nan", ["--seconds=nan"]),
+        ("--needs=0", ["--needs=0", "images per second"]),
+        ("--out=grid", ["--out=grid", "grid.png"]),
+        ("--out=no/where.png", ["no/where.png", "no folder"]),
+        ("--config.data.train_transforms=resise(8)", ["'resise'"]),
+        ("--config.data.corrupt=ignore", ["'ignore'", "'skip'"]),
+    ],
+)
+def test_mistakes_are_one_line(run, photos, argument, parts):
+    with pytest.raises(UserError) as error:
+        run(*flags(photos), argument)
+    assert "\n" not in str(error.value)
+    for part in parts:
+        assert part in str(error.value)
+    assert not pathlib.Path("browse.png").exists()

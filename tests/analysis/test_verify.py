@@ -1,0 +1,304 @@
+"""`python -m mbv2_jax.data verify`: counts, decodes, names what is bad; and --help."""
+
+import importlib
+import io
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mbv2_jax.data import __main__ as command
+from mbv2_jax.data import classes, sources
+from mbv2_jax.errors import RunFailed, UserError
+from tests.support.coded import CodedSource
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+
+def photo(size: tuple[int, int] = (40, 30), mode: str = "RGB") -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], len(mode)), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels, mode).save(file, "JPEG")
+    return file.getvalue()
+
+
+def make_folder(root: pathlib.Path, files: dict[str, bytes]) -> pathlib.Path:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+@pytest.fixture
+def verify(monkeypatch, capsys):
+    """Runs the command; returns what it raised, the lines it printed, and the last one's JSON."""
+
+    def run(*arguments: str) -> tuple[Exception | None, list[str], dict[str, Any]]:
+        monkeypatch.setattr(sys, "argv", ["data", "verify", *arguments])
+        importlib.reload(command)  # flags are read once
+        raised = None
+        try:
+            command.main()
+        except (RunFailed, UserError) as error:
+            raised = error
+        lines = capsys.readouterr().out.splitlines()
+        return raised, lines, json.loads(lines[-1]) if lines else {}
+
+    return run
+
+
+def test_every_bad_file_is_named_with_what_is_wrong(verify, tmp_path):
+    whole = photo((200, 150))
+    folder = make_folder(
+        tmp_path,
+        {
+            "train/a/good.jpg": whole,
+            "train/a/truncated.jpg": whole[: len(whole) // 2],
+            "train/a/zero.jpg": b"",
+            "train/b/text.png": b"not an image",
+            "train/b/cmyk.jpg": photo(mode="CMYK"),  # which is fine
+            "val/a/1.jpg": whole,
+            "val/b/1.jpg": whole,
+        },
+    )
+    arguments = ["--config=finetune_folder", f"--config.data.source=folder:{folder}"]
+    error, lines, result = verify(*arguments)
+    assert isinstance(error, RunFailed)
+    assert "train: 3 of 5 images are bad" in str(error)
+    bad = {line.split(": ")[1]: line for line in lines if line.startswith("bad: ")}
+    assert {os.path.relpath(path, folder) for path in bad} == {
+        "train/a/truncated.jpg",
+        "train/a/zero.jpg",
+        "train/b/text.png",
+    }
+    assert "truncated" in bad[str(folder / "train/a/truncated.jpg")]
+    assert "0 bytes" in bad[str(folder / "train/a/zero.jpg")]
+    train = {"split": "train", "examples": 5, "expected": None, "classes": 2}
+    val = {"split": "val", "examples": 2, "expected": None, "classes": 2}
+    assert result == {
+        "ok": False,
+        "splits": [train | {"decoded": 2, "bad": 3}, val | {"decoded": 2, "bad": 0}],
+    }
+
+    error, lines, result = verify(*arguments, "--split=eval")
+    assert error is None
+    assert not any(line.startswith("bad") for line in lines)
+    assert result == {"ok": True, "splits": [val | {"decoded": 2, "bad": 0}]}
+
+
+def test_digits_are_whole_in_threads_and_processes(verify, tmp_path):
+    arguments = ["--config=digits", f"--config.data.data_dir={tmp_path}"]
+    for workers in (0, 1):
+        error, _, result = verify(*arguments, f"--workers={workers}")
+        assert error is None and result["ok"]
+        # scikit-learn's 1,797
+        assert [split["decoded"] for split in result["splits"]] == [1437, 360]
+
+
+def test_a_sample_is_drawn_at_random_and_again_the_same(verify, monkeypatch):
+    class Noted(CodedSource):
+        def __getitem__(self, index):
+            seen.append(index)
+            return super().__getitem__(index)
+
+    monkeypatch.setattr(sources, "open_source", lambda *_: Noted(5000))
+    arguments = ["--config=digits", "--split=train", "--sample=300"]
+    drawn = []
+    for seed in (0, 0, 1):
+        seen: list[int] = []
+        error, _, result = verify(*arguments, f"--config.seed={seed}")
+        assert error is None and result["splits"][0]["decoded"] == 300
+        drawn.append(sorted(seen))
+    assert len(set(drawn[0])) == 300
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert 1000 < np.mean(drawn[0]) < 4000  # from all over the split; 2500 +- 83 is expected
+
+
+def test_labels_that_are_no_class_are_bad(verify, monkeypatch):
+    class Mislabelled(CodedSource):
+        def __getitem__(self, index):
+            return super().__getitem__(index) | {"label": {3: -1, 7: 10}.get(index, index % 10)}
+
+    monkeypatch.setattr(sources, "open_source", lambda *_: Mislabelled(100))
+    error, lines, result = verify("--config=digits", "--split=train")
+    assert isinstance(error, RunFailed)
+    assert lines[1:3] == [
+        "bad: coded/3.png: its label is -1, and there are classes 0 to 9",
+        "bad: coded/7.png: its label is 10, and there are classes 0 to 9",
+    ]
+    assert result["splits"][0]["bad"] == 2
+
+
+def test_a_copy_of_imagenet_is_compared_with_it(verify, tmp_path):
+    image = photo((8, 8))
+    wnids = [*classes.IMAGENET_WNIDS[2:], "n00000001"]  # tench and goldfish are missing
+    folder = make_folder(tmp_path, {f"val/{wnid}/1.JPEG": image for wnid in wnids})
+    source = f"--config.data.source=folder:{folder}"
+    error, lines, result = verify("--config=finetune_folder", source, "--split=eval")
+    assert isinstance(error, RunFailed)
+    assert lines[0] == "val: 999 examples of 999 classes; ImageNet has 50,000 of 1,000"
+    first = sorted(wnids)[:5]
+    few = "; ".join(f"{wnid} has 1" for wnid in first)
+    assert lines[1:-1] == [
+        "val: 999 examples, not 50,000: 49,001 missing",
+        "val: 999 classes, not 1,000",
+        "val: classes that are missing: n01440764 (tench, Tinca tinca); "
+        "n01443537 (goldfish, Carassius auratus)",
+        "val: folders that are no class of ImageNet: n00000001",
+        f"val: classes without 50 sound images: {few}; and 994 more",
+    ]
+    assert result["splits"][0]["expected"] == 50_000
+
+    # A part of the split may be of any size, and without some of the classes.
+    part = "--config.data.eval_split=val[:10]"
+    error, _, result = verify("--config=finetune_folder", source, part, "--split=eval")
+    assert error is None
+    assert (result["splits"][0]["examples"], result["splits"][0]["expected"]) == (10, None)
+
+
+def test_a_choice_of_imagenets_classes_is_a_copy_only_where_all_are_wanted(verify, tmp_path):
+    image = photo((8, 8))
+    names = [*classes.IMAGENET_WNIDS[:19], "zebra"]
+    folder = make_folder(tmp_path, {f"val/{name}/1.JPEG": image for name in names})
+    source = f"--config.data.source=folder:{folder}"
+    # A dataset of its own.
+    for arguments in (["--config=finetune_folder"], ["--config=cifar10"]):
+        error, lines, result = verify(
+            *arguments, source, "--config.data.eval_split=val", "--split=eval"
+        )
+        assert error is None and result["splits"][0]["expected"] is None
+        assert lines[0] == "val: 20 examples of 20 classes; 19 of ImageNet's 1,000 classes"
+    # A download that was broken off.
+    error, lines, result = verify("--config=mobilenet_v2_8xb32_in1k", source, "--split=eval")
+    assert isinstance(error, RunFailed) and result["splits"][0]["expected"] == 50_000
+    assert "validation: 20 examples, not 50,000: 49,980 missing" in lines
+    assert any(line.startswith("validation: classes that are missing: ") for line in lines)
+    # Other data, of which a few folders are named so.
+    for number in range(3):
+        make_folder(folder, {f"val/other{number}/1.JPEG": image})
+    error, _, result = verify("--config=mobilenet_v2_8xb32_in1k", source, "--split=eval")
+    assert error is None and result["splits"][0]["expected"] is None
+
+
+def test_splits_that_training_refuses_together_are_faults(verify, tmp_path):
+    image = photo((8, 8))
+    folder = make_folder(
+        tmp_path, {f"{name}/1.jpg": image for name in ("train/a", "train/b", "val/a", "val/c")}
+    )
+    arguments = ["--config=finetune_folder", f"--config.data.source=folder:{folder}"]
+    error, lines, result = verify(*arguments)
+    assert isinstance(error, RunFailed) and not result["ok"]
+    assert lines[0] == "the classes of 'train' and 'val' differ; in only one of them: b; c"
+    assert verify(*arguments, "--split=train")[0] is None
+    for split in ("train", "train[:50%]"):
+        error, lines, result = verify(*arguments, f"--config.data.eval_split={split}")
+        assert isinstance(error, RunFailed) and not result["ok"]
+        assert lines[0].startswith(f"'train' and '{split}' hold the same images, or some of them")
+    parts = ["--config.data.train_split=train[50%:]", "--config.data.eval_split=train[:50%]"]
+    assert verify(*arguments, *parts)[0] is None
+
+
+def test_the_whole_of_imagenet_has_nothing_to_say(verify, monkeypatch):
+    class Whole(CodedSource):
+        class_names = tuple(f"n{i:08}" for i in range(1000))
+
+    monkeypatch.setattr(sources, "open_source", lambda *_: Whole(1_281_167))
+    arguments = ["--config=mobilenet_v2_8xb32_in1k", "--split=train", "--sample=10"]
+    error, lines, result = verify(*arguments)
+    assert error is None
+    assert lines[0].endswith("1,281,167 examples of 1,000 classes; ImageNet has 1,281,167 of 1,000")
+    assert result["splits"][0]["expected"] == 1_281_167
+    # A part of a split may be of any size.
+    error, _, result = verify(*arguments, "--config.data.train_split=train[10000:]")
+    assert error is None and result["splits"][0]["expected"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ["--config=NAME is missing"]),
+        (["--config=digit"], ["'digit'", "did you mean 'digits'"]),
+        (["--config=digits", "--sample=0"], ["--sample=0", "1 image or more"]),
+        (["--config=digits", "--workers=-1"], ["--workers=-1"]),
+        (["--config=digits", "--sample=few"], ["sample", "few"]),
+        (["--config=digits", "--split=test"], ["split", "train|eval|both"]),
+        (["--config=digits", "--config.data.sourc=x"], ["data.source"]),
+        (["--config=digits", "--config.data.source=folder:/no/where"], ["/no/where"]),
+        (["--config=digits", "all"], ["'all'"]),
+        (["--config=digits", "--config.data.train_transforms=resise(8)"], ["'resise'"]),
+        (["--config=digits", "--config.data.eval_transforms=resise(8)"], ["'resise'"]),
+        (["--config=digits", "--config.data.eval_transforms=random_crop(8)"], ["is random"]),
+    ],
+)
+def test_mistakes_are_one_line(verify, arguments, parts):
+    error, lines, _ = verify(*arguments)
+    assert isinstance(error, UserError) and lines == []
+    assert "\n" not in str(error)
+    for part in parts:
+        assert part in str(error)
+
+
+def test_the_command_teaches_without_jax():
+    script = (
+        "import runpy, sys\n"
+        "sys.argv = ['data', *sys.argv[1:]]\n"
+        "try:\n"
+        "    runpy.run_module('mbv2_jax.data', run_name='__main__')\n"
+        "finally:\n"
+        "    assert 'jax' not in sys.modules\n"
+    )
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", script, *arguments],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+        )
+
+    for arguments in (["--help"], ["verify", "--help"], ["browse", "--help"]):
+        process = run(*arguments)
+        assert process.returncode == 0, process.stderr
+        assert "python -m mbv2_jax.data verify --config=" in process.stdout
+    assert "--seconds" in process.stdout and "--sample=" in process.stdout
+    process = run()
+    assert process.returncode == 2
+    assert "python -m mbv2_jax.data verify --config=" in process.stderr
+    assert process.stderr.splitlines()[-1] == "error: a command is missing: verify or browse"
+    process = run("verfy")
+    assert process.returncode == 2 and "did you mean 'verify'" in process.stderr
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ctrl_c_ends_it_at_once(tmp_path, workers):
+    image = photo((1000, 1000))
+    make_folder(tmp_path, {"train/a/0.jpg": b"", "train/a/1.jpg": image})
+    for number in range(2, 5000):  # much work
+        os.link(tmp_path / "train/a/1.jpg", tmp_path / f"train/a/{number}.jpg")
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "mbv2_jax.data", "verify", "--config=finetune_folder"),
+            *(f"--config.data.source=folder:{tmp_path}", "--split=train", f"--workers={workers}"),
+        ],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A job in the background starts with SIGINT ignored, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    process.stdout.readline()  # the summary
+    assert process.stdout.readline().startswith(f"bad: {tmp_path}/train/a/0.jpg: ")
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == ""

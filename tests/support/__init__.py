@@ -1,0 +1,3 @@
+import pathlib
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]

@@ -1,0 +1,110 @@
+"""Runs the command line on a tiny network, for the tests beside this file."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+# The command itself, and with fewer layers, for what does not depend on how many there are.
+WHOLE, SHORT = "mbv2_jax.main", "tests.support.short_network"
+
+# Programs are compiled in less time; those of so small a network are as fast.
+QUICKLY = "--xla_backend_optimization_level=1"
+
+# Every part of the state is in use: momentum, average, dropout, random crops.
+TINY = """
+from mbv2_jax.configs import digits
+
+def get_config():
+    config = digits.get_config()
+    config.batch_size = 48
+    config.num_epochs = 2.0
+    config.model.width = 0.1
+    config.model.dropout = 0.2
+    config.model.strides = (2, 1, 2, 2, 2, 1, 1, 2)
+    config.data.image_size = 16
+    config.data.train_transforms = "resize(size)|random_crop(size, padding=2)|random_flip(0.1)"
+    config.label_smoothing = 0.1
+    config.ema.decay = 0.9
+    config.checkpoint.every_steps = 15  # a save takes longer than the steps between two
+    config.checkpoint.keep_last = 2
+    config.checkpoint.best_metric = "loss"
+    config.log.every_steps = 3
+    config.log.eval_every_epochs = 0.5
+    return config
+"""
+
+
+def environment(
+    cache: pathlib.Path | None, devices: int = 1, extra: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """CPU devices; compiled programs are kept in `cache`, or every start would compile for 15 s.
+
+    Where that is None, what is kept is up to the command. `extra` is set besides.
+    """
+    kept = {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    devices_of = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICKLY}",
+    }
+    inherited = {name: value for name, value in os.environ.items() if name not in kept}
+    return inherited | devices_of | (kept if cache else {}) | dict(extra or {})
+
+
+def start(
+    cache: pathlib.Path | None,
+    *arguments: str,
+    devices: int = 1,
+    module: str = SHORT,
+    env: Mapping[str, str] | None = None,
+    cwd: pathlib.Path = REPOSITORY,
+) -> subprocess.Popen[str]:
+    """Starts `python -m MODULE ARGUMENTS`, with `env` in its environment besides."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        cwd=cwd,
+        env=environment(cache, devices, env) | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # so that a test can signal the whole group, as a terminal does
+    )
+
+
+def run(cache: pathlib.Path | None, *arguments: str, **how: Any) -> tuple[int, str, str]:
+    """Runs it to the end; returns exit status, standard output and standard error."""
+    process = start(cache, *arguments, **how)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns metrics.jsonl, without the values that are not of the run but of the clock."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        for name in ("images_per_second", "step_ms", "input_wait", "hbm_peak_gib"):
+            line.pop(name, None)
+    return lines
+
+
+def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Returns every array that Orbax saved at `path`, by name."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        saved = checkpointer.metadata(path).item_metadata.tree
+        # As numpy: the devices that wrote it need not be here.
+        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+        tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=plain))
+    flat = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(key): np.asarray(value) for key, value in flat}

@@ -1,0 +1,193 @@
+"""The real peers, imported as they are: torchvision, timm, mmpretrain, Keras, transformers.
+
+They are test requirements (requirements/peers.txt): a test that needs one fails where it is
+missing.
+"""
+
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from benchmarks.torch_peer import torchvision as torchvision  # one of the peers, as those below
+from mbv2_jax.models import mobilenet_v2
+
+# Tests share the cores with other processes, and torch's threads spin while they wait for one
+# another: two such processes on two cores take many times as long.
+torch.set_num_threads(1)
+
+
+def mmpretrain() -> ModuleType:
+    """Returns the module mmpretrain, with `mmpretrain.models` loaded."""
+    torchvision()
+    import mmpretrain
+    import mmpretrain.models
+
+    return mmpretrain
+
+
+def timm() -> ModuleType:
+    """Returns the module timm."""
+    torchvision()
+    import timm
+
+    return timm
+
+
+def transformers() -> ModuleType:
+    """Returns the module transformers, which asks no server for anything."""
+    torchvision()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import transformers
+
+    return transformers
+
+
+def keras() -> ModuleType:
+    """Returns the module keras, computing with torch: independent of XLA.
+
+    Whatever a person's ~/.keras says, images are channels last.
+    """
+    os.environ["KERAS_BACKEND"] = "torch"
+    import keras
+
+    keras.config.set_image_data_format("channels_last")
+    return keras
+
+
+def recipe() -> Any:
+    """Returns mmpretrain's own file of the page's recipe, read anew, as an mmengine Config."""
+    from mmengine.config import Config
+
+    root = pathlib.Path(mmpretrain().__path__[0])
+    return Config.fromfile(root / ".mim/configs/mobilenet_v2/mobilenet-v2_8xb32_in1k.py")
+
+
+def short_torchvision(num_classes: int, width: float) -> torch.nn.Module:
+    """Returns torchvision's network of as few layers as tests.support.short_network's."""
+    return torchvision().models.MobileNetV2(
+        num_classes=num_classes,
+        width_mult=width,
+        # Expansion, channels, blocks, stride: the first and the last row of the paper's Table 2.
+        inverted_residual_setting=[[1, 16, 1, 1], [6, 320, 1, 1]],
+        dropout=0.0,
+    )
+
+
+def layer_names() -> list[str]:
+    """The paths of our convolutions with norm, in the order in which every port defines them.
+
+    As many as our network has at the time, whole or short_network's: `_layers` pairs them with a
+    torch network's strictly.
+    """
+    names = ["stem"]
+    for i, stage in enumerate(mobilenet_v2.STAGES, start=1):
+        for j in range(stage.blocks):
+            parts = ("expand", "depthwise", "project") if i > 1 else ("depthwise", "project")
+            names += [f"layer{i}_{j}/{part}" for part in parts]
+    return [*names, "last"]
+
+
+def parameters(
+    model: torch.nn.Module, value: Callable[[torch.nn.Parameter], Any] = lambda p: p
+) -> dict[str, Any]:
+    """Returns a torch MobileNetV2's parameters as our tree of numpy arrays.
+
+    Works for torchvision's, timm's and mmpretrain's: all define the layers in the network's order.
+
+    Args:
+      model: the torch network.
+      value: what to take of each parameter, e.g. its gradient; None stays None.
+    """
+    tree: dict[str, Any] = {}
+    for name, conv, norm in _layers(model):
+        kernel = _array(value(conv.weight))
+        # OIHW -> HWIO; a depthwise (C, 1, 3, 3) becomes (3, 3, 1, C).
+        _set(tree, f"{name}/conv/kernel", None if kernel is None else kernel.transpose(2, 3, 1, 0))
+        _set(tree, f"{name}/norm/scale", _array(value(norm.weight)))
+        _set(tree, f"{name}/norm/bias", _array(value(norm.bias)))
+    for linear in (m for m in model.modules() if isinstance(m, torch.nn.Linear)):
+        kernel = _array(value(linear.weight))
+        _set(tree, "classifier/kernel", None if kernel is None else kernel.T)
+        _set(tree, "classifier/bias", _array(value(linear.bias)))
+    return tree
+
+
+def gradients(model: torch.nn.Module) -> dict[str, Any]:
+    """Returns the gradients as our parameter tree, None where torch holds none."""
+    return parameters(model, lambda p: p.grad)
+
+
+def statistics(model: torch.nn.Module) -> dict[str, Any]:
+    """Returns the running statistics as our batch_stats tree of numpy arrays."""
+    tree: dict[str, Any] = {}
+    for name, _, norm in _layers(model):
+        _set(tree, f"{name}/norm/mean", _array(norm.running_mean))
+        _set(tree, f"{name}/norm/var", _array(norm.running_var))
+    return tree
+
+
+def randomize(model: torch.nn.Module, seed: int) -> None:
+    """Gives norms and classifier weights and statistics as a trained network could have them.
+
+    Fresh ones are ones and zeros, which would hide an exchanged scale, bias, mean or variance.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(tensor: torch.Tensor, low: float, high: float) -> None:
+        tensor.data.uniform_(low, high, generator=generator)
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            uniform(module.weight, 0.5, 1.5)
+            uniform(module.bias, -0.5, 0.5)
+            assert module.running_mean is not None and module.running_var is not None
+            uniform(module.running_mean, -0.5, 0.5)
+            uniform(module.running_var, 0.5, 1.5)
+        elif isinstance(module, torch.nn.Linear):
+            uniform(module.weight, -0.5, 0.5)
+            uniform(module.bias, -0.5, 0.5)
+        elif isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+
+
+def nchw(images: np.ndarray) -> torch.Tensor:
+    """(N, H, W, C) -> a torch tensor (N, C, H, W), same dtype."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+def nhwc(tensor: torch.Tensor) -> np.ndarray:
+    """(N, C, H, W) -> (N, H, W, C), same dtype."""
+    return tensor.detach().numpy().transpose(0, 2, 3, 1)
+
+
+def as_jax(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with jax arrays for numpy's, of the same dtype (float64 only inside enable_x64)."""
+    return {
+        key: as_jax(value) if isinstance(value, dict) else jnp.asarray(value)
+        for key, value in tree.items()
+    }
+
+
+def _layers(
+    model: torch.nn.Module,
+) -> Iterator[tuple[str, torch.nn.Conv2d, torch.nn.BatchNorm2d]]:
+    convs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    return zip(layer_names(), convs, norms, strict=True)
+
+
+def _array(tensor: torch.Tensor | None) -> np.ndarray | None:
+    return None if tensor is None else tensor.detach().numpy().copy()
+
+
+def _set(tree: dict[str, Any], path: str, value: np.ndarray | None) -> None:
+    *parents, last = path.split("/")
+    for key in parents:
+        tree = tree.setdefault(key, {})
+    tree[last] = value

@@ -1,0 +1,74 @@
+"""Annotated pictures: what is in them, pixel by pixel, and where they are written."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mbv2_jax import drawing
+from mbv2_jax.errors import UserError
+
+LONG = "great white shark, white shark, man-eater, man-eating shark, Carcharodon carcharias"
+
+
+def photo(width: int, height: int) -> Image.Image:
+    return Image.new("RGB", (width, height), (0, 255, 0))
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        ((500, 375), (500, 375)),
+        ((1280, 960), (640, 480)),  # the longer side becomes 640
+        ((100, 2000), (32, 640)),
+        ((3000, 1), (640, 1)),
+        ((28, 28), (168, 168)),  # whole steps, until the longer side has 160
+    ],
+)
+def test_photo_is_shown_whole_at_a_sane_size(size, shown):
+    picture = np.asarray(drawing.annotate(photo(*size), [("cat", 0.5)]))
+    rows, columns = np.nonzero((picture == (0, 255, 0)).all(-1))
+    assert (np.ptp(columns) + 1, np.ptp(rows) + 1) == shown
+    assert rows.min() == 0
+    # In the middle, to half a pixel.
+    assert abs(columns.min() + columns.max() + 1 - picture.shape[1]) <= 1
+
+
+def test_bars_are_as_long_as_the_scores_say():
+    scores = (0.75, 0.2, 0.001)
+    picture = drawing.annotate(photo(500, 100), [("cat", s) for s in scores])
+    pixels = np.asarray(picture)
+    filled = (pixels == drawing.FIRST).all(-1) | (pixels == drawing.OTHER).all(-1)
+    lengths = [filled[116 + 38 * i : 154 + 38 * i].sum(1).max() for i in range(3)]
+    # The 468 pixels between the margins are 100 %; 0.1 % is less than a bar is high, and left out.
+    assert np.abs(np.subtract(lengths, [351, 93.6, 0])).max() <= 2
+    assert lengths[2] == 0
+
+
+def test_a_name_that_is_too_long_is_cut_before_the_percentage():
+    beside = (slice(None), slice(0, 460))
+    for name in (LONG, "W" * 200):
+        long = np.asarray(drawing.annotate(photo(500, 10), [(name, 0.5)]))[10:40]
+        short = np.asarray(drawing.annotate(photo(500, 10), [("", 0.5)]))[10:40]
+        # The percentage is there, untouched: "50.0%" in 15 pixels takes less than 55.
+        np.testing.assert_array_equal(long[:, 430:], short[:, 430:])
+        assert (long[beside] != short[beside]).any()
+        assert (long[:, 380:420] != short[:, 380:420]).any()  # and the name uses the room
+
+
+def test_pictures_of_all_kinds_of_names_are_written_and_none_overwritten(tmp_path):
+    picture = drawing.annotate(photo(50, 50), [("cat", 0.5)])
+    names = ["a.jpg", "a.jpg", "a.jpg", "b.PNG", "c.gif", "d", "e.webp", "f.tar.bmp"]
+    written = [drawing.save(picture, tmp_path, name).name for name in names]
+    assert written == [
+        *("a.jpg", "a-2.jpg", "a-3.jpg", "b.PNG", "c.gif.png", "d.png", "e.webp", "f.tar.bmp")
+    ]
+    for name in written:
+        with Image.open(tmp_path / name) as opened:
+            opened.load()
+            assert opened.size == picture.size
+            assert opened.format in ("JPEG", "PNG", "WEBP", "BMP")
+
+
+def test_a_folder_that_is_not_there_is_a_line(tmp_path):
+    with pytest.raises(UserError, match=r"cannot write .*missing/a\.jpg: No such file"):
+        drawing.save(photo(1, 1), tmp_path / "missing", "a.jpg")
