@@ -1,0 +1,321 @@
+"""The fields that several parts of the package share, each declared once.
+
+A field is declared with its default, the values it may have, its unit and its meaning. Everything
+else derives from that: the sections of a config and their checks, `model.json`, the conventions of
+weight files, the named variants, and what `--help` prints. Plain data: nothing here imports jax.
+
+A task declares the fields of its head in the same way, beside its other settings
+(`mbv2_jax/tasks/`), and training declares its own in `mbv2_jax/training/settings.py`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from mbv2_jax.errors import nearest
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Values:
+    """The values that a field may have.
+
+    Attributes:
+      type: of the field in a config; `object` where several types are possible.
+      wanted: the values in words, for "it must be ...".
+      accepts: whether a value is one of them.
+      options: the values themselves, where there are few.
+    """
+
+    type: Any
+    wanted: str
+    accepts: Callable[[Any], bool]
+    options: tuple[Any, ...] = ()
+
+    def fault(self, value: Any) -> str:
+        """Returns what is wrong with `value` and what would be right; "" if nothing is."""
+        if self.accepts(value):
+            return ""
+        if self.options:
+            return f"is {value!r}: {nearest(value, self.options)}"
+        return f"is {value!r}: it must be {self.wanted}"
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite number, and not a bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether `value` is an int, and not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def number(low: float, high: float | None = None, *, above: bool = False) -> Values:
+    """Real numbers from `low` (or, with `above`, only above it) to `high`."""
+    return Values(
+        float, _range(low, high, above), lambda v: is_number(v) and _within(v, low, high, above)
+    )
+
+
+def integer(low: int, high: int | None = None) -> Values:
+    """Whole numbers from `low` to `high`."""
+    return Values(
+        int,
+        f"a whole number, {_range(low, high)}",
+        lambda v: is_integer(v) and _within(v, low, high),
+    )
+
+
+def choice(*options: Any) -> Values:
+    """One of `options`."""
+    return Values(type(options[0]), "one of them", lambda v: v in list(options), options)
+
+
+def flag() -> Values:
+    """True or False."""
+    return Values(bool, "True or False", lambda v: isinstance(v, bool))
+
+
+def text(what: str) -> Values:
+    """A string, described by `what`."""
+    return Values(str, what, lambda v: isinstance(v, str))
+
+
+def numbers(count: int, what: str, accepts: Callable[[Any], bool] = is_number) -> Values:
+    """A tuple or list of `count` numbers, each of which `accepts` accepts."""
+
+    def accept(value: Any) -> bool:
+        return isinstance(value, (tuple, list)) and len(value) == count and all(map(accepts, value))
+
+    return Values(tuple, what, accept)
+
+
+def _range(low: float, high: float | None, above: bool = False) -> str:
+    bound = f"above {low}" if above else f"{low} or more"
+    return bound if high is None else f"{bound}, at most {high}"
+
+
+def _within(value: float, low: float, high: float | None, above: bool = False) -> bool:
+    # Written so that NaN is refused too.
+    return (value > low if above else value >= low) and (high is None or value <= high)
+
+
+def declare(
+    default: Any, values: Values, help: str, *, inherited: bool = False, optional: bool = False
+) -> Any:
+    """Declares a field of a dataclass.
+
+    Args:
+      default: its value where nothing else is given.
+      values: the values it may have.
+      help: its meaning and unit, one line.
+      inherited: a config may leave it unset (None): then a checkpoint's value counts, or `default`.
+      optional: None is a value of its own.
+    """
+    metadata = {"values": values, "help": help, "inherited": inherited, "optional": optional}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """The fields that change what the network computes from given weights."""
+
+    width: float = declare(
+        1.0,
+        number(0, above=True),
+        "width multiplier (the paper's section 4): each layer's channels times this",
+        inherited=True,
+    )
+    strides: tuple[int, ...] = declare(
+        (2, 1, 2, 2, 2, 1, 2, 1),
+        numbers(
+            8, "8 numbers, each 1 or 2, such as (2, 1, 2, 2, 2, 1, 2, 1)", lambda v: v in (1, 2)
+        ),
+        "strides of the stem and of layer1 to layer7; smaller ones suit small images",
+        inherited=True,
+    )
+    padding: str = declare(
+        "torch",
+        choice("torch", "same"),
+        "'torch' pads a 3x3 by 1 on every side; 'same' pads as TensorFlow does",
+        inherited=True,
+    )
+    bn_epsilon: float = declare(
+        1e-5,
+        number(0, above=True),
+        "added to BatchNorm's variance: 1e-5 in the PyTorch family, 1e-3 in TensorFlow's",
+        inherited=True,
+    )
+    output_stride: int = declare(
+        32,
+        choice(8, 16, 32),
+        "input pixels per output pixel, at most: a stride beyond it becomes dilation",
+        inherited=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How an image of any size becomes the network's input."""
+
+    image_size: int = declare(
+        224, integer(1), "side of the square that the network sees, in pixels", inherited=True
+    )
+    eval_transforms: str = declare(
+        "resize_edge(256)|center_crop(size)",
+        text("operations joined by '|', such as resize_edge(256)|center_crop(size)"),
+        "operations on an image before evaluation and prediction; `size` is image_size",
+        inherited=True,
+    )
+    mean: tuple[float, ...] = declare(
+        (123.675, 116.28, 103.53),
+        numbers(3, "three numbers, of R, G and B, 0-255"),
+        "of R, G and B, in pixel values 0-255; the network sees (pixel - mean) / std",
+        inherited=True,
+    )
+    std: tuple[float, ...] = declare(
+        (58.395, 57.12, 57.375),
+        numbers(3, "three numbers above 0, of R, G and B, 0-255", lambda v: is_number(v) and v > 0),
+        "of R, G and B, in pixel values 0-255",
+        inherited=True,
+    )
+
+
+PER_DEVICE = "device"
+
+
+def _group_size() -> Values:
+    return Values(
+        object,
+        f"0 (the global batch), {PER_DEVICE!r} (each device's share of it) or a number of examples",
+        lambda v: v == PER_DEVICE or (is_integer(v) and v >= 0),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingMode:
+    """The fields that change how the network is trained, and not what it computes afterwards."""
+
+    dropout: float = declare(
+        0.0,
+        number(0, 1),
+        "probability of dropping a pooled feature before the head, in training",
+        inherited=True,
+    )
+    bn_momentum: float = declare(
+        0.9,
+        number(0, 1),
+        "share of BatchNorm's running statistics that a step keeps (1 - PyTorch's momentum)",
+        inherited=True,
+    )
+    bn_group_size: int | str = declare(
+        0,
+        _group_size(),
+        "examples that BatchNorm normalises together in training: 0, the global batch; 'device', "
+        "each device's share of it; N, each N consecutive ones. Running statistics are the groups' "
+        "mean. 'device' is the fastest and depends on the number of devices",
+    )
+    dtype: str = declare(
+        "float32",
+        choice("float32", "bfloat16", "float64"),
+        "of the computation; parameters and statistics stay float32 or wider",
+    )
+    remat: bool = declare(
+        False, flag(), "compute each block again in the backward pass: less memory, more work"
+    )
+    frozen_stages: int = declare(
+        -1, integer(-1, 7), "0 freezes the stem, k also layer1 to layer<k>, -1 nothing"
+    )
+    norm_eval: bool = declare(
+        False,
+        flag(),
+        "normalise with the running statistics in training, and leave them as they are",
+    )
+
+
+# The fields of a training mode that a model keeps, for those who train it further.
+KEPT = tuple(f.name for f in dataclasses.fields(TrainingMode) if f.metadata["inherited"])
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """All that `model.json` says of a network: what its arrays do not tell.
+
+    Attributes:
+      task: the name of the task, see `mbv2_jax.tasks.find`.
+      backbone, preprocessing, mode: of mode, a model keeps the fields in KEPT.
+      head: a dataclass of the task; None where there is a backbone alone.
+    """
+
+    task: str
+    backbone: Backbone
+    head: Any
+    preprocessing: Preprocessing
+    mode: TrainingMode = TrainingMode()
+
+    def values(self) -> dict[str, Any]:
+        """Returns the values of all fields by their names in a config, such as "model.width"."""
+        head = {} if self.head is None else named("model", self.head)
+        mode = {f"model.{name}": getattr(self.mode, name) for name in KEPT}
+        return named("model", self.backbone) | head | mode | named("data", self.preprocessing)
+
+
+# The section of a config in which the fields of each dataclass stand; a head's are in "model".
+SECTIONS = {Backbone: "model", TrainingMode: "model", Preprocessing: "data"}
+
+
+def named(section: str, values: Any) -> dict[str, Any]:
+    """Returns the fields of a dataclass by their names in a config, such as "model.width"."""
+    return {f"{section}.{f.name}": getattr(values, f.name) for f in dataclasses.fields(values)}
+
+
+def inherited() -> dict[str, dataclasses.Field[Any]]:
+    """Returns the shared fields that a config takes from a checkpoint, by their names in it."""
+    return {
+        f"{section}.{f.name}": f
+        for cls, section in SECTIONS.items()
+        for f in dataclasses.fields(cls)
+        if f.metadata["inherited"]
+    }
+
+
+def faults(cls: type, values: Mapping[str, Any], section: str = "") -> list[str]:
+    """Returns a line for each impossible value of a dataclass's fields.
+
+    Args:
+      cls: a dataclass of declared fields.
+      values: some of its fields by name.
+      section: what stands before a field's name in the lines, such as "model".
+    """
+    declared = {f.name: f for f in dataclasses.fields(cls)}
+    found = []
+    for name, value in values.items():
+        metadata = declared[name].metadata
+        fault = "" if value is None and metadata["optional"] else metadata["values"].fault(value)
+        if fault:
+            found.append(f"{section + '.' if section else ''}{name} {fault}")
+    return found
+
+
+def to_json(values: Any, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Returns the fields of a dataclass (or `names` of them) as JSON knows them."""
+    names = [f.name for f in dataclasses.fields(values)] if names is None else names
+    return {name: _plain(getattr(values, name)) for name in names}
+
+
+def from_json(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Returns a dataclass with these values; fields that are not among them keep their default."""
+    names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type] # any dataclass
+    return cls(**{name: frozen(value) for name, value in values.items() if name in names})
+
+
+def frozen(value: Any) -> Any:
+    """Returns `value` with tuples for lists: JSON and ConfigDict know lists only."""
+    return tuple(map(frozen, value)) if isinstance(value, (tuple, list)) else value
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
