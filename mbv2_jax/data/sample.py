@@ -1,0 +1,68 @@
+"""An image with its targets, which geometric operations move as a whole.
+
+Coordinates are in pixels, x to the right and y down; (0, 0) is the upper left corner of the upper
+left pixel, so that a box around the whole image is (0, 0, width, height).
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+IGNORED = 255  # the class of a mask's pixels that do not count
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxes:
+    """The objects in an image, N of them.
+
+    Attributes:
+      corners: (N, 4) float32: x0, y0, x1, y1 in pixels.
+      labels: (N,) int32, the objects' classes.
+      crowd: (N,) bool, whether a box stands for a crowd (COCO's `iscrowd`).
+      difficult: (N,) bool, whether evaluation leaves the object out (VOC's `difficult`).
+      area: (N,) float32, the objects' own areas in pixels, for COCO's size ranges.
+    """
+
+    corners: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    difficult: np.ndarray
+    area: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.corners)
+
+    def take(self, chosen: np.ndarray) -> "Boxes":
+        """Returns the boxes at `chosen`, indices or a mask."""
+        return Boxes(*(getattr(self, f.name)[chosen] for f in dataclasses.fields(self)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One example of a dataset.
+
+    Attributes:
+      image: the file's bytes as a source gives them; once decoded, an upright "RGB" image.
+      id: the name of the example for messages and predictions: its file, or dataset and number.
+      targets: a dict from name to whatever a task learns: an int label, `Boxes`, a mask (a Pillow
+        image of mode "L", a class for each pixel), or anything else, which operations leave alone.
+      size: (width, height) of the decoded image before any operation, in pixels; None before.
+    """
+
+    image: Any
+    id: str
+    targets: dict[str, Any] = dataclasses.field(default_factory=dict)
+    size: tuple[int, int] | None = None
+
+    def with_image(self, image: Image.Image) -> "Sample":
+        """Returns the sample with another image and the same targets: for changes of colour."""
+        return dataclasses.replace(self, image=image)
+
+
+class ArraySpec(NamedTuple):
+    """The shape and dtype of an array, of one example or of a batch."""
+
+    shape: tuple[int, ...]
+    dtype: Any

@@ -1,0 +1,240 @@
+"""The interface of a task: everything in which tasks differ, and nothing else.
+
+Training, evaluation, prediction and conversion know a task only through the members below.
+`config.task` names a built-in task or a class of one's own, as 'module:Class'; `tasks.find` opens
+either. A task is a frozen dataclass: hashable, so that it is a static argument of jitted functions,
+and picklable, so that its `collate` runs in data workers.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from mbv2_jax.data.sample import ArraySpec, Sample
+from mbv2_jax.spec import Backbone, TrainingMode
+
+if TYPE_CHECKING:
+    import flax.linen as nn
+    import jax
+    import numpy as np
+    from PIL import Image
+
+    from mbv2_jax.data.sources import Source
+    from mbv2_jax.model_dir import SavedModel
+
+Batch = Mapping[str, "jax.Array"]
+
+
+class Transferred(NamedTuple):
+    """The parameters with which training starts from another model.
+
+    Attributes:
+      variables: {"params", "batch_stats"}, of the shapes of the fresh ones.
+      note: a clause for the user about the parts that were kept or are new.
+    """
+
+    variables: dict[str, Any]
+    note: str
+
+
+class Aligned(NamedTuple):
+    """A dataset seen through a model's classes.
+
+    Attributes:
+      source: the split, its targets counted as the model counts them.
+      found: the model's index of each of the dataset's classes.
+      note: a sentence for the user about how classes were matched; "" where nothing is to say.
+    """
+
+    source: Any
+    found: tuple[int, ...]
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task(abc.ABC):
+    """One task of a network, with the head and the classes that it is for.
+
+    Attributes:
+      head: the head's fields, of the type `Head`; None stands for a backbone alone.
+      classes: the names of the classes in the order of the outputs; () where there are none.
+    """
+
+    head: Any = None
+    classes: tuple[str, ...] = ()
+
+    # The task's name in config.task and in model.json.
+    name: ClassVar[str]
+    # The head's frozen dataclass, whose fields are declared as in spec.py and are the `model`
+    # section's besides the backbone's.
+    Head: ClassVar[type]
+    # The metrics of `summarize` that are compared with published figures, the one that decides
+    # "best" first; larger is better. "loss" need not be among them.
+    figures: ClassVar[tuple[str, ...]]
+    # How each of them is written on an axis: {"top1": "top-1 (%)"}.
+    labels: ClassVar[Mapping[str, str]] = {}
+    # Whether `summarize` needs the rows of every example, and not only the sums.
+    needs_rows: ClassVar[bool] = False
+
+    # ---- What a run needs to know before it starts (on the host) ----
+
+    @classmethod
+    @abc.abstractmethod
+    def for_training(cls, settings: Mapping[str, Any], source: "Source | None") -> "Task":
+        """Returns the task that a config describes.
+
+        Args:
+          settings: the values of the config's fields that the task declares, by name, such as
+            "model.num_classes".
+          source: the training split, which decides whatever `settings` leave open; None where no
+            data is opened: then `head` is None if the settings leave it open.
+
+        Raises:
+          UserError: settings and data disagree, or the data has no targets of this kind.
+        """
+
+    @classmethod
+    def for_model(cls, head: Any, classes: Sequence[str]) -> "Task":
+        """Returns the task of a saved model, for evaluation and prediction."""
+        return cls(head=head, classes=tuple(classes))
+
+    @classmethod
+    def check_splits(cls, train: "Source", evaluation: "Source") -> None:
+        """Raises UserError unless the two splits are of the same classes."""
+        del train, evaluation
+
+    @abc.abstractmethod
+    def network(
+        self, backbone: Backbone, mode: TrainingMode, *, folded: bool = False
+    ) -> "nn.Module":
+        """Returns the linen module: (N, H, W, 3) normalised images -> outputs.
+
+        Args:
+          backbone: the fields that change what is computed.
+          mode: the fields that change how it is trained; `bn_group_size` is a number.
+          folded: whether batch normalisations are part of the convolutions (models/folding.py).
+        """
+
+    @abc.abstractmethod
+    def batch_spec(self, size: tuple[int, int]) -> dict[str, ArraySpec]:
+        """Returns the arrays that `collate` makes of one example, without the batch's axis.
+
+        Args:
+          size: (height, width) of the transformed image, in pixels.
+        """
+
+    @abc.abstractmethod
+    def collate(self, samples: Sequence[Sample]) -> dict[str, "np.ndarray"]:
+        """Returns transformed samples as arrays whose shapes do not depend on them; uses no jax.
+
+        Args:
+          samples: at least one; their images are (H, W, 3) uint8 arrays.
+
+        Returns:
+          Arrays (len(samples), ...) as `batch_spec` describes them.
+
+        Raises:
+          UserError: a sample has no target of this kind; the message begins with its id.
+        """
+
+    # ---- What runs on the devices (pure functions, traced) ----
+
+    def augment(self, key: "jax.Array", batch: Batch) -> Batch:
+        """Changes a training batch before its images are normalised, as mixup and cutmix do."""
+        del key
+        return batch
+
+    @abc.abstractmethod
+    def loss(self, outputs: Any, batch: Batch) -> tuple["jax.Array", dict[str, "jax.Array"]]:
+        """Returns the loss of a training batch, (), and scalars to log; float32 or wider."""
+
+    @abc.abstractmethod
+    def evaluate(
+        self, outputs: Any, batch: Batch
+    ) -> tuple[dict[str, "jax.Array"], dict[str, "jax.Array"]]:
+        """Scores a batch.
+
+        Args:
+          outputs: the network's, of N examples.
+          batch: the arrays of `batch_spec`, and "mask", (N,) bool, False for padding.
+
+        Returns:
+          Sums over the examples that are not padding, of any shape, which add up over batches
+          ("loss" among them); and arrays (N, ...), a row for each example.
+        """
+
+    def views(self, images: "jax.Array") -> "Sequence[jax.Array]":
+        """Returns the views of normalised images (N, H, W, 3) whose outputs --tta merges."""
+        return (images, images[:, :, ::-1])
+
+    def merge(self, outputs: Sequence[Any]) -> Any:
+        """Returns the outputs of `views` as those of the images themselves."""
+        raise NotImplementedError
+
+    def postprocess(self, outputs: Any) -> Any:
+        """Returns what `decode` takes: a softmax, a non-maximum suppression, an argmax."""
+        return outputs
+
+    # ---- What a person sees (on the host, without jax) ----
+
+    @abc.abstractmethod
+    def summarize(
+        self, sums: Mapping[str, "np.ndarray"], rows: Mapping[str, "np.ndarray"]
+    ) -> dict[str, Any]:
+        """Returns the result of an evaluation: the JSON line that it prints.
+
+        Args:
+          sums: over the whole split, float64, and "examples", their number.
+          rows: of every example in the split's order, if `needs_rows`; else {}.
+        """
+
+    def record(self, row: Mapping[str, "np.ndarray"]) -> dict[str, Any]:
+        """Returns a row of `evaluate` and of its batch as JSON, for a line of --out."""
+        raise NotImplementedError
+
+    @abc.abstractmethod
+    def decode(self, outputs: Any, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+        """Returns the prediction of each image.
+
+        Args:
+          outputs: of `postprocess`, as numpy arrays; rows beyond the sizes are padding.
+          sizes: (width, height) of the original images, in pixels.
+
+        Raises:
+          ValueError: the outputs are not numbers.
+        """
+
+    def entries(self, prediction: Mapping[str, Any], limit: int) -> list[dict[str, Any]]:
+        """Returns a prediction as rows of a table and of JSON, at most `limit`, the best first."""
+        raise NotImplementedError
+
+    def draw(
+        self, picture: "Image.Image", prediction: Mapping[str, Any], limit: int
+    ) -> "Image.Image":
+        """Returns the picture that a person looks at: the image with its prediction."""
+        raise NotImplementedError
+
+    # ---- From one model to another (on the host) ----
+
+    def transfer(self, saved: "SavedModel", fresh: Mapping[str, Any]) -> Transferred:
+        """Returns the variables to start from: a saved model's, and fresh ones where it has none.
+
+        Args:
+          saved: the model of --checkpoint.
+          fresh: {"params", "batch_stats"}, random.
+        """
+        raise NotImplementedError
+
+    def align(self, source: "Source", data: str, model: str) -> Aligned:
+        """Returns an evaluation split with its targets counted as this task's classes are.
+
+        Args:
+          source: the split.
+          data, model: their names, for messages.
+
+        Raises:
+          UserError: the split has classes that the model does not have.
+        """
+        del data, model
+        return Aligned(source, tuple(range(len(self.classes))))
