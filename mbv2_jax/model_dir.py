@@ -1,7 +1,7 @@
 """Model directories: Orbax arrays plus model.json, all that is needed to use a trained model.
 
     DIR/arrays/      {"params", "batch_stats"}: float32, named as models/mobilenet_v2.py names them
-    DIR/model.json   architecture, conventions, preprocessing, class names, and where it came from
+    DIR/model.json   the network, its preprocessing, its classes, and where it came from
 
 Whoever opens one needs nothing else. A training workdir can be opened too: its `model/`, or while
 the run goes on, its newest checkpoint, which carries the same model.json. So can the weights of
@@ -14,126 +14,90 @@ import errno
 import hashlib
 import json
 import logging
-import math
 import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import linen as nn
 
+from mbv2_jax import model_json, tasks
 from mbv2_jax.errors import UserError, first_line
-from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from mbv2_jax.model_json import Description
+from mbv2_jax.spec import ModelSpec
 from mbv2_jax.storage import bucket
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from mbv2_jax.tasks.task import Task
 
 _MARGIN = 16 << 20  # bytes that a disk needs beyond the arrays: descriptions of them, and logs
-
-# Where model.json keeps what a config calls by another name: config field -> (section, key).
-FIELDS = {
-    "model.width": ("architecture", "width"),
-    "model.strides": ("architecture", "strides"),
-    "model.num_classes": ("architecture", "num_classes"),
-    "model.dropout": ("conventions", "dropout"),
-    "model.padding": ("conventions", "padding"),
-    "model.bn_epsilon": ("conventions", "bn_epsilon"),
-    "model.bn_momentum": ("conventions", "bn_momentum"),
-    "data.image_size": ("preprocessing", "image_size"),
-    "data.eval_transforms": ("preprocessing", "eval_transforms"),
-    "data.mean": ("preprocessing", "mean"),
-    "data.std": ("preprocessing", "std"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class SavedModel:
-    """What a model directory holds.
+    """The arrays of a model with its description.
 
     Attributes:
-      params: nested dict of float32 numpy arrays; no "classifier" where there are features only.
+      params: nested dict of float32 numpy arrays; without the head's where there are features only.
       batch_stats: nested dict of float32 numpy arrays.
-      info: model.json.
-      path: what was opened, for messages.
+      description: the contents of model.json.
+      path: the file or folder that was opened, for messages.
     """
 
     params: dict[str, Any]
     batch_stats: dict[str, Any]
-    info: dict[str, Any]
+    description: Description
     path: pathlib.Path
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        """In the order of the logits; none where there are features only."""
-        return tuple(self.info["class_names"])
+    def spec(self) -> ModelSpec:
+        """The network and its preprocessing."""
+        return self.description.spec
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes in the order of the outputs; () for a backbone alone."""
+        return self.description.classes
 
     @property
     def features_only(self) -> bool:
-        """Whether this is a backbone without a classifier."""
-        return self.info["architecture"]["num_classes"] is None
+        """Whether this is a backbone without a head."""
+        return self.spec.head is None
 
-    @property
-    def published(self) -> dict[str, Any] | None:
-        """{"top1", "top5" (percent), "examples", "source"} as reported for these weights, if any.
+    def variables(self) -> dict[str, Any]:
+        """Returns {"params", "batch_stats"}, as linen takes them."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
-        By whoever published them, on ImageNet's validation images, of which there are `examples`.
+    def task(self) -> "Task":
+        """Returns the task that the model was made for."""
+        return tasks.find(self.spec.task).for_model(self.spec.head, self.classes)
+
+    def module(self, *, folded: bool = False) -> nn.Module:
+        """Returns the network that these arrays belong to.
+
+        Args:
+          folded: whether batch normalisations are part of the convolutions (models/folding.py).
         """
-        return self.info.get("published")
-
-    def field(self, name: str) -> Any:
-        """Returns what model.json says of the config field `name` (a key of FIELDS)."""
-        section, key = FIELDS[name]
-        value = self.info[section][key]
-        return tuple(value) if isinstance(value, list) else value
-
-    def module(self, **changes: Any) -> MobileNetV2:
-        """Returns the network that these arrays belong to; `changes` override its attributes."""
-        names = [name for name in FIELDS if name.startswith("model.")]
-        attributes = {name.partition(".")[2]: self.field(name) for name in names}
-        return MobileNetV2(**attributes | changes)
+        return self.task().network(self.spec.backbone, self.spec.mode, folded=folded)
 
 
-def describe(
-    fields: Mapping[str, Any],
-    class_names: tuple[str, ...],
-    origin: Mapping[str, Any],
-    published: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Returns the model.json of a model.
-
-    Args:
-      fields: the values of FIELDS, by config field; "model.num_classes" None = features only.
-      class_names: in the order of the logits.
-      origin: what the model came from; a "sha256" identifies it.
-      published: see SavedModel.published.
-    """
-    info: dict[str, Any] = {"format": FORMAT, "task": "classification"}
-    info["architecture"] = {"name": "mobilenet_v2"}
-    for name, (section, key) in FIELDS.items():
-        info.setdefault(section, {})[key] = fields[name]
-    info["class_names"] = list(class_names)
-    info["origin"] = dict(origin)
-    if published is not None:
-        info["published"] = dict(published)
-    return info
-
-
-def write(path: pathlib.Path, params: Any, batch_stats: Any, info: Mapping[str, Any]) -> None:
+def write(path: pathlib.Path, params: Any, batch_stats: Any, description: Description) -> None:
     """Writes a model directory at `path`, replacing one that is there.
 
-    model.json gets the SHA-256 of the files too, by which `read` notices damage. The new one is
-    complete before the old one is moved away, and that is deleted last: a process that dies
+    model.json gets the SHA-256 of the files too, by which `read` notices damage. The new directory
+    is complete before the old one is moved away, and that is deleted last: a process that dies
     meanwhile leaves one of them whole, if only as `.NAME.new` beside `.NAME.old`.
 
     Raises:
       OSError, ValueError (Orbax's): it cannot be written, for want of space perhaps.
     """
-    arrays = {"params": params, "batch_stats": batch_stats}
+    arrays, info = {"params": params, "batch_stats": batch_stats}, description.to_json()
     if bucket.is_address(path):
         with bucket.as_oserror(path):
             _write_to_bucket(path, arrays, info)
@@ -269,7 +233,7 @@ def _read_workdir(path: pathlib.Path, steps: list[int]) -> SavedModel:
     """Reads `model/`, unless the run went on after it was written: then the newest checkpoint."""
     if (path / "model" / "model.json").is_file():
         saved = _read_model(path / "model")
-        if not steps or saved.info.get("origin", {}).get("step", 0) >= max(steps):
+        if not steps or saved.description.origin.get("step", 0) >= max(steps):
             return saved
     return read_training_checkpoint(path / "checkpoints" / str(max(steps)))
 
@@ -281,16 +245,15 @@ def training_steps(workdir: pathlib.Path) -> list[int]:
 
 
 def _read_model(path: pathlib.Path) -> SavedModel:
+    file = path / "model.json"
     try:
-        info = json.loads((path / "model.json").read_text())
+        info = json.loads(file.read_text())
         sha256 = _sha256(path / "arrays")
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {first_line(error)}") from None
     except ValueError as error:
-        raise UserError(f"{path / 'model.json'} is not JSON: {error}") from None
-    found = info.get("format") if isinstance(info, dict) else None
-    if found != FORMAT:
-        raise UserError(f"{path / 'model.json'} has format {found!r}; this version reads {FORMAT}")
+        raise UserError(f"{file} is not JSON: {error}") from None
+    description = _parse(info, file)
     # Before Orbax sees them: it reads some damaged files without complaint. (Models that were
     # written before model.json had the line are read as they are.)
     if info.get("arrays_sha256", sha256) != sha256:
@@ -299,7 +262,15 @@ def _read_model(path: pathlib.Path) -> SavedModel:
             "model.json, they are not the files that were written"
         )
     arrays = _read_arrays(path / "arrays")
-    return SavedModel(arrays.get("params", {}), arrays.get("batch_stats", {}), info, path)
+    return SavedModel(arrays.get("params", {}), arrays.get("batch_stats", {}), description, path)
+
+
+def _parse(info: Any, file: pathlib.Path) -> Description:
+    """Reads the contents of `file`; raises UserError with its path."""
+    try:
+        return model_json.parse(info)
+    except UserError as error:
+        raise UserError(f"{file} {error}") from None
 
 
 def _sha256(folder: pathlib.Path) -> str:
@@ -339,7 +310,8 @@ def read_training_checkpoint(path: pathlib.Path) -> SavedModel:
             "saved"
         )
     weights = state.get("ema") or state
-    return SavedModel(weights["params"], weights["batch_stats"], info, path)
+    description = _parse(info, path / "model" / "metadata")
+    return SavedModel(weights["params"], weights["batch_stats"], description, path)
 
 
 def _read_arrays(path: pathlib.Path) -> dict[str, Any]:
@@ -360,100 +332,13 @@ def _read_arrays(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _check(saved: SavedModel) -> None:
-    """Refuses a model.json that lacks something, and arrays that are not of the network in it."""
-    if isinstance(conventions := saved.info.get("conventions"), dict):
-        conventions.setdefault("dropout", 0.0)  # models written before it was kept had none
-    faults = info_faults(saved.info)
-    if faults:
-        raise UserError(f"{saved.path}: model.json is damaged: {'; '.join(faults)}")
+    """Refuses arrays that are not of the network that model.json describes."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     key = jax.eval_shape(jax.random.key, 0)
     wanted = jax.eval_shape(saved.module().init, key, image)
-    found = {"params": saved.params, "batch_stats": saved.batch_stats}
-    faults = shape_faults(wanted, found)
+    faults = shape_faults(wanted, saved.variables())
     if faults:
         raise UserError(f"{saved.path}: model.json and the arrays disagree: {'; '.join(faults)}")
-
-
-def info_faults(info: Mapping[str, Any]) -> list[str]:
-    """Returns one line for each thing in a model.json without which nothing can be predicted."""
-    sections = {name: info.get(section) for name, (section, _) in FIELDS.items()}
-    keys = {name: key for name, (_, key) in FIELDS.items()}
-    fields = {
-        name: section[keys[name]]
-        for name, section in sections.items()
-        if isinstance(section, dict) and keys[name] in section
-    }
-    faults = [f"{'.'.join(FIELDS[name])} is missing" for name in FIELDS if name not in fields]
-    faults += field_faults(fields)
-    architecture = sections["model.width"]
-    if not isinstance(architecture, dict) or architecture.get("name") != "mobilenet_v2":
-        faults.append("architecture.name is not 'mobilenet_v2'")
-    names, classes = info.get("class_names"), fields.get("model.num_classes")
-    if not isinstance(names, list):
-        faults.append("class_names is missing")
-    elif not all(isinstance(name, str) and name.isprintable() for name in names):
-        faults.append("class_names are not all printable text")
-    elif len(names) != (classes or 0):
-        faults.append(f"class_names are {len(names)}, architecture.num_classes is {classes}")
-    if "published" in info and not _is_card(info["published"]):
-        faults.append("published is not {top1, top5, examples, source}")
-    return faults
-
-
-def _is_card(card: Any) -> bool:
-    return (
-        isinstance(card, dict)
-        and all(_is_number(card.get(key)) for key in ("top1", "top5", "examples"))
-        and isinstance(card.get("source"), str)
-    )
-
-
-def field_faults(fields: Mapping[str, Any]) -> list[str]:
-    """Returns one line for each value that is impossible.
-
-    Args:
-      fields: some of FIELDS, by config field.
-    """
-    return [
-        f"{name} is {value!r}: it must be {_WANTED[name][1]}"
-        for name, value in fields.items()
-        if not _WANTED[name][0](value)
-    ]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 1
-
-
-def _are_numbers(value: Any, count: int) -> bool:
-    return isinstance(value, (tuple, list)) and len(value) == count and all(map(_is_number, value))
-
-
-# Config field -> whether a value is possible, and what possible ones are.
-_WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "model.width": (lambda v: _is_number(v) and v > 0, "a number above 0"),
-    "model.strides": (
-        lambda v: _are_numbers(v, 8) and all(stride in (1, 2) for stride in v),
-        "8 numbers, each 1 or 2",
-    ),
-    "model.num_classes": (lambda v: v is None or _is_count(v), "a number of classes, or null"),
-    "model.dropout": (lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
-    "model.padding": (lambda v: v in ("torch", "same"), "'torch' or 'same'"),
-    "model.bn_epsilon": (lambda v: _is_number(v) and v > 0, "a number above 0"),
-    "model.bn_momentum": (lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
-    "data.image_size": (_is_count, "a number of pixels"),
-    "data.eval_transforms": (lambda v: isinstance(v, str), "a string: resize_edge(256)|..."),
-    "data.mean": (lambda v: _are_numbers(v, 3), "three numbers, of R, G and B, 0-255"),
-    "data.std": (
-        lambda v: _are_numbers(v, 3) and min(v) > 0,
-        "three numbers above 0, of R, G and B, 0-255",
-    ),
-}
 
 
 def shape_faults(wanted: Any, found: Any) -> list[str]:

@@ -113,6 +113,7 @@ class MobileNetV2(nn.Module):
     remat: bool = False
     frozen_stages: int = -1
     norm_eval: bool = False
+    output_stride: int = 32
     folded: bool = False
 
     @nn.compact

@@ -74,6 +74,10 @@ class Task(abc.ABC):
     figures: ClassVar[tuple[str, ...]]
     # How each of them is written on an axis: {"top1": "top-1 (%)"}.
     labels: ClassVar[Mapping[str, str]] = {}
+    # The keys of `entries` that a table of predictions shows.
+    columns: ClassVar[tuple[str, ...]] = ()
+    # What to say where a network is wanted, no data is opened, and the config leaves the head open.
+    open_head: ClassVar[str] = ""
     # Whether `summarize` needs the rows of every example, and not only the sums.
     needs_rows: ClassVar[bool] = False
 
@@ -100,9 +104,13 @@ class Task(abc.ABC):
         return cls(head=head, classes=tuple(classes))
 
     @classmethod
-    def check_splits(cls, train: "Source", evaluation: "Source") -> None:
-        """Raises UserError unless the two splits are of the same classes."""
+    def split_fault(cls, train: "Source", evaluation: "Source") -> str:
+        """Returns why two splits do not belong together; "" if they do.
+
+        The names of the splits go into two {} of the text.
+        """
         del train, evaluation
+        return ""
 
     @abc.abstractmethod
     def network(

@@ -1,0 +1,32 @@
+"""The fields of image classification, declared as in spec.py; plain data, importable without jax."""
+
+import dataclasses
+
+from mbv2_jax.spec import declare, integer, number
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """The classifier: average pool, dropout, one dense layer."""
+
+    num_classes: int = declare(
+        1000, integer(1), "classes of the classifier; None: as many as the data has", inherited=True
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The fields of a config beside its sections that only classification reads."""
+
+    label_smoothing: float = declare(
+        0.0, number(0, 1), "share of the target spread evenly over the classes"
+    )
+    mixup_alpha: float = declare(
+        0.0,
+        number(0, 100),  # of what is published 1 is the largest; 100 is half and half
+        "of the Beta distribution from which a step draws how much of a second image is mixed in; "
+        "0: never. With cutmix_alpha above 0 too, each step does one of the two",
+    )
+    cutmix_alpha: float = declare(
+        0.0, number(0, 100), "the same for a box of a second image that is pasted in; 0: never"
+    )

@@ -1,0 +1,192 @@
+"""Image classification as training, evaluation and prediction see it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from mbv2_jax import drawing
+from mbv2_jax.data import labels
+from mbv2_jax.data.sample import ArraySpec, Sample
+from mbv2_jax.data.sources import Source
+from mbv2_jax.errors import UserError, listed
+from mbv2_jax.model_dir import SavedModel
+from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from mbv2_jax.spec import Backbone, TrainingMode
+from mbv2_jax.tasks.classification import scores
+from mbv2_jax.tasks.classification.mixing import Targets, mix
+from mbv2_jax.tasks.classification.settings import Head, Settings
+from mbv2_jax.tasks.task import Aligned, Batch, Task, Transferred
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification(Task):
+    """One label for each image.
+
+    Attributes:
+      settings: label smoothing, mixup and cutmix; of training.
+    """
+
+    settings: Settings = Settings()
+
+    name: ClassVar[str] = "classification"
+    Head: ClassVar[type] = Head
+    figures: ClassVar[tuple[str, ...]] = ("top1", "top5")
+    labels: ClassVar[Mapping[str, str]] = {"top1": "top-1 (%)", "top5": "top-5 (%)"}
+    columns: ClassVar[tuple[str, ...]] = ("score", "label", "class")
+    open_head: ClassVar[str] = (
+        "model.num_classes is not set, and no data is opened to count the classes: give "
+        "--config.model.num_classes=1000, say"
+    )
+
+    @classmethod
+    def for_training(cls, settings: Mapping[str, Any], source: Source | None) -> "Classification":
+        """Returns the task of a config; the data decides the number of classes if it is unset."""
+        names = () if source is None else tuple(source.class_names)
+        count = settings["model.num_classes"]
+        if count is None and source is not None:
+            count = len(names)
+        if source is not None and count != len(names):
+            raise UserError(
+                f"model.num_classes is {count}, but the data has {len(names)} classes: leave it "
+                f"unset, or set it to {len(names)}"
+            )
+        head = None if count is None else Head(count)
+        fields = [field.name for field in dataclasses.fields(Settings)]
+        return cls(head, names, Settings(**{name: settings[name] for name in fields}))
+
+    @classmethod
+    def split_fault(cls, train: Source, evaluation: Source) -> str:
+        """Returns "" if both splits have the same classes in the same order."""
+        if train.class_names == evaluation.class_names:
+            return ""
+        odd = sorted(set(train.class_names) ^ set(evaluation.class_names)) or ["their order"]
+        return f"the classes of {{}} and {{}} differ; in only one of them: {listed(odd, 5, ', ')}"
+
+    def network(
+        self, backbone: Backbone, mode: TrainingMode, *, folded: bool = False
+    ) -> MobileNetV2:
+        """Returns the network: logits (N, classes); feature maps where there is no head."""
+        fields = dataclasses.asdict(backbone) | dataclasses.asdict(mode)
+        fields["dtype"] = jnp.dtype(mode.dtype)
+        count = None if self.head is None else self.head.num_classes
+        return MobileNetV2(num_classes=count, folded=folded, **fields)
+
+    def batch_spec(self, size: tuple[int, int]) -> dict[str, ArraySpec]:
+        """Returns {"image": (H, W, 3) uint8, "label": () int32}."""
+        return {"image": ArraySpec((*size, 3), np.uint8), "label": ArraySpec((), np.int32)}
+
+    def collate(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+        """Returns {"image": (N, H, W, 3) uint8, "label": (N,) int32}."""
+        for sample in samples:  # the test splits of some datasets keep their labels to themselves
+            if sample.targets.get("label", -1) < 0:
+                raise UserError(f"{sample.id}: has no label")
+        return {
+            "image": np.stack([sample.image for sample in samples]),
+            "label": np.array([sample.targets["label"] for sample in samples], np.int32),
+        }
+
+    def augment(self, key: jax.Array, batch: Batch) -> Batch:
+        """Applies mixup or cutmix; adds "mixed_label" (N,) and "share" () where it does."""
+        pixels, targets = mix(
+            key,
+            batch["image"],
+            batch["label"],
+            self.settings.mixup_alpha,
+            self.settings.cutmix_alpha,
+        )
+        if targets.others is None:
+            return batch
+        mixed = {"image": pixels, "mixed_label": targets.others, "share": targets.share}
+        return dict(batch) | mixed
+
+    def loss(self, outputs: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns the mean cross entropy, and "top1": percent that are the main label."""
+        targets = Targets(batch["label"], batch.get("mixed_label"), batch.get("share", 1.0))
+        losses = scores.mixed_cross_entropy(outputs, targets, self.settings.label_smoothing)
+        top1 = 100.0 * (outputs.argmax(-1) == targets.main()).mean()
+        return losses.mean(), {"top1": top1}
+
+    def evaluate(
+        self, outputs: jax.Array, batch: Batch
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """Returns `scores.sums`, and `scores.ranking` of each example."""
+        sums = scores.sums(outputs, batch["label"], batch["mask"])
+        return sums, scores.ranking(outputs, batch["label"])
+
+    def merge(self, outputs: Sequence[jax.Array]) -> jax.Array:
+        """Averages the probabilities of an image and of its mirror image."""
+        return scores.average(*outputs)
+
+    def postprocess(self, outputs: jax.Array) -> jax.Array:
+        """Returns probabilities (N, classes)."""
+        return jax.nn.softmax(outputs)
+
+    def summarize(
+        self, sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray]
+    ) -> dict[str, Any]:
+        """Returns {"top1", "top5" (percent), "loss", "examples"}."""
+        del rows
+        return scores.summarize(sums)
+
+    def record(self, row: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Returns {"label", "class", "loss", "predictions": [{"label", "class", "score"}, ...]}."""
+        label = int(row["label"])
+        ranked = zip(row["best"], row["scores"], strict=True)
+        return {
+            "label": label,
+            "class": self.classes[label],
+            "loss": float(row["loss"]),
+            "predictions": [self._entry(int(best), float(score)) for best, score in ranked],
+        }
+
+    def decode(self, outputs: np.ndarray, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+        """Returns {"pred_label", "pred_class", "pred_score", "pred_scores" (classes,)} of each."""
+        return [self._prediction(probabilities) for probabilities in outputs[: len(sizes)]]
+
+    def entries(self, prediction: Mapping[str, Any], limit: int) -> list[dict[str, Any]]:
+        """Returns {"label", "class", "score"} of the best classes."""
+        probabilities = prediction["pred_scores"]
+        best = (-probabilities).argsort(kind="stable")[:limit]
+        return [self._entry(int(label), float(probabilities[label])) for label in best]
+
+    def draw(self, picture: Image.Image, prediction: Mapping[str, Any], limit: int) -> Image.Image:
+        """Returns the photo with the best classes below it, with bars and percentages."""
+        best = self.entries(prediction, limit)
+        return drawing.annotate(picture, [(entry["class"], entry["score"]) for entry in best])
+
+    def transfer(self, saved: SavedModel, fresh: Mapping[str, Any]) -> Transferred:
+        """Keeps a saved model's classifier only where its classes are this task's."""
+        params = dict(saved.params)
+        if labels.same(self.classes, saved.classes):
+            note = f"starting from {saved.path}, classifier included"
+        else:
+            params["classifier"] = fresh["params"]["classifier"]
+            why = f"its {len(saved.classes)} classes are not these {len(self.classes)}"
+            if saved.features_only:
+                why = "it has none"
+            note = f"starting from {saved.path} with a new classifier: {why}"
+        return Transferred({"params": params, "batch_stats": saved.batch_stats}, note)
+
+    def align(self, source: Source, data: str, model: str) -> Aligned:
+        """Returns the split with the model's labels: see `data.labels.match`."""
+        found, note = labels.match(source.class_names, self.classes, data=data, model=model)
+        return Aligned(labels.Relabelled(source, found, self.classes), found, note)
+
+    def _prediction(self, probabilities: np.ndarray) -> dict[str, Any]:
+        if not np.isfinite(probabilities).all():
+            raise ValueError("the model's logits are not numbers (NaN)")
+        label = int(probabilities.argmax())
+        return {
+            "pred_label": label,
+            "pred_class": self.classes[label],
+            "pred_score": float(probabilities[label]),
+            "pred_scores": probabilities,
+        }
+
+    def _entry(self, label: int, score: float) -> dict[str, Any]:
+        return {"label": label, "class": self.classes[label], "score": score}

@@ -1,0 +1,258 @@
+"""The fields of a config that only training reads, each declared once, as in spec.py.
+
+A config has a section for each dataclass, and the fields of `Run` beside the sections. Plain data:
+nothing here imports jax.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+from mbv2_jax.spec import Values, choice, declare, flag, integer, is_number, number, numbers, text
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The fields beside the sections."""
+
+    task: str = declare(
+        "classification",
+        text("the name of a task, or module:Class"),
+        "a built-in task, or a class of your own as 'module:Class'",
+    )
+    seed: int = declare(
+        0, integer(0, 2**32 - 1), "of initialisation, data order, augmentation and dropout"
+    )
+    batch_size: int = declare(
+        256, integer(1), "examples a step, over all devices and processes together"
+    )
+    num_epochs: float = declare(
+        300.0, number(0, above=True), "passes over the training split; may be a fraction"
+    )
+    profile: str | None = declare(
+        None,
+        text("FIRST:LAST, two steps counted from 1, such as 20:24"),
+        "'FIRST:LAST': steps, counted from 1, of which to write a profiler's trace; None: none",
+        optional=True,
+    )
+    compilation_cache: str | None = declare(
+        None,
+        text("a folder, or gs://BUCKET/FOLDER"),
+        "folder, or gs:// address, that keeps compiled programs between runs; '': none; None: in "
+        "the user's cache ($XDG_CACHE_HOME or ~/.cache, then mbv2_jax/compiled)",
+        optional=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where the images come from, and how training changes them."""
+
+    source: str = declare(
+        "imagenet2012",
+        text("the name of a TFDS builder, or folder:PATH"),
+        "a TFDS builder's name, or folder:PATH",
+    )
+    data_dir: str | None = declare(
+        None,
+        text("a folder, or gs://BUCKET/FOLDER"),
+        "where TFDS keeps its data; None: its default",
+        optional=True,
+    )
+    train_split: str = declare(
+        "train", text("a split's name"), "a split's name, or a part of one: train[:90%]"
+    )
+    eval_split: str = declare("validation", text("a split's name"), "as train_split")
+    train_transforms: str = declare(
+        "random_resized_crop(size)|random_flip(0.5)",
+        text("operations joined by '|'"),
+        "operations on a training image; `size` is image_size",
+    )
+    workers: int = declare(0, integer(0), "processes that decode; 0: threads of this process")
+    last_batch: str = declare(
+        "fill",
+        choice("fill", "drop"),
+        "of an epoch: 'fill' tops it up with the epoch's first examples, 'drop' leaves it out",
+    )
+    repeats: int = declare(
+        1, integer(1), "times that an epoch's batches hold an example, each augmented anew"
+    )
+    train_decode: str = declare(
+        "exact", choice("exact", "fast"), "'exact': mmpretrain's pixels; 'fast': close to them"
+    )
+    corrupt: str = declare(
+        "raise",
+        choice("raise", "skip"),
+        "unreadable training images: 'raise' stops, 'skip' counts and reports them",
+    )
+
+
+def _rules() -> Values:
+    def accept(value: Any) -> bool:
+        return isinstance(value, (tuple, list)) and all(map(_is_rule, value))
+
+    return Values(tuple, "pairs of (regular expression, factor)", accept)
+
+
+def _is_rule(rule: Any) -> bool:
+    if not isinstance(rule, (tuple, list)) or len(rule) != 2 or not is_number(rule[1]):
+        return False
+    try:
+        re.compile(rule[0])
+    except (TypeError, re.error):
+        return False
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """How a gradient becomes a change of the parameters."""
+
+    name: str = declare(
+        "sgd",
+        choice("sgd", "rmsprop", "adamw"),
+        "'sgd' (PyTorch's semantics), 'rmsprop' (TensorFlow's) or 'adamw'",
+    )
+    momentum: float = declare(0.9, number(0, 1), "sgd, rmsprop; 0: none")
+    nesterov: bool = declare(False, flag(), "sgd")
+    rms_decay: float = declare(
+        0.9, number(0, 1), "rmsprop: share of the old mean square that a step keeps"
+    )
+    betas: tuple[float, ...] = declare(
+        (0.9, 0.999),
+        numbers(2, "two numbers"),
+        "adamw: shares of the old first and second moment that a step keeps",
+    )
+    epsilon: float = declare(
+        1e-8, number(0), "adamw: added to the root; rmsprop: added under the root"
+    )
+    weight_decay: float = declare(
+        0.0, number(0), "sgd, rmsprop: times the parameter, added to the gradient; adamw: decoupled"
+    )
+    decay_norm: bool = declare(True, flag(), "whether BatchNorm's scales and biases decay too")
+    decay_bias: bool = declare(True, flag(), "whether the biases of the head decay")
+    clip_norm: float | None = declare(
+        None,
+        number(0, above=True),
+        "largest global norm of a gradient; None: any",
+        optional=True,
+    )
+    lr_multipliers: tuple[tuple[str, float], ...] = declare(
+        (),
+        _rules(),
+        "((regular expression, factor), ...): the first that matches a parameter's path from its "
+        "beginning ('classifier/bias', 'layer7_0/expand/conv/kernel') scales its learning rate",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The learning rate as a function of the step."""
+
+    name: str = declare(
+        "constant",
+        choice("constant", "step", "exponential", "cosine", "poly"),
+        "'constant', 'step', 'exponential', 'cosine' or 'poly'",
+    )
+    base_lr: float = declare(0.045, number(0), "learning rate, for a batch of reference_batch_size")
+    reference_batch_size: int | None = declare(
+        None,
+        integer(1),
+        "lr = base_lr * batch_size / reference_batch_size; None: base_lr whatever the batch",
+        optional=True,
+    )
+    warmup_epochs: float = declare(0.0, number(0), "epochs of linear rise at the beginning")
+    warmup_steps: int | None = declare(
+        None, integer(0), "steps of it; None: warmup_epochs decides", optional=True
+    )
+    warmup_start: float = declare(
+        0.0, number(0, 1), "share of the learning rate at step 0 of the warm-up"
+    )
+    milestones: tuple[float, ...] = declare(
+        (),
+        Values(
+            tuple,
+            "numbers of epochs",
+            lambda v: isinstance(v, (tuple, list)) and all(map(is_number, v)),
+        ),
+        "step: epochs after which the rate is multiplied by factor",
+    )
+    factor: float = declare(
+        1.0, number(0), "step: at each milestone; exponential: after every decay_epochs"
+    )
+    decay_epochs: float = declare(
+        1.0,
+        number(0, above=True),
+        "exponential: epochs between two falls; may be a fraction",
+    )
+    min_lr: float = declare(0.0, number(0), "cosine, poly: the rate at the end")
+    power: float = declare(
+        0.9, number(0, above=True), "poly: of the share of the steps that are left"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Ema:
+    """The exponential moving average of parameters and statistics."""
+
+    decay: float | None = declare(
+        None, number(0, 1), "share kept per update, such as 0.9999; None: no average", optional=True
+    )
+    every_steps: int = declare(1, integer(1), "steps between two updates of the average")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """When checkpoints are saved, and which are kept."""
+
+    every_epochs: float = declare(
+        1.0,
+        number(0, above=True),
+        "epochs between two checkpoints; the last step is saved too",
+    )
+    every_steps: int | None = declare(
+        None, integer(1), "steps between two; None: every_epochs decides", optional=True
+    )
+    keep_last: int = declare(3, integer(1), "how many of the newest are kept")
+    keep_best: int = declare(1, integer(0), "how many of the best by best_metric are kept besides")
+    best_metric: str | None = declare(
+        None,
+        text("a metric of the evaluation"),
+        "a metric of the evaluation, such as 'loss'; None: the task's headline, such as 'top1'",
+        optional=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """When metrics are logged and evaluations run."""
+
+    every_steps: int = declare(50, integer(1), "steps between two lines of metrics.jsonl")
+    eval_every_epochs: float = declare(
+        1.0,
+        number(0, above=True),
+        "epochs between evaluations; the last step evaluates too",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Distributed:
+    """How long the processes of a run wait for each other."""
+
+    initialization_timeout: int = declare(
+        300, integer(1), "seconds that the others may take to appear"
+    )
+    heartbeat_timeout: int = declare(
+        100, integer(1), "seconds of silence after which a process counts as dead"
+    )
+
+
+SECTIONS: dict[str, type] = {
+    "data": Data,
+    "optimizer": Optimizer,
+    "schedule": Schedule,
+    "ema": Ema,
+    "checkpoint": Checkpoint,
+    "log": Log,
+    "distributed": Distributed,
+}
