@@ -1,10 +1,10 @@
 """MobileNetV2 in JAX: train, evaluate, convert and predict.
 
     >>> import mbv2_jax
-    >>> classifier = mbv2_jax.init_model("runs/digits")
-    >>> mbv2_jax.inference_model(classifier, "seven.png")["pred_class"]
+    >>> predictor = mbv2_jax.init_model("runs/digits")
+    >>> mbv2_jax.inference_model(predictor, "seven.png")["pred_class"]
     '7'
-    >>> classifier.extract_feat("seven.png").shape
+    >>> predictor.extract_feat("seven.png").shape
     (1, 1280)
 
 Names are resolved on first use (PEP 562), so that `--help` and the data workers need no jax.

@@ -1,6 +1,6 @@
-"""Reads a command's flags and config without jax, and says in one line what is wrong with them.
+"""A command's flags and config, read without jax; a mistake in them becomes one clear line.
 
-absl and ml_collections do the parsing. What they do badly for a user is mended here: a missing
+absl and ml_collections do the parsing. This module adds what a user expects beyond it: a missing
 config file is noticed at once, an unknown key names the nearest one, nothing is a traceback, and
 --help exits with 0.
 """
@@ -31,9 +31,9 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def report(error: BaseException) -> int:
-    """Prints what ended a command, and returns the exit status that goes with it.
+    """Prints the error that ended a command, and returns the exit status that goes with it.
 
-    What is neither a user's mistake nor a run that failed is a fault of ours: with its traceback.
+    An error that is neither a user's mistake nor a failed run is a bug: it keeps its traceback.
     """
     if isinstance(error, UserError):
         print(f"error: {error}", file=sys.stderr)
@@ -43,7 +43,9 @@ def report(error: BaseException) -> int:
         return 1
     if isinstance(error, KeyboardInterrupt):
         return 130
-    if isinstance(error, BrokenPipeError):  # whoever read the output, `head` perhaps, has enough
+    if isinstance(
+        error, BrokenPipeError
+    ):  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     traceback.print_exception(error)
@@ -56,7 +58,7 @@ def parse(values: flags.FlagValues, argv: Sequence[str], usage: str) -> ConfigDi
     Args:
       values: the command's own flags; --config is added here.
       argv: the command line, program name first.
-      usage: what --help prints before the list of flags.
+      usage: the text that --help prints before the list of flags.
 
     Returns:
       The locked config with every --config.KEY=VALUE applied.
@@ -65,7 +67,7 @@ def parse(values: flags.FlagValues, argv: Sequence[str], usage: str) -> ConfigDi
       UserError: anything wrong on the command line or in the config file.
     """
     if {"--help", "-h", "-help", "--helpfull", "--helpshort"}.intersection(argv[1:]):
-        print(f"{usage.rstrip()}\n\nFlags:\n{_flag_table(values)}")
+        print(f"{usage.rstrip()}\n\nFlags:\n{_flag_table(values)}\n\n{_config_help()}")
         sys.exit(0)
     spec, rest = _take_config(argv[1:])
     config = load_config(spec)
@@ -86,21 +88,30 @@ def overrides(values: flags.FlagValues) -> dict[str, Any]:
     return dict(config_flags.get_override_values(values["config"]))
 
 
-def expectation(flag: str, text: str | None) -> tuple[float, float] | None:
-    """Reads "TOP1,TOP5", the value of `flag`; None where it is not given or is "none".
+def expectation(flag: str, text: str | None, names: Sequence[str]) -> dict[str, float] | None:
+    """Reads the figures of a flag such as --expect=71.86,90.42.
+
+    Args:
+      flag: its name, for messages.
+      text: its value; None or "none" expects nothing.
+      names: of the figures, in order.
+
+    Returns:
+      The figures by name; None if nothing is expected.
 
     Raises:
-      UserError: it is neither, nor two numbers from 0 to 100.
+      UserError: the text is not as many numbers from 0 to 100.
     """
     if text in (None, "none"):
         return None
     try:
-        top1, top5 = (float(number) for number in text.split(","))
+        figures = dict(zip(names, map(float, text.split(",")), strict=True))
     except ValueError:
-        top1 = top5 = -1.0
-    if not (0 <= top1 <= 100 and 0 <= top5 <= 100):
-        raise UserError(f"{flag}={text}: give TOP1,TOP5 in percent, such as 71.86,90.42, or none")
-    return top1, top5
+        figures = {}
+    if not figures or not all(0 <= value <= 100 for value in figures.values()):
+        form = ",".join(name.upper() for name in names)
+        raise UserError(f"{flag}={text}: give {form} in percent, such as 71.86,90.42, or none")
+    return figures
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -130,7 +141,7 @@ def load_config(spec: str) -> ConfigDict:
         config = module.get_config(*([argument] if argument else []))
     except UserError:
         raise
-    except Exception as error:  # the file is the user's: whatever is wrong in it is said in a line
+    except Exception as error:  # the file is the user's: any error in it becomes one line
         if argument and isinstance(error, TypeError) and "argument" in str(error):
             raise UserError(f"{path} takes no ':{argument}' after its name") from None
         raise UserError(f"config {path}: {type(error).__name__}: {_one_line(error)}") from None
@@ -188,6 +199,16 @@ def _check_keys(config: ConfigDict, arguments: Sequence[str]) -> None:
         same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
         hint = f"did you mean {same_leaf[0]!r}?" if same_leaf else nearest(key, known)
         raise UserError(f"the config has no field {key!r}: {hint}")
+
+
+def _config_help() -> str:
+    from mbv2_jax.training import settings
+
+    return (
+        "Config:\n  --config=FILE.py[:ARG] or --config=NAME[:ARG] of an installed recipe\n"
+        "  --config.KEY=VALUE changes one field, e.g. --config.schedule.base_lr=0.1\n\n"
+        f"Fields of a config:\n{settings.explain('classification')}"
+    )
 
 
 def _flag_table(values: flags.FlagValues) -> str:

@@ -1,5 +1,6 @@
 """A trained model for use: pixels in, named predictions or features out."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -12,18 +13,24 @@ from typing import Any, TypeGuard
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from PIL import Image
 
-from mbv2_jax import model_dir
+from mbv2_jax import model_dir, tasks
 from mbv2_jax.data import classes, decoding
+from mbv2_jax.data.sample import Sample
 from mbv2_jax.data.sources.folder import EXTENSIONS
 from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.errors import UserError, nearest
+from mbv2_jax.model_dir import SavedModel
+from mbv2_jax.model_json import Description
 from mbv2_jax.models.folding import fold
 from mbv2_jax.models.mobilenet_v2 import STAGES, MobileNetV2
 from mbv2_jax.models.variants import VARIANTS
 from mbv2_jax.ops.chunks import map_batch
 from mbv2_jax.runtime import memory
+from mbv2_jax.spec import ModelSpec
+from mbv2_jax.tasks.task import Task
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
@@ -35,35 +42,40 @@ BATCH_SIZE = 32
 _OPENED = threading.Lock()
 
 
-class Classifier:
-    """A model with its preprocessing and class names, compiled once for each batch shape.
+class Predictor:
+    """A model with its preprocessing, compiled once for each batch shape.
 
-    Batch normalisation is folded into the convolutions; the logits are the same but for rounding.
+    Batch normalisation is folded into the convolutions; the outputs are the same but for rounding.
 
     Args:
       saved: from model_dir.read.
 
     Attributes:
-      class_names: in the order of the logits; none where the model has features only.
-      transform: what turns an image of any size into the network's input.
+      task: the model's task, which knows its classes.
+      transform: turns an image of any size into the network's input.
     """
 
-    def __init__(self, saved: model_dir.SavedModel):
-        self.class_names = saved.class_names
+    def __init__(self, saved: SavedModel):
+        spec = saved.spec
+        self.task = saved.task()
         self.transform = pipeline.make_transform(
-            saved.field("data.eval_transforms"), saved.field("data.image_size")
+            spec.preprocessing.eval_transforms, spec.preprocessing.image_size
         )
-        self._path = saved.path
-        self._module = saved.module(folded=True)
-        self._params = jax.device_put(
-            fold(saved.params, saved.batch_stats, saved.field("model.bn_epsilon"))
-        )
+        self._spec, self._path = spec, saved.path
+        self._network = saved.module(folded=True)
+        folded = fold(saved.params, saved.batch_stats, spec.backbone.bn_epsilon)
+        self._params = jax.device_put(folded)
         self._compiled: set[Any] = set()
-        self._mean = np.asarray(saved.field("data.mean"), np.float32)
-        self._std = np.asarray(saved.field("data.std"), np.float32)
+        self._mean = np.asarray(spec.preprocessing.mean, np.float32)
+        self._std = np.asarray(spec.preprocessing.std, np.float32)
 
-    def __call__(self, images: np.ndarray | jax.Array) -> jax.Array:
-        """Returns the logits of images that have the network's size already.
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes in the order of the outputs; () for a backbone alone."""
+        return self.task.classes
+
+    def __call__(self, images: np.ndarray | jax.Array) -> Any:
+        """Returns the outputs of the network, such as logits, for images of the network's size.
 
         They go through the network at once: `predict` takes any number.
 
@@ -78,8 +90,8 @@ class Classifier:
           UserError: another shape or dtype; channels first (N, 3, H, W) is named as such. Or the
             model has features only.
         """
-        self._check_classifier()
-        return self._forward(self._module, images)
+        self._check_head()
+        return self._forward(self._network, images)
 
     def predict(
         self, images: ImageLike | Iterable[ImageLike], batch_size: int = BATCH_SIZE
@@ -103,15 +115,23 @@ class Classifier:
         self, images: ImageLike | Iterable[ImageLike], batch_size: int = BATCH_SIZE
     ) -> Iterator[dict[str, Any] | UserError]:
         """Yields `predict`'s results as they come, and an error in place of a bad image's."""
-        self._check_classifier()
+        self._check_head()
         for prepared, rows in self._batches(list_images(images), batch_size):
             good = [image for image in prepared if not isinstance(image, UserError)]
-            scores = iter(())
-            if good:
-                logits = self._forward(self._module, self._padded(good, rows))
-                scores = iter(np.asarray(jax.nn.softmax(logits))[: len(good)])
+            predictions = iter(self._decode(good, rows) if good else [])
             for image in prepared:
-                yield image if isinstance(image, UserError) else self._named(next(scores))
+                yield image if isinstance(image, UserError) else next(predictions)
+
+    def _decode(self, samples: Sequence[Sample], rows: int) -> list[dict[str, Any]]:
+        """Returns the predictions of prepared images, which go through the network at once."""
+        outputs = self._forward(self._network, self._padded(samples, rows))
+        outputs = jax.device_get(_postprocess(self.task, outputs))
+        try:
+            return self.task.decode(outputs, [sample.size or (0, 0) for sample in samples])
+        except ValueError as error:
+            raise UserError(
+                f"{error}: the weights in {self._path} are damaged, or their training went wrong"
+            ) from None
 
     def extract_feat(
         self,
@@ -144,7 +164,12 @@ class Classifier:
         if not out_indices or not set(out_indices) <= set(range(LAST + 1)):
             raise UserError(f"out_indices={tuple(out_indices)}: give some of 0..{LAST}")
         indices = (LAST,) if stage == "neck" else tuple(sorted(set(out_indices)))
-        backbone = self._module.clone(num_classes=None, out_indices=indices)
+        backbone = MobileNetV2(
+            num_classes=None,
+            out_indices=indices,
+            folded=True,
+            **dataclasses.asdict(self._spec.backbone),
+        )
 
         def forward(batch: np.ndarray | jax.Array) -> tuple[jax.Array, ...]:
             maps = self._forward(backbone, batch)
@@ -170,10 +195,15 @@ class Classifier:
         Raises:
           UserError: it cannot be read or decoded, or is none of these.
         """
-        # No operation of an evaluation transform draws from the generator.
-        return self.transform(open_image(image), np.random.default_rng(0))
+        return self._prepare(image).image
 
-    def _forward(self, module: MobileNetV2, images: Any) -> Any:
+    def _prepare(self, image: ImageLike) -> Sample:
+        picture = open_image(image)
+        sample = Sample(picture, id="", size=picture.size)
+        # No operation of an evaluation transform draws from the generator.
+        return self.transform(sample, np.random.default_rng(0))
+
+    def _forward(self, network: nn.Module, images: Any) -> Any:
         if not isinstance(images, np.ndarray | jax.Array):
             raise UserError(
                 f"images are a {type(images).__name__}: give an array (N, H, W, 3); predict and"
@@ -186,16 +216,16 @@ class Classifier:
             raise UserError(f"images have the shape {shape}: give (N, H, W, 3)")
         if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
             raise UserError(f"images are {images.dtype}: give uint8 pixels, or normalised floats")
-        result = _apply(module, self._params, images, self._mean, self._std)
-        kind = (module, shape, images.dtype)
+        result = _apply(network, self._params, images, self._mean, self._std)
+        kind = (network, shape, images.dtype)
         if kind not in self._compiled:
             self._compiled.add(kind)
-            memory.give_back()
+            memory.release_freed_memory()
         return result
 
     def _batches(
         self, images: Sequence[ImageLike], batch_size: int
-    ) -> Iterator[tuple[list[np.ndarray | UserError], int]]:
+    ) -> Iterator[tuple[list[Sample | UserError], int]]:
         """Yields batches of prepared images, with errors among them, and the rows to pad them to.
 
         Every batch has as many rows, so that the network is compiled once: `batch_size`, or where
@@ -206,9 +236,9 @@ class Classifier:
             raise UserError(f"batch_size={batch_size}: give 1 or more")
         rows = min(batch_size, 1 << max(0, len(images) - 1).bit_length())
 
-        def attempt(index: int) -> np.ndarray | UserError:
+        def attempt(index: int) -> Sample | UserError:
             try:
-                return self.prepare(images[index])
+                return self._prepare(images[index])
             except UserError as error:
                 named = len(images) == 1 or isinstance(images[index], str | os.PathLike)
                 return error if named else UserError(f"images[{index}]: {error}")
@@ -221,40 +251,30 @@ class Classifier:
                 following = [pool.submit(attempt, i) for i in indices[start + rows :][:rows]]
                 yield [future.result() for future in current], rows
 
-    def _padded(self, images: Sequence[np.ndarray], rows: int) -> np.ndarray:
-        """Stacks prepared images to (rows, H, W, 3); what is missing is black."""
-        side = self.transform.output_size
-        batch = np.zeros((rows, side, side, 3), np.uint8)
-        for i, image in enumerate(images):
-            batch[i] = image
+    def _padded(self, samples: Sequence[Sample], rows: int) -> np.ndarray:
+        """Stacks prepared images to (rows, H, W, 3); missing ones are black."""
+        batch = np.zeros((rows, *self.transform.output_size, 3), np.uint8)
+        for i, sample in enumerate(samples):
+            batch[i] = sample.image
         return batch
 
-    def _named(self, scores: np.ndarray) -> dict[str, Any]:
-        if not np.isfinite(scores).all():
-            raise UserError(
-                f"the model's logits are not numbers (NaN): the weights in {self._path} are "
-                "damaged, or their training went wrong"
-            )
-        label = int(scores.argmax())
-        return {
-            "pred_label": label,
-            "pred_class": self.class_names[label],
-            "pred_score": float(scores[label]),
-            "pred_scores": scores,
-        }
-
-    def _check_classifier(self) -> None:
-        if self._module.num_classes is None:
+    def _check_head(self) -> None:
+        if self._spec.head is None:
             raise UserError(
                 f"{self._path} has no classifier, only features: extract_feat gives those"
             )
 
 
-@functools.partial(jax.jit, static_argnames="module")
-def _apply(module: MobileNetV2, params: Any, images: Any, mean: Any, std: Any) -> Any:
+@functools.partial(jax.jit, static_argnames="network")
+def _apply(network: nn.Module, params: Any, images: Any, mean: Any, std: Any) -> Any:
     if images.dtype == jnp.uint8:
         images = (images.astype(jnp.float32) - mean) / std
-    return map_batch(lambda images: module.apply({"params": params}, images), images)
+    return map_batch(lambda images: network.apply({"params": params}, images), images)
+
+
+@functools.partial(jax.jit, static_argnames="task")
+def _postprocess(task: Task, outputs: Any) -> Any:
+    return task.postprocess(outputs)
 
 
 def _or_raise(outcome: Any) -> Any:
@@ -352,7 +372,7 @@ def _files(folder: str) -> list[ImageLike]:
     return found
 
 
-def init_model(checkpoint: str | os.PathLike[str], *, seed: int = 0) -> Classifier:
+def init_model(checkpoint: str | os.PathLike[str], *, seed: int = 0) -> Predictor:
     """Opens a model for prediction.
 
     Args:
@@ -369,59 +389,43 @@ def init_model(checkpoint: str | os.PathLike[str], *, seed: int = 0) -> Classifi
     name = os.fspath(checkpoint)
     if not os.path.exists(name):
         if name in VARIANTS:
-            return Classifier(_random(name, seed))
+            return Predictor(_random(name, seed))
         if re.fullmatch(r"mobilenet_?v2[-_.0-9]*", name):  # no file's name: those end in letters
             raise UserError(f"there is no variant {name!r}: {nearest(name, VARIANTS)}")
-    return Classifier(model_dir.read(checkpoint))
+    return Predictor(model_dir.read(checkpoint))
 
 
-def _random(name: str, seed: int) -> model_dir.SavedModel:
+def _random(name: str, seed: int) -> SavedModel:
     """Returns the variant `name` with random weights and ImageNet's classes."""
     variant = VARIANTS[name]
-    network = MobileNetV2(**variant.architecture)
-    fields = {
-        "model.width": network.width,
-        "model.strides": network.strides,
-        "model.num_classes": network.num_classes,
-        "model.dropout": network.dropout,
-        "model.padding": network.padding,
-        "model.bn_epsilon": network.bn_epsilon,
-        "model.bn_momentum": network.bn_momentum,
-        "data.image_size": variant.image_size,
-        "data.eval_transforms": variant.eval_transform,
-        "data.mean": variant.mean,
-        "data.std": variant.std,
-    }
+    head = tasks.head("classification")(len(classes.IMAGENET_NAMES))
+    spec = ModelSpec("classification", variant.backbone, head, variant.preprocessing)
     origin = {"kind": "random", "variant": name, "seed": seed}
-    info = model_dir.describe(fields, classes.IMAGENET_NAMES, origin)
-    variables = _init(network, jax.random.key(seed))
-    return model_dir.SavedModel(
-        variables["params"], variables["batch_stats"], info, pathlib.Path(name)
-    )
+    description = Description(spec, classes.IMAGENET_NAMES, origin)
+    task = tasks.find(spec.task).for_model(head, classes.IMAGENET_NAMES)
+    variables = _init(task.network(spec.backbone, spec.mode), jax.random.key(seed))
+    return SavedModel(**variables, description=description, path=pathlib.Path(name))
 
 
-@functools.partial(jax.jit, static_argnames="module")
-def _init(module: MobileNetV2, key: jax.Array) -> Any:
-    return module.init(key, jnp.zeros((1, 32, 32, 3)))  # the parameters do not depend on the size
+@functools.partial(jax.jit, static_argnames="network")
+def _init(network: nn.Module, key: jax.Array) -> Any:
+    return network.init(key, jnp.zeros((1, 32, 32, 3)))  # parameters do not depend on the size
 
 
-def inference_model(
-    classifier: Classifier,
-    image: ImageLike | Iterable[ImageLike],
-) -> Any:
+def inference_model(predictor: Predictor, image: ImageLike | Iterable[ImageLike]) -> Any:
     """Predicts one image; the result has mmpretrain's keys.
 
     Args:
-      classifier: from init_model.
+      predictor: from init_model.
       image: a path, an encoded file's bytes, a PIL image, or (H, W, 3) uint8 RGB pixels. Or
-        several, as `Classifier.predict` takes them.
+        several, as `Predictor.predict` takes them.
 
     Returns:
       {"pred_label": int, "pred_class": str, "pred_score": float, "pred_scores": (classes,)
       float32}; scores are probabilities. Of a folder or several images, a list of these.
 
     Raises:
-      UserError: as `Classifier.predict`.
+      UserError: as `Predictor.predict`.
     """
-    results = classifier.predict(image)
+    results = predictor.predict(image)
     return results[0] if _is_one(image) else results

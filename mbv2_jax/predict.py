@@ -1,4 +1,4 @@
-"""python -m mbv2_jax.predict: name what is in image files.
+"""python -m mbv2_jax.predict: predict image files.
 
 Examples:
   python -m mbv2_jax.predict cat.jpg dog.png --checkpoint=mmpretrain
@@ -13,7 +13,7 @@ import os
 import pathlib
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import tqdm
@@ -25,6 +25,7 @@ from mbv2_jax.models.variants import VARIANTS
 
 if TYPE_CHECKING:
     from mbv2_jax import inference
+    from mbv2_jax.tasks.task import Task
 
 _NAMES = textwrap.fill(", ".join(PUBLISHED), 92, initial_indent="    ", subsequent_indent="    ")
 
@@ -35,7 +36,7 @@ _EPILOG = f"""PATH is one of
 {_NAMES}
   the name of a variant, such as mobilenet_v2_1.0_224, for random weights
 
-A file that is no image is reported on standard error; the others are predicted all the same, and
+A file that is no image is reported on standard error; the others are predicted nevertheless, and
 the exit status is 2.
 """
 
@@ -95,9 +96,9 @@ def main() -> None:
     from mbv2_jax.runtime import compilation_cache
 
     compilation_cache.enable()
-    classifier = inference.init_model(arguments.checkpoint)
+    predictor = inference.init_model(arguments.checkpoint)
     report(
-        classifier,
+        predictor,
         arguments.images,
         topk=arguments.topk,
         as_json=arguments.json,
@@ -107,7 +108,7 @@ def main() -> None:
 
 
 def report(
-    classifier: "inference.Classifier",
+    predictor: "inference.Predictor",
     arguments: Sequence[str],
     *,
     topk: int = 5,
@@ -115,13 +116,13 @@ def report(
     show_dir: pathlib.Path | None = None,
     batch_size: int = 32,
 ) -> None:
-    """Prints the best classes of images.
+    """Prints the predictions of images.
 
     Args:
-      classifier: from inference.init_model.
+      predictor: from inference.init_model.
       arguments: image files, and folders of them.
-      topk: how many classes of each.
-      as_json: a JSON object a line instead of the table.
+      topk: the most entries to print for each image, such as classes.
+      as_json: whether to print a JSON object a line instead of the table.
       show_dir: a folder for annotated pictures.
       batch_size: images that go through the network at once.
 
@@ -138,9 +139,9 @@ def report(
         except UserError as error:
             bad += 1
             _say(f"error: {error}")
-    total = len(images) + bad
-    table = Table(images, len(classifier.class_names))
-    outcomes = classifier.stream(images, batch_size)
+    total, task = len(images) + bad, predictor.task
+    table = Table(images, task)
+    outcomes = predictor.stream(images, batch_size)
     if len(images) > batch_size:
         outcomes = _with_bar(outcomes, len(images))
     for image, outcome in zip(images, outcomes, strict=True):
@@ -148,15 +149,11 @@ def report(
             bad += 1
             _say(f"error: {outcome}")
             continue
-        best = _best(outcome["pred_scores"], classifier.class_names, topk)
-        print(
-            json.dumps({"image": image, "predictions": best})
-            if as_json
-            else table.rows(image, best)
-        )
+        entries = task.entries(outcome, topk)
+        line = {"image": image, "predictions": entries}
+        print(json.dumps(line) if as_json else table.rows(image, entries))
         if show_dir:
-            named = [(entry["class"], entry["score"]) for entry in best]
-            picture = drawing.annotate(inference.open_image(image), named)
+            picture = task.draw(inference.open_image(image), outcome, topk)
             drawing.save(picture, show_dir, os.path.basename(image))
     if bad:
         raise UserError(f"{bad} of {total} images could not be predicted")
@@ -184,37 +181,39 @@ def _say(line: str) -> None:
     tqdm.tqdm.write(line, file=sys.stderr)
 
 
-def _best(scores: Any, class_names: Sequence[str], topk: int) -> list[dict[str, Any]]:
-    """Returns the `topk` classes with the highest scores, best first."""
-    return [
-        {"label": int(label), "class": class_names[label], "score": float(scores[label])}
-        for label in (-scores).argsort(kind="stable")[:topk]
-    ]
-
-
 class Table:
-    """Predictions as text, in columns that are as wide as all of them need.
+    """Predictions as text, in columns wide enough for all of them.
 
     Args:
       images: the names of all images.
-      classes: how many there are.
+      task: whose entries fill the table.
     """
 
-    def __init__(self, images: Sequence[str], classes: int):
+    def __init__(self, images: Sequence[str], task: "Task"):
+        self._columns = task.columns
         self._image = max(map(len, ["image", *images]))
-        self._label = max(len("label"), len(str(classes - 1)))
-        self._header = f"{'image':{self._image}}  rank    score  {'label':>{self._label}}  class\n"
+        self._number = len(str(len(task.classes) - 1))
+        names = [self._cell(name, name) for name in self._columns]
+        self._header = f"{'image':{self._image}}  rank  {'  '.join(names)}\n"
 
-    def rows(self, image: str, predictions: Sequence[dict[str, Any]]) -> str:
-        """Returns a line for each class of an image; before the first image the columns' names."""
-        names = [image] + [""] * len(predictions)
+    def rows(self, image: str, entries: Sequence[Mapping[str, Any]]) -> str:
+        """Returns a line for each entry of an image; before the first image the columns' names."""
+        names = [image] + [""] * len(entries)
         lines = [
-            f"{name:{self._image}}  {rank:4}  {entry['score']:7.2%}"
-            f"  {entry['label']:{self._label}}  {entry['class']}"
-            for rank, (name, entry) in enumerate(zip(names, predictions, strict=False), start=1)
+            f"{name:{self._image}}  {rank:4}  "
+            + "  ".join(self._cell(column, entry[column]) for column in self._columns)
+            for rank, (name, entry) in enumerate(zip(names, entries, strict=False), start=1)
         ]
         header, self._header = self._header, ""
         return header + "\n".join(lines)
+
+    def _cell(self, column: str, value: Any) -> str:
+        """Returns a value as text: shares as percentages, numbers right-aligned."""
+        if column == "score":
+            return f"{value:>7}" if isinstance(value, str) else f"{value:7.2%}"
+        if column == "label":
+            return f"{value:>{max(len(column), self._number)}}"
+        return str(value)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,13 @@ def _within(value: float, low: float, high: float | None, above: bool = False) -
 
 
 def declare(
-    default: Any, values: Values, help: str, *, inherited: bool = False, optional: bool = False
+    default: Any,
+    values: Values,
+    help: str,
+    *,
+    inherited: bool = False,
+    convention: bool = False,
+    optional: bool = False,
 ) -> Any:
     """Declares a field of a dataclass.
 
@@ -113,9 +119,16 @@ def declare(
       values: the values it may have.
       help: its meaning and unit, one line.
       inherited: a config may leave it unset (None): then a checkpoint's value counts, or `default`.
+      convention: weights trained under one value give wrong answers, or do not fit, under another.
       optional: None is a value of its own.
     """
-    metadata = {"values": values, "help": help, "inherited": inherited, "optional": optional}
+    metadata = {
+        "values": values,
+        "help": help,
+        "inherited": inherited or convention,
+        "convention": convention,
+        "optional": optional,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -127,7 +140,7 @@ class Backbone:
         1.0,
         number(0, above=True),
         "width multiplier (the paper's section 4): each layer's channels times this",
-        inherited=True,
+        convention=True,
     )
     strides: tuple[int, ...] = declare(
         (2, 1, 2, 2, 2, 1, 2, 1),
@@ -141,13 +154,13 @@ class Backbone:
         "torch",
         choice("torch", "same"),
         "'torch' pads a 3x3 by 1 on every side; 'same' pads as TensorFlow does",
-        inherited=True,
+        convention=True,
     )
     bn_epsilon: float = declare(
         1e-5,
         number(0, above=True),
         "added to BatchNorm's variance: 1e-5 in the PyTorch family, 1e-3 in TensorFlow's",
-        inherited=True,
+        convention=True,
     )
     output_stride: int = declare(
         32,
@@ -174,13 +187,13 @@ class Preprocessing:
         (123.675, 116.28, 103.53),
         numbers(3, "three numbers, of R, G and B, 0-255"),
         "of R, G and B, in pixel values 0-255; the network sees (pixel - mean) / std",
-        inherited=True,
+        convention=True,
     )
     std: tuple[float, ...] = declare(
         (58.395, 57.12, 57.375),
         numbers(3, "three numbers above 0, of R, G and B, 0-255", lambda v: is_number(v) and v > 0),
         "of R, G and B, in pixel values 0-255",
-        inherited=True,
+        convention=True,
     )
 
 
@@ -209,7 +222,7 @@ class TrainingMode:
         0.9,
         number(0, 1),
         "share of BatchNorm's running statistics that a step keeps (1 - PyTorch's momentum)",
-        inherited=True,
+        convention=True,
     )
     bn_group_size: int | str = declare(
         0,
@@ -257,13 +270,29 @@ class ModelSpec:
     mode: TrainingMode = TrainingMode()
 
     def values(self) -> dict[str, Any]:
-        """Returns the values of all fields by their names in a config, such as "model.width"."""
+        """Returns the values that a model keeps, by their names in a config ("model.width")."""
         head = {} if self.head is None else named("model", self.head)
         mode = {f"model.{name}": getattr(self.mode, name) for name in KEPT}
         return named("model", self.backbone) | head | mode | named("data", self.preprocessing)
 
+    def replace(self, values: Mapping[str, Any]) -> "ModelSpec":
+        """Returns a copy with other values, given by their names in a config ("model.width")."""
+        parts = {"backbone": "model", "head": "model", "preprocessing": "data", "mode": "model"}
+        changed = {}
+        for part, section in parts.items():
+            old = getattr(self, part)
+            if old is not None:
+                names = {f.name for f in dataclasses.fields(old)}
+                new = {
+                    name: values[f"{section}.{name}"]
+                    for name in names
+                    if f"{section}.{name}" in values
+                }
+                changed[part] = dataclasses.replace(old, **new)
+        return dataclasses.replace(self, **changed)
 
-# The section of a config in which the fields of each dataclass stand; a head's are in "model".
+
+# The sections of a config in which the fields of each dataclass stand; a head's are in "model".
 SECTIONS = {Backbone: "model", TrainingMode: "model", Preprocessing: "data"}
 
 

@@ -72,7 +72,7 @@ class Task(abc.ABC):
     # The metrics of `summarize` that are compared with published figures, the one that decides
     # "best" first; larger is better. "loss" need not be among them.
     figures: ClassVar[tuple[str, ...]]
-    # How each of them is written on an axis: {"top1": "top-1 (%)"}.
+    # How metrics, "loss" among them, are written on an axis: {"top1": "top-1 (%)"}.
     labels: ClassVar[Mapping[str, str]] = {}
     # The keys of `entries` that a table of predictions shows.
     columns: ClassVar[tuple[str, ...]] = ()
@@ -246,3 +246,12 @@ class Task(abc.ABC):
         """
         del data, model
         return Aligned(source, tuple(range(len(self.classes))))
+
+    def unlike_published(self, aligned: Aligned) -> str:
+        """Returns why a split is not the one that published figures are of; "" if it may be.
+
+        Args:
+          aligned: a split with as many examples.
+        """
+        del aligned
+        return ""

@@ -25,15 +25,17 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
-from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
-from mbv2_jax import model_dir
+from mbv2_jax import model_dir, model_json, spec, tasks
 from mbv2_jax.command_line import flatten
 from mbv2_jax.errors import RunFailed, UserError, first_line
+from mbv2_jax.model_json import Description
 from mbv2_jax.runtime import processes
 from mbv2_jax.storage import bucket
 from mbv2_jax.training import workdir as workdir_lib
+from mbv2_jax.training import settings as settings_lib
+from mbv2_jax.training.settings import Checkpoint
 from mbv2_jax.training.state import TrainState
 
 _ECHO = 3.0  # seconds
@@ -120,20 +122,20 @@ class Checkpoints:
 
     Args:
       workdir: the run's directory; `checkpoints/` is made in it.
-      config: the `checkpoint` section: how many are kept, and the best by what.
+      settings: how many are kept, and by which metric the best.
     """
 
-    def __init__(self, workdir: pathlib.Path, config: ConfigDict):
+    def __init__(self, workdir: pathlib.Path, settings: Checkpoint):
         self.directory = bucket.absolute(workdir) / "checkpoints"
-        metric = config.best_metric
+        metric = settings.best_metric
         keep: list[checkpoint_managers.PreservationPolicy] = [
-            checkpoint_managers.LatestN(config.keep_last)
+            checkpoint_managers.LatestN(settings.keep_last)
         ]
-        if config.keep_best:
+        if settings.keep_best:
             best = checkpoint_managers.BestN(
                 get_metric_fn=lambda metrics: metrics[metric],
                 reverse=metric == "loss",  # less is better
-                n=config.keep_best,
+                n=settings.keep_best,
                 keep_checkpoints_without_metrics=False,
             )
             keep.append(best)
@@ -165,9 +167,14 @@ class Checkpoints:
                 self._manager.close()
 
     def check(self) -> None:
-        """Raises RunFailed if what is being saved in the background cannot be."""
+        """Raises RunFailed if the save in the background failed."""
         with self._writing():
             self._manager.check_for_errors()
+
+    def finish(self) -> None:
+        """Waits for the save in the background; raises RunFailed if it failed."""
+        with self._writing():
+            self._manager.wait_until_finished()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -189,41 +196,41 @@ class Checkpoints:
     def save(
         self,
         state: TrainState,
-        config: ConfigDict,
-        info: Mapping[str, Any],
-        metrics: Mapping[str, float] | None,
+        config: Mapping[str, Any],
+        description: Description,
+        metrics: Mapping[str, Any] | None,
     ) -> None:
-        """Starts saving `state`; returns when it is copied, while the writing goes on.
+        """Starts saving `state`; returns once it is copied, while writing continues.
 
         Args:
           state: after the step that names the checkpoint.
-          config: the resolved config.
-          info: model.json.
+          config: the resolved config, nested.
+          description: the contents of model.json.
           metrics: of an evaluation of this very state, by which the best are kept; else None.
 
         Raises:
           RunFailed: it cannot be written, or the one before, whose writing just ended, could not.
         """
-        arrays = jax.device_get(state) if processes.index() == 0 else None
-        if arrays is not None:
-            info = dict(info) | {"state_sha256": model_dir.arrays_sha256(arrays)}
+        info = description.to_json()
+        if processes.index() == 0:
+            info["state_sha256"] = model_dir.arrays_sha256(jax.device_get(state))
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            config=ocp.args.JsonSave(config.to_dict()),
-            model=ocp.args.JsonSave(dict(info)),
+            config=ocp.args.JsonSave(dict(config)),
+            model=ocp.args.JsonSave(info),
         )
         metrics = dict(metrics) if metrics else None
         with self._writing():
             model_dir.check_space(self.directory, state)
             self._manager.save(int(state.step), args=items, metrics=metrics, force=True)
 
-    def restore(self, step: int, like: TrainState, config: ConfigDict) -> TrainState:
+    def restore(self, step: int, like: TrainState, config: Mapping[str, Any]) -> TrainState:
         """Returns the state of checkpoint `step`.
 
         Args:
           step: one that is there.
           like: shapes, dtypes and shardings that it should have.
-          config: the run's config now, to name what changed when the shapes differ.
+          config: the run's resolved config, to name the changed fields when shapes differ.
 
         Raises:
           UserError: the checkpoint is of another network or optimizer.
@@ -233,7 +240,7 @@ class Checkpoints:
             saved = self._manager.item_metadata(step)["state"].tree
         faults = model_dir.shape_faults(like, saved)
         if faults:
-            changed = differences(saved_config(self.directory.parent, step), config.to_dict())
+            changed = differences(saved_config(self.directory.parent, step), config)
             raise UserError(
                 f"checkpoint {self.directory / str(step)} does not fit this config. "
                 f"Changed since: {'; '.join(changed) or 'nothing'}. "
@@ -315,9 +322,10 @@ def saved_config(workdir: pathlib.Path, step: int) -> dict[str, Any]:
     return json.loads((workdir / "checkpoints" / str(step) / "config" / "metadata").read_text())
 
 
-def saved_info(workdir: pathlib.Path, step: int) -> dict[str, Any]:
+def saved_description(workdir: pathlib.Path, step: int) -> Description:
     """Returns the model.json of checkpoint `step` of a workdir."""
-    return json.loads((workdir / "checkpoints" / str(step) / "model" / "metadata").read_text())
+    file = workdir / "checkpoints" / str(step) / "model" / "metadata"
+    return model_json.parse(json.loads(file.read_text()))
 
 
 def _let_echo() -> None:
@@ -340,12 +348,22 @@ def _no_space(error: BaseException | None) -> bool:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Returns "KEY: OLD -> NEW" for each field in which two configs differ."""
+    """Returns "KEY: OLD -> NEW" for each field in which two nested configs differ.
 
-    def plain(value: Any) -> Any:  # JSON knows lists only
-        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    A field that did not exist when the old config was written counts as its default there.
+    """
+    after = {name: spec.frozen(value) for name, value in flatten(new).items()}
+    before = {name: spec.frozen(value) for name, value in flatten(old).items()}
+    task = after["task"] if after["task"] in tasks.BUILT_IN else "classification"
+    defaults = {name: field.default for name, field in settings_lib.declared(task).items()}
+    changes = []
+    for name in sorted(before.keys() | after.keys()):
+        was, now = (config.get(name, defaults.get(name)) for config in (before, after))
+        if was != now:
+            changes.append(f"{name}: {_plain(was)} -> {_plain(now)}")
+    return changes
 
-    before, after = flatten(old), flatten(new)
-    keys = sorted(before.keys() | after.keys())
-    values = [(key, plain(before.get(key)), plain(after.get(key))) for key in keys]
-    return [f"{key}: {was} -> {now}" for key, was, now in values if was != now]
+
+def _plain(value: Any) -> Any:
+    """Returns `value` with lists for tuples, as JSON has them."""
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

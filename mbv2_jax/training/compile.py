@@ -1,7 +1,7 @@
-"""Compiles a config's training step for a TPU slice that is not there, and says what it costs.
+"""The training step of a config, compiled for a TPU slice that need not exist, and its costs.
 
-libtpu holds the TPU's compiler, which runs on any x86-64 Linux machine: no TPU is needed or
-touched, and no data either.
+libtpu holds the TPU's compiler, which runs on any x86-64 Linux machine: neither a TPU nor data is
+touched.
 """
 
 import importlib.util
@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -23,9 +22,10 @@ from mbv2_jax.errors import RunFailed, UserError, first_line, nearest
 from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import program as program_lib
+from mbv2_jax.training.config import Settings
 
-# As libtpu names them: how many sides a slice of each has, and what libtpu is to be told besides;
-# on Cloud TPU the two cores of a v4 chip are one device.
+# By libtpu's names: the number of sides of a slice, and further options for libtpu. On Cloud TPU
+# the two cores of a v4 chip are one device.
 GENERATIONS: dict[str, tuple[int, dict[str, Any]]] = {
     "v4": (3, {"chip_config_name": "megacore"}),
     "v5e": (2, {}),
@@ -36,7 +36,7 @@ GENERATIONS: dict[str, tuple[int, dict[str, Any]]] = {
 FORM = "names are a generation and its chips a side, such as v5e:2x4, v5e:16x16, v6e:4x4, v5p:2x2x2"
 
 # Without these libtpu looks for the TPU of the machine it runs on, and only one process may use it.
-# The type only quietens it: the topology's name decides.
+# The type only silences a warning: the topology's name decides.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -51,23 +51,23 @@ _COLLECTIVE = re.compile(
     r"|collective-broadcast)(?:-start)?\("
 )
 
-# Of the learning rate's schedule, which depends on the data: constants that change no cost.
+# For the learning rate's schedule, which depends on the data; the values change no cost.
 _STEPS_PER_EPOCH, _EPOCHS = 1000, 100
 
 
 def compile_for(
     config: ConfigDict, topology: str | None, options: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], jax.stages.Compiled]:
-    """Compiles the training step of a config for `topology`, a TPU slice's name.
+    """Compiles the training step of a config for a TPU slice.
 
     Args:
       config: a recipe's; its data is not opened.
-      topology: such as "v5e:2x4"; the slice itself is not needed.
+      topology: the slice's name, such as "v5e:2x4"; the slice itself is not needed.
       options: XLA's, for this compilation.
 
     Returns:
       The compiled program, and a report of it:
-      topology: its name. devices: how many. global_batch, per_device_batch: examples a step.
+      topology: its name. devices: their number. global_batch, per_device_batch: examples a step.
       hbm_bytes: the most memory a device holds at a time, parameters and batch included.
       flops: operations of a step on one device.
       bytes_per_image: what the program of one device reads and writes, in bytes over
@@ -80,24 +80,18 @@ def compile_for(
       UserError: libtpu is missing, no such topology, a batch that does not divide over it, or a
         config that leaves the classes open. RunFailed: the step does not fit the memory.
     """
-    config_lib.check(config)
-    config = config_lib.with_defaults(config)
-    if config.model.num_classes is None:
-        raise UserError(
-            "model.num_classes is not set, and compiling opens no data to count the classes: give "
-            "--config.model.num_classes=1000, say"
-        )
+    settings = config_lib.read(config)
     mesh = topology_mesh(topology)
     start = time.monotonic()
-    compiled = compile_step(config, mesh, options)
+    compiled = compile_step(settings, mesh, options)
     seconds = time.monotonic() - start
-    return report(compiled, topology, mesh, config.batch_size, seconds), compiled
+    return report(compiled, topology, mesh, settings.run.batch_size, seconds), compiled
 
 
 def report(
     compiled: jax.stages.Compiled, topology: str | None, mesh: Mesh, batch_size: int, seconds: float
 ) -> dict[str, Any]:
-    """Returns what `compile_for` reports of a compiled program."""
+    """Returns the report of `compile_for` on a compiled program."""
     per_device = batch_size // mesh.size
     cost: Any = compiled.cost_analysis()
     return {
@@ -114,7 +108,7 @@ def report(
 
 
 def exchanges(compiled: jax.stages.Compiled) -> int:
-    """Returns how many collective operations a compiled program holds, of any kind."""
+    """Returns the number of collective operations of any kind in a compiled program."""
     return len(_COLLECTIVE.findall(compiled.as_text() or ""))
 
 
@@ -156,26 +150,32 @@ def topology_mesh(name: str | None) -> Mesh:
 
 
 def compile_step(
-    config: ConfigDict, mesh: Mesh, options: Mapping[str, Any] | None = None
+    settings: Settings, mesh: Mesh, options: Mapping[str, Any] | None = None
 ) -> jax.stages.Compiled:
-    """Compiles the training step of a config without None for the devices of `mesh`.
+    """Compiles the training step of a config for the devices of `mesh`.
 
     Args:
-      config: its data is not opened.
+      settings: the config; its data is not opened.
       mesh: of real devices or of described ones.
       options: XLA's, for this compilation.
 
     Raises:
-      UserError: the batch does not divide. RunFailed: the step does not fit the devices' memory.
+      UserError: the batch does not divide, or the config leaves the head to the data. RunFailed:
+        the step does not fit the devices' memory.
     """
-    mesh_lib.check_batch(mesh, config.batch_size)
-    model = config_lib.model(config, mesh.size)
-    program = program_lib.build(config, model, mesh, _STEPS_PER_EPOCH, _STEPS_PER_EPOCH * _EPOCHS)
-    side = pipeline.make_transform(config.data.train_transforms, config.data.image_size)
-    pixels = (config.batch_size, side.output_size, side.output_size, 3)
+    batch_size = settings.run.batch_size
+    mesh_lib.check_batch(mesh, batch_size)
+    spec, task = config_lib.resolve(settings, None)
+    if task.head is None:
+        raise UserError(task.open_head)
+    steps = _STEPS_PER_EPOCH
+    program = program_lib.build(settings, spec, task, mesh, steps, steps * _EPOCHS)
+    transform = pipeline.make_transform(
+        settings.data.train_transforms, spec.preprocessing.image_size
+    )
     batch = {
-        "image": jax.ShapeDtypeStruct(pixels, np.uint8),
-        "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32),
+        name: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+        for name, (shape, dtype) in task.batch_spec(transform.output_size).items()
     }
     lowered = program.step.lower(program.state, batch, jax.eval_shape(jax.random.key, 0))
     try:
@@ -183,11 +183,11 @@ def compile_step(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise RunFailed(no_room(str(error), config.batch_size // mesh.size)) from None
+        raise RunFailed(out_of_memory(str(error), batch_size // mesh.size)) from None
 
 
 def _memory(analysis: Any) -> int:
-    """The most bytes of HBM in use: what goes in and out, once where it is donated, and between."""
+    """Returns the most bytes of HBM in use: arguments, results (donated ones once), temporaries."""
     sizes = (
         analysis.argument_size_in_bytes,
         analysis.output_size_in_bytes,
@@ -198,9 +198,9 @@ def _memory(analysis: Any) -> int:
     return int(math.fsum(sizes))
 
 
-def no_room(message: str, per_device: int) -> str:
-    """Returns what to say where the compiler ran out of a device's memory, and said `message`."""
-    # What is needed comes before what is there.
+def out_of_memory(message: str, per_device: int) -> str:
+    """Returns the text for the user of a compiler error about a device's memory."""
+    # The size that is needed comes before the size of the memory.
     sizes = re.findall(r"\b\d[\d.]*[KMGT]\b", message)
     if len(sizes) >= 2:
         fault = f"{per_device} images a device need {sizes[0]} of HBM, and a device has {sizes[1]}"

@@ -1,12 +1,14 @@
 """Exact evaluation: every example of a split is scored once, on any batch and device count."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 import tqdm
@@ -14,279 +16,314 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mbv2_jax import model_dir
-from mbv2_jax.data import classes, labels, loader, sources
+from mbv2_jax.data import loader, sources
+from mbv2_jax.data.sources import Source
 from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.errors import RunFailed, UserError
-from mbv2_jax.model_dir import FIELDS
-from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.runtime import processes
-from mbv2_jax.tasks import classification
+from mbv2_jax.runtime.processes import Group
+from mbv2_jax.spec import Preprocessing
+from mbv2_jax.tasks.task import Aligned, Task
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import predictions
 from mbv2_jax.training import step as step_lib
 
-Result = dict[str, float | int]
+Result = dict[str, Any]
 EXPECTED_WITHIN = 0.05  # percentage points that --expect allows
 
 
-class Card(NamedTuple):
-    """What was published for a model.
+class Published(NamedTuple):
+    """The figures that were published for a model.
 
     Attributes:
-      figures: top-1 and top-5 in percent.
+      figures: by name, in percent.
       source: who published them.
       unlike: why an evaluation cannot be compared with them; "" where it can.
     """
 
-    figures: tuple[float, float]
+    figures: dict[str, float]
     source: str
     unlike: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The evaluation of a network on a split.
+
+    Attributes:
+      task, network, preprocessing: of the model.
+      source, transform: the split, and the operations on its images.
+      batch_size: global.
+      workers: processes that decode.
+      mesh: the devices.
+      tta: whether several views of each image are merged, as `Task.views` gives them.
+    """
+
+    task: Task
+    network: nn.Module
+    preprocessing: Preprocessing
+    source: Source
+    transform: pipeline.Transform
+    batch_size: int
+    workers: int
+    mesh: Mesh
+    tta: bool = False
+
+    def score(
+        self,
+        variables: Mapping[str, Any],
+        *,
+        record: Callable[[Mapping[str, np.ndarray]], object] | None = None,
+        progress: bool = False,
+    ) -> Result:
+        """Scores every example exactly once.
+
+        Args:
+          variables: {"params", "batch_stats"}.
+          record: called with each global batch's rows: those of `Task.evaluate`, "index", "mask",
+            and the task's targets that have one value for each example.
+          progress: whether to show a bar.
+
+        Returns:
+          The result of `Task.summarize`.
+
+        Raises:
+          RunFailed: a sum is infinite or NaN, or the count of examples is not the split's.
+        """
+        step = _jitted_eval_step(self.task, self.network, self.preprocessing, self.mesh, self.tta)
+        batches = loader.eval_batches(
+            self.source,
+            self.transform,
+            self.task,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            **mesh_lib.process(),
+        )
+        totals: dict[str, Any] = {}
+        kept: list[Mapping[str, np.ndarray]] = []
+        hidden = not (progress and sys.stderr.isatty())
+        bar = tqdm.tqdm(total=len(self.source), unit="image", desc="evaluating", disable=hidden)
+        with contextlib.closing(batches), bar:
+            for batch in mesh_lib.prefetch(batches, self.mesh):
+                sums, rows = step(variables, batch)
+                for name, value in sums.items():
+                    totals[name] = totals.get(name, 0.0) + np.asarray(value, np.float64)
+                if record is not None or self.task.needs_rows:
+                    fetched = jax.device_get(rows)
+                    kept += [fetched] if self.task.needs_rows else []
+                    if record is not None:
+                        record(fetched)
+                bar.update(int(sums["examples"]))
+        self._check(totals)
+        return self.task.summarize(totals, in_order(kept, len(self.source)) if kept else {})
+
+    def _check(self, totals: Mapping[str, Any]) -> None:
+        if totals["examples"] != len(self.source):
+            raise RunFailed(
+                f"evaluated {totals['examples']:.0f} examples of a split of {len(self.source)}: "
+                "no result is reported"
+            )
+        for name, total in totals.items():
+            if not np.isfinite(total).all():
+                raise RunFailed(f"the {name} of the evaluation is {total}: no result is reported")
+
+
+def in_order(batches: Sequence[Mapping[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
+    """Returns the rows of an evaluation in the order of its split, without padding.
+
+    Args:
+      batches: the rows of each global batch, with their "index" and "mask".
+      count: the number of examples.
+
+    Raises:
+      RunFailed: an example is not there exactly once.
+    """
+    mask = np.concatenate([batch["mask"] for batch in batches])
+    names = [name for name in batches[0] if name != "mask"]
+    rows = {name: np.concatenate([batch[name] for batch in batches])[mask] for name in names}
+    order = np.argsort(rows["index"])
+    if not np.array_equal(rows["index"][order], np.arange(count)):
+        raise RunFailed("not every image was evaluated exactly once")
+    return {name: values[order] for name, values in rows.items()}
+
+
+@functools.lru_cache(maxsize=4)
+def _jitted_eval_step(
+    task: Task, network: nn.Module, preprocessing: Preprocessing, mesh: Mesh, tta: bool
+) -> Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
+    """Returns the jitted step, compiled once for all the evaluations of a run."""
+
+    def step(
+        variables: Mapping[str, Any], batch: Mapping[str, jax.Array]
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        sums, rows = step_lib.eval_step(
+            variables, batch, task=task, network=network, preprocessing=preprocessing, tta=tta
+        )
+        # With the example of each row: a mesh may order processes in its own way.
+        single = {name: array for name, array in batch.items() if array.ndim == 1}
+        return sums, rows | single
+
+    everywhere = mesh_lib.replicated(mesh)
+    return jax.jit(step, in_shardings=(everywhere, mesh_lib.split(mesh)), out_shardings=everywhere)
+
+
+def eval_transform(preprocessing: Preprocessing) -> pipeline.Transform:
+    """Returns the transform of data.eval_transforms; raises UserError if it is random."""
+    spec = preprocessing.eval_transforms
+    transform = pipeline.make_transform(spec, preprocessing.image_size)
+    if transform.random:
+        raise UserError(f"data.eval_transforms {spec!r} is random: evaluation must not be")
+    return transform
 
 
 def evaluate(
     config: ConfigDict,
     checkpoint: str | None,
     overrides: Mapping[str, Any],
+    group: Group,
     *,
-    flip: bool = False,
+    tta: bool = False,
     out: str | None = None,
-) -> tuple[Result, Card | None]:
-    """Evaluates a saved model on the evaluation split of `config`.
+) -> tuple[Result, Published | None]:
+    """Evaluates a saved model on the evaluation split of a config.
 
     Args:
-      config: which data; the model itself, its normalisation and its transform are the
-        checkpoint's, whatever the config says of them.
+      config: its data is evaluated; the model with its preprocessing is the checkpoint's, whatever
+        the config says of them.
       checkpoint: whatever model_dir.read takes.
-      overrides: --config.KEY=VALUE of the command line, which do count, and are said.
-      flip: whether the mirror image has an equal say.
+      overrides: --config.KEY=VALUE of the command line, which do count, and are reported.
+      group: the processes.
+      tta: whether several views of each image are merged.
       out: a file for the prediction of each image.
 
     Returns:
-      What `score` returns; and what was published for the model, if anything was.
+      The result of `Task.summarize`; and the figures that were published for the model, if any.
 
     Raises:
       UserError: no such checkpoint or data, classes that the model does not have, or a file that
-        is there. RunFailed: see `score`; or the file cannot be written: with the result.
+        exists. RunFailed: see `Evaluation.score`; or the file cannot be written: with the result.
     """
     config = config.copy_and_resolve_references()
-    config.model.bn_group_size = 0  # it is of training; here any batch size will do
-    config_lib.check(config)
+    config.model.bn_group_size = 0  # it is of training; any batch size will do here
+    settings = config_lib.read(config)
     if not checkpoint:
         raise UserError("--mode=eval needs --checkpoint=PATH or --workdir=DIR")
-    out_path = predictions.place(out) if out else None
-    saved = read_checkpoint(checkpoint, config.distributed)
+    out_path = predictions.check_path(out) if out else None
+    saved = read_checkpoint(checkpoint, group)
     if saved.features_only:
         raise UserError(
-            f"{saved.path} has no classifier, only features: train one on your data with "
-            f"--mode=train --checkpoint={checkpoint}, and evaluate that run's --workdir"
+            f"{saved.path} has no head, only features: train one on your data with --mode=train "
+            f"--checkpoint={checkpoint}, and evaluate that run's --workdir"
         )
-    source, found = _open_source(config.data, saved)
-    config = config_lib.as_saved(config, saved, overrides)
+    aligned = _open_split(settings.data, saved)
+    spec = config_lib.as_saved(settings, saved, overrides)
     mesh = mesh_lib.create()
-    mesh_lib.check_batch(mesh, config.batch_size)
-    batches: list[Mapping[str, np.ndarray]] = []
-    result = score(
-        {"params": saved.params, "batch_stats": saved.batch_stats},
-        source,
-        transform(config.data.eval_transforms, config.data.image_size),
-        model=config_lib.model(config),
-        config=config,
+    mesh_lib.check_batch(mesh, settings.run.batch_size)
+    task = saved.task()
+    evaluation = Evaluation(
+        task=task,
+        network=task.network(spec.backbone, spec.mode),
+        preprocessing=spec.preprocessing,
+        source=aligned.source,
+        transform=eval_transform(spec.preprocessing),
+        batch_size=settings.run.batch_size,
+        workers=settings.data.workers,
         mesh=mesh,
-        flip=flip,
-        record=batches.append if out else None,
-        progress=True,
+        tta=tta,
+    )
+    batches: list[Mapping[str, np.ndarray]] = []
+    result = evaluation.score(
+        saved.variables(), record=batches.append if out else None, progress=True
     )
     if out_path is not None:
         try:
-            predictions.write(out_path, batches, source)
-        except RunFailed as failure:  # what took hours is not lost
+            rows = in_order(batches, len(aligned.source))
+            predictions.write(out_path, rows, aligned.source, task)
+        except RunFailed as failure:  # a result that took hours is not lost
             raise RunFailed(f"{failure}; the result is {json.dumps(result)}") from None
-    return result, published(saved, found, len(source), overrides, flip)
+    return result, published(saved, aligned, overrides, tta)
 
 
-def read_checkpoint(checkpoint: str, timeouts: ConfigDict) -> model_dir.SavedModel:
-    """Reads a model in every process; raises UserError where it is another one in some of them.
+def read_checkpoint(checkpoint: str, group: Group) -> SavedModel:
+    """Reads a model in every process; raises UserError where some read another one.
 
     Args:
       checkpoint: whatever model_dir.read takes.
-      timeouts: the config's `distributed` section.
+      group: the processes.
     """
     saved = model_dir.read(checkpoint)
-    if processes.count() > 1:
+    if group.count > 1:
         digest = model_dir.arrays_sha256([saved.params, saved.batch_stats])
         remedy = "Give one that all hosts share, or the same file on each"
-        name = f"SHA-256 of {checkpoint}'s arrays"
-        processes.check_same("checkpoint", {name: digest}, timeouts, remedy)
+        group.check_same("checkpoint", {f"SHA-256 of {checkpoint}'s arrays": digest}, remedy)
     return saved
 
 
-def _open_source(
-    data: ConfigDict, saved: model_dir.SavedModel
-) -> tuple[labels.Relabelled, tuple[int, ...]]:
-    """Returns the evaluation split with the model's labels, and which of them its classes are."""
+def _open_split(data: config_lib.Data, saved: SavedModel) -> Aligned:
+    """Returns the evaluation split with its targets counted as the model counts them."""
     source = sources.open_source(data.source, data.eval_split, data.data_dir)
-    found, how = labels.match(
-        source.class_names, saved.class_names, data=data.source, model=str(saved.path)
-    )
-    if how:
-        processes.say(how)
-    return labels.Relabelled(source, found, saved.class_names), found
+    aligned = saved.task().align(source, data.source, str(saved.path))
+    if aligned.note:
+        processes.say(aligned.note)
+    return aligned
 
 
 def published(
-    saved: model_dir.SavedModel,
-    found: Sequence[int],
-    examples: int,
-    overrides: Mapping[str, Any],
-    flip: bool,
-) -> Card | None:
-    """Returns what was published for a model, and whether an evaluation can be compared with it.
+    saved: SavedModel, aligned: Aligned, overrides: Mapping[str, Any], tta: bool
+) -> Published | None:
+    """Returns the figures published for a model, and whether an evaluation compares with them.
 
-    It can where the data looks like what the figures are of, ImageNet's validation images, and
-    nothing was changed on the command line that changes the result.
+    It does where the data looks like the one of the figures, and nothing on the command line
+    changes the result.
 
     Args:
       saved: the model.
-      found: the model's indices of the data's classes.
-      examples: how many images were evaluated.
-      overrides, flip: as `evaluate` takes them.
+      aligned: the split that was evaluated.
+      overrides, tta: as `evaluate` takes them.
     """
-    card = saved.published
+    card, task = saved.description.published, saved.task()
     if card is None:
         return None
-    offset = classes.imagenet_offset(saved.class_names)
-    changed = [
-        name for name in FIELDS if name in overrides and overrides[name] != saved.field(name)
-    ]
+    values, examples = saved.spec.values(), len(aligned.source)
+    changed = [name for name in values if overrides.get(name, values[name]) != values[name]]
     if overrides.get("model.dtype", "float32") == "bfloat16":  # which rounds to 3 digits
         changed.append("model.dtype=bfloat16")
-    unlike = ""
     if examples != card["examples"]:
         unlike = f"that is of {card['examples']:,} images, this of {examples:,}"
-    elif offset is None:
-        unlike = "that is of ImageNet, and the model's classes are not known to be ImageNet's"
-    elif not set(found) >= set(range(offset, offset + 1000)):
-        unlike = f"that is of ImageNet's 1000 classes, and the data has {len(set(found))} classes"
-    elif flip:
-        unlike = "that is without --tta"
-    elif changed:
-        unlike = f"that is without {' '.join(f'--config.{name}' for name in changed)}"
-    return Card((card["top1"], card["top5"]), card["source"], unlike)
+    elif not (unlike := task.unlike_published(aligned)):
+        if tta:
+            unlike = "that is without --tta"
+        elif changed:
+            unlike = f"that is without {' '.join(f'--config.{name}' for name in changed)}"
+    figures = {name: card[name] for name in task.figures if name in card}
+    return Published(figures, card["source"], unlike)
 
 
-def score(
-    variables: Mapping[str, Any],
-    source: sources.Source,
-    transform: pipeline.Transform,
-    *,
-    model: MobileNetV2,
-    config: ConfigDict,
-    mesh: Mesh,
-    flip: bool = False,
-    record: Callable[[Mapping[str, np.ndarray]], object] | None = None,
-    progress: bool = False,
-) -> Result:
-    """Scores every example of `source` exactly once.
-
-    Args:
-      variables: {"params", "batch_stats"}.
-      source: the split.
-      transform: of its images.
-      model: the network.
-      config: resolved; batch_size, data.mean, data.std and data.workers are read.
-      mesh: the devices.
-      flip: whether the mirror image has an equal say: the mean of the probabilities counts.
-      record: is given each global batch's {"index", "label", "mask", "loss", "best", "scores"}; see
-        data/loader.py and tasks/classification.py.
-      progress: whether to show a bar.
-
-    Returns:
-      {"top1", "top5" (percent), "loss", "examples"}.
-
-    Raises:
-      RunFailed: an infinite or NaN loss, or a count of examples that is not the split's.
-    """
-    step = _jitted_eval_step(model, tuple(config.data.mean), tuple(config.data.std), mesh, flip)
-    batches = loader.eval_batches(
-        source,
-        transform,
-        batch_size=config.batch_size,
-        workers=config.data.workers,
-        **mesh_lib.process(),
-    )
-    totals = {"loss": 0.0, "top1": 0.0, "top5": 0.0, "examples": 0.0}
-    hidden = not (progress and sys.stderr.isatty())
-    bar = tqdm.tqdm(total=len(source), unit="image", desc="evaluating", disable=hidden)
-    with contextlib.closing(batches), bar:
-        for batch in mesh_lib.prefetch(batches, mesh):
-            sums, rows = step(variables, batch)
-            for name in totals:
-                totals[name] += float(sums[name])
-            if record is not None:
-                record(jax.device_get(rows))
-            bar.update(int(sums["examples"]))
-    if totals["examples"] != len(source):
-        raise RunFailed(
-            f"evaluated {totals['examples']:.0f} examples of a split of {len(source)}: "
-            "no result is reported"
-        )
-    if not np.isfinite(totals["loss"]):
-        raise RunFailed(f"the loss of the evaluation is {totals['loss']}: no result is reported")
-    return classification.summarize(totals)
-
-
-@functools.lru_cache(maxsize=4)
-def _jitted_eval_step(
-    model: MobileNetV2, mean: tuple[float, ...], std: tuple[float, ...], mesh: Mesh, flip: bool
-) -> Callable[..., tuple[classification.Sums, dict[str, jax.Array]]]:
-    """Compiled once for all the evaluations of a run."""
-
-    def step(
-        variables: Mapping[str, Any], batch: Mapping[str, jax.Array]
-    ) -> tuple[classification.Sums, dict[str, jax.Array]]:
-        sums, predicted = step_lib.eval_step(
-            variables, batch, model=model, mean=mean, std=std, flip=flip
-        )
-        # With which image each row is of: a mesh may order processes in its own way.
-        return sums, predicted | {name: batch[name] for name in ("index", "label", "mask")}
-
-    everywhere = mesh_lib.replicated(mesh)
-    return jax.jit(step, in_shardings=(everywhere, mesh_lib.split(mesh)), out_shardings=everywhere)
-
-
-def transform(spec: str, image_size: int) -> pipeline.Transform:
-    """Returns the transform of data.eval_transforms; raises UserError if it is random."""
-    made = pipeline.make_transform(spec, image_size)
-    if made.random:
-        raise UserError(f"data.eval_transforms {spec!r} is random: evaluation must not be")
-    return made
-
-
-def report(result: Result, expected: tuple[float, float] | Card | None) -> None:
-    """Prints a result, as JSON in the last line, and before it how far it is from the expected.
+def report(result: Result, expected: Mapping[str, float] | Published | None) -> None:
+    """Prints a result, as JSON in the last line, and before it its distance from the expected.
 
     Args:
       result: of an evaluation.
-      expected: top-1 and top-5 in percent; or what was published, which is shown, and compared
-        where it can be.
+      expected: figures by name; or the published ones, which are shown, and compared where they
+        can be.
 
     Raises:
       RunFailed: they differ by more than 0.05.
     """
-    if isinstance(expected, Card):
-        figures = "top1 {:.2f}, top5 {:.2f}".format(*expected.figures)
+    if isinstance(expected, Published):
+        figures = ", ".join(f"{name} {value:.2f}" for name, value in expected.figures.items())
         verdict = f"; not compared, since {expected.unlike}" if expected.unlike else ""
         processes.say(f"published by {expected.source}: {figures}{verdict}")
         expected = None if expected.unlike else expected.figures
     say = functools.partial(processes.say, file=sys.stdout)
     far = False
-    for name, wanted in zip(("top1", "top5"), expected or (), strict=False):
-        got = result[name]
-        # Percentages are stated with two digits: so is the comparison.
-        difference = round(got - wanted, 2)
+    for name, wanted in (expected or {}).items():
+        # Percentages are stated with two digits, and compared with as many.
+        difference = round(result[name] - wanted, 2)
         far |= not abs(difference) <= EXPECTED_WITHIN
-        say(f"{name}: expected {wanted:.2f}, got {got:.2f}, difference {difference:+.2f}")
+        say(f"{name}: expected {wanted:.2f}, got {result[name]:.2f}, difference {difference:+.2f}")
     say(json.dumps(result))
     if far:
-        raise RunFailed(f"the result is not within {EXPECTED_WITHIN} of what was expected")
+        raise RunFailed(f"the result is not within {EXPECTED_WITHIN} of the expected figures")

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-from ml_collections import ConfigDict
 
 from mbv2_jax.data import loader
 from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.data.transforms.operation import ResizedCrop
+from mbv2_jax.training.settings import Data
 
 # The share of the time, in percent, from which waiting is worth a word.
 WORTH_A_WORD = 10.0
@@ -92,11 +92,11 @@ class InputWait:
             finished = time.monotonic()
 
 
-def remedy(data: ConfigDict, cores: int | None = None) -> str:
-    """Returns what makes the input faster, in words, the nearest first.
+def remedy(data: Data, cores: int | None = None) -> str:
+    """Returns advice for faster input, in words, the nearest first.
 
     Args:
-      data: the section of a config.
+      data: the section of the config.
       cores: of this machine; None: counted.
     """
     cores = cores or loader.cores()
@@ -109,8 +109,8 @@ def remedy(data: ConfigDict, cores: int | None = None) -> str:
         advice.append(
             f"--config.data.workers={cores} (now {data.workers}: more than the {cores} cores)"
         )
-    # What is first does not depend on the size.
-    first = pipeline.make_transform(data.train_transforms, data.image_size or 224).operations[0]
+    # The first operation does not depend on the size.
+    first = pipeline.make_transform(data.train_transforms, 224).operations[0]
     if data.train_decode == "exact" and isinstance(first, ResizedCrop):
         advice.append("--config.data.train_decode=fast (now exact)")
     advice.append(f"more cores (now {cores})")

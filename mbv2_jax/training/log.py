@@ -8,7 +8,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -17,7 +17,9 @@ import tqdm
 from mbv2_jax.errors import RunFailed
 from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.storage.mirror import Mirror
-from mbv2_jax.training.input_wait import WORTH_A_WORD, InputWait
+from mbv2_jax.tasks.task import Task
+from mbv2_jax.training.input_wait import WORTH_A_WORD, InputWait, remedy
+from mbv2_jax.training.plan import Plan
 
 T = TypeVar("T")
 
@@ -35,49 +37,34 @@ class RunLog:
     Only the first process writes; every process checks that the loss is finite. A context manager.
 
     Args:
-      workdir: where metrics.jsonl, tensorboard/ and curves.png go.
-      start: the step to go on from. What was logged later, by a process that died before its next
-        checkpoint, is dropped, for it will be logged again.
-      stop: the last step.
-      steps_per_epoch: to tell the epoch of a step.
-      batch_size: examples a step, to tell the rate.
-      every_steps: steps between two lines of training metrics.
-      remedy: what would make the input faster, said where the devices wait for it.
+      run: the plan; metrics.jsonl, tensorboard/ and curves.png go into its workdir.
+      start: the step to continue from. Lines of later steps, by a process that died before its
+        next checkpoint, are dropped: these steps will be logged again.
       still_ours: raises RunFailed where the workdir is another run's by now.
     """
 
-    def __init__(
-        self,
-        workdir: pathlib.Path,
-        *,
-        start: int,
-        stop: int,
-        steps_per_epoch: int,
-        batch_size: int,
-        every_steps: int,
-        remedy: str,
-        still_ours: Callable[[], None] = lambda: None,
-    ):
-        self._stop, self._steps_per_epoch = stop, steps_per_epoch
-        self._batch_size, self._every_steps, self._remedy = batch_size, every_steps, remedy
+    def __init__(self, run: Plan, start: int, still_ours: Callable[[], None] = lambda: None):
+        self._run = run
         self._pending: collections.deque[tuple[int, Mapping[str, Any]]] = collections.deque()
         self._writes = jax.process_index() == 0
         self._input, self._slow_lines = InputWait(), 0
-        self._mark(start + 1)  # first from the first step's end, since that one compiles
+        self._remedy = remedy(run.settings.data)
+        self._closed = False
+        self._mark(start + 1)  # the rate counts from the end of the first step, which compiles
         self._drawn = time.monotonic()
         if not self._writes:
             return
         # Here: it imports torch where that is installed, which takes seconds.
         import tensorboardX
 
-        self._mirror = Mirror(workdir, still_ours)
+        self._mirror = Mirror(run.workdir, still_ours)
         folder = self._folder = self._mirror.folder
         self._lines = _reopen(folder / "metrics.jsonl", start)
         self._board = tensorboardX.SummaryWriter(
             str(folder / "tensorboard"), purge_step=start + 1 if start else None
         )
         self._bar = tqdm.tqdm(
-            total=stop,
+            total=run.total_steps,
             initial=start,
             unit="step",
             dynamic_ncols=True,
@@ -88,14 +75,21 @@ class RunLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        # A failure that is already under way matters more than one of closing.
+        with contextlib.suppress(*[RunFailed] if kind else []):
+            self.close()
+
+    def close(self) -> None:
+        """Closes the files and the bar; raises RunFailed if they cannot be written."""
+        if self._closed:
+            return
+        self._closed = True
         self._input.close()
         if self._writes:
             self._lines.close()
             self._board.close()
             self._bar.close()
-            # What failed already is what matters.
-            with contextlib.suppress(*[RunFailed] if kind else []):
-                self._mirror.close()
+            self._mirror.close()
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """Yields the batches of the steps; the time until one comes may be waiting for input."""
@@ -132,7 +126,7 @@ class RunLog:
     def evaluation(self, step: int, result: Mapping[str, float]) -> None:
         """Writes the result of an evaluation after `step`."""
         self._write(step, "eval", dict(result))
-        text = f"top1 {result['top1']:.2f}  top5 {result['top5']:.2f}  loss {result['loss']:.4f}"
+        text = _in_words(result, self._run.task.figures)
         self.say(f"epoch {self._epoch(step):.4g} (step {step}): evaluation  {text}")
         self._mark(step)  # evaluation is not training time
 
@@ -153,11 +147,11 @@ class RunLog:
         """Draws curves.png from metrics.jsonl, at most once a minute unless `now`."""
         if self._writes and (now or time.monotonic() - self._drawn > CURVES_INTERVAL):
             self._lines.flush()
-            draw_curves(self._folder)
+            draw_curves(self._folder, self._run.task)
             self._drawn = time.monotonic()
 
     def _epoch(self, step: int) -> float:
-        return step / self._steps_per_epoch
+        return step / self._run.steps_per_epoch
 
     def _read_one(self) -> None:
         step, arrays = self._pending.popleft()
@@ -170,7 +164,7 @@ class RunLog:
                     f"{name} is {metrics[name]} at step {step}, "
                     f"learning rate {metrics['learning_rate']:.6g}"
                 )
-        if step % self._every_steps == 0 or step == self._stop:
+        if self._run.is_due(step, self._run.settings.log.every_steps):
             self._training(step, metrics)
 
     def _mark(self, step: int) -> None:
@@ -179,7 +173,9 @@ class RunLog:
         self._since_waited = self._input.seconds
 
     def _training(self, step: int, metrics: dict[str, float]) -> None:
-        text, left = f"loss {metrics['loss']:.4f}  top1 {metrics['top1']:.2f}", ""
+        text, left = f"loss {metrics['loss']:.4f}", ""
+        if figures := _in_words(metrics, self._run.task.figures, with_loss=False):
+            text += f"  {figures}"
         if step > self._since_step:
             speed, words, left = self._speed(step)
             metrics |= speed
@@ -191,15 +187,16 @@ class RunLog:
         self._bar.set_postfix_str(text, refresh=False)
         if self._bar.disable:  # not a terminal: a plain line instead of the bar
             self.say(
-                f"step {step}/{self._stop}  epoch {self._epoch(step):.2f}  "
+                f"step {step}/{self._run.total_steps}  epoch {self._epoch(step):.2f}  "
                 f"lr {metrics['learning_rate']:.5g}  {text}" + (f"  {left} left" if left else "")
             )
 
     def _speed(self, step: int) -> tuple[dict[str, float], str, str]:
         """Returns the figures of the steps since the last mark, in words too, and the time left."""
+        batch_size = self._run.settings.run.batch_size
         elapsed = max(time.monotonic() - self._since, 1e-9)
         steps = step - self._since_step
-        rate, milliseconds = steps * self._batch_size / elapsed, 1000 * elapsed / steps
+        rate, milliseconds = steps * batch_size / elapsed, 1000 * elapsed / steps
         wait = min(100.0, 100 * (self._input.seconds - self._since_waited) / elapsed)
         figures = {
             "images_per_second": round(rate, 1),
@@ -214,7 +211,7 @@ class RunLog:
             figures["hbm_peak_gib"] = round(peak / 2**30, 3)
             text += f"  HBM {peak / 2**30:.3g} GiB"
         self._tell_of_input(wait, steps)
-        left = tqdm.tqdm.format_interval((self._stop - step) * self._batch_size / rate)
+        left = tqdm.tqdm.format_interval((self._run.total_steps - step) * batch_size / rate)
         return figures, text, left
 
     def _tell_of_input(self, wait: float, steps: int) -> None:
@@ -250,8 +247,16 @@ def _reopen(path: pathlib.Path, start: int) -> Any:
     return path.open("a", buffering=1)  # a line at a time, for whoever follows it
 
 
-def draw_curves(workdir: pathlib.Path) -> None:
-    """Draws loss, top-1 accuracy and learning rate over epochs: metrics.jsonl -> curves.png."""
+def _in_words(metrics: Mapping[str, Any], figures: Sequence[str], *, with_loss: bool = True) -> str:
+    """Returns a task's figures, as far as they are among the metrics, and the loss as text."""
+    words = [f"{name} {metrics[name]:.2f}" for name in figures if name in metrics]
+    if with_loss and "loss" in metrics:
+        words.append(f"loss {metrics['loss']:.4f}")
+    return "  ".join(words)
+
+
+def draw_curves(workdir: pathlib.Path, task: Task) -> None:
+    """Draws loss, headline figure and learning rate over epochs: metrics.jsonl -> curves.png."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
@@ -259,7 +264,12 @@ def draw_curves(workdir: pathlib.Path) -> None:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = [("loss", "loss (nats)"), ("top1", "top-1 (%)"), ("learning_rate", "learning rate")]
+    headline = task.figures[0]
+    panels = [
+        ("loss", task.labels.get("loss", "loss")),
+        (headline, task.labels.get(headline, headline)),
+        ("learning_rate", "learning rate"),
+    ]
     for axes, (key, label) in zip(figure.subplots(1, 3), panels, strict=True):
         for split, style in (("train", {"alpha": 0.6}), ("eval", {"marker": "o", "ms": 3})):
             points = [

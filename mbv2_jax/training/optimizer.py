@@ -1,98 +1,70 @@
-"""The learning-rate schedule and the optax chain of a config."""
+"""The optax chain of a config."""
 
 import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
-from mbv2_jax.data.loader import epochs_to_steps
 from mbv2_jax.models import mobilenet_v2
+from mbv2_jax.training.settings import Optimizer
 
 
-def schedule(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> optax.Schedule:
-    """Returns the learning rate as a function of the number of steps done.
-
-    `step` and `exponential` are counted from the start of training, the warm-up included. `step`
-    changes at the ends of epochs (mmengine's MultiStepLR); `exponential` after every decay_epochs,
-    rounded to whole steps (TensorFlow's decay_steps with staircase; at 1.0 mmengine's StepLR by
-    epoch. timm's --decay-epochs 2.4 waits for the end of the epoch, the third here). `cosine` falls
-    step by step over what the warm-up leaves. The warm-up multiplies, so that a rate that decays
-    meanwhile is joined without a jump.
-    """
-    c = config.schedule
-    base = c.base_lr
-    if c.reference_batch_size is not None:
-        base *= config.batch_size / c.reference_batch_size
-    warmup = epochs_to_steps(c.warmup_epochs, steps_per_epoch)
-    decay_steps = max(1, epochs_to_steps(c.decay_epochs, steps_per_epoch))
-
-    def learning_rate(step: jax.Array) -> jax.Array:
-        epoch = step // steps_per_epoch
-        wide = jnp.result_type(float)  # float32, or float64 where jax computes in it
-        if c.name == "step":
-            passed = sum(jnp.where(epoch >= milestone, 1, 0) for milestone in c.milestones)
-            rate = base * jnp.power(c.factor, jnp.asarray(passed, wide))
-        elif c.name == "exponential":
-            rate = base * jnp.power(c.factor, (step // decay_steps).astype(wide))
-        elif c.name == "cosine":
-            done = jnp.clip((step - warmup) / max(1, total_steps - warmup), 0.0, 1.0)
-            rate = c.min_lr + (base - c.min_lr) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
-        else:
-            rate = jnp.asarray(base)
-        risen = jnp.clip(step / max(1, warmup), 0.0, 1.0)
-        rise = c.warmup_start + (1.0 - c.warmup_start) * risen
-        return jnp.asarray(rate * (rise if warmup else 1.0), wide)
-
-    return lambda step: learning_rate(jnp.asarray(step))
-
-
-def create(config: ConfigDict, rate: optax.Schedule, params: Any) -> optax.GradientTransformation:
+def create(
+    settings: Optimizer, rate: optax.Schedule, params: Any, frozen_stages: int
+) -> optax.GradientTransformation:
     """Returns the optimizer of a config.
 
     Args:
-      config: the run's config; `optimizer` and `model.frozen_stages` are read.
-      rate: from `schedule`.
-      params: the network's parameters, or their shapes: what is decayed, scaled and frozen is
-        decided by name.
+      settings: the config's section.
+      rate: from schedule.py.
+      params: the network's parameters, or their shapes: their names decide which are decayed,
+        scaled and frozen.
+      frozen_stages: see spec.TrainingMode.
     """
-    c = config.optimizer
-
-    def decayed(tree: Any) -> Any:
-        def of(path: Any, leaf: Any) -> bool:
-            if leaf.ndim > 1:  # kernels; norms and biases are vectors
-                return True
-            return c.decay_bias if path[0].key == "classifier" else c.decay_norm
-
-        return jax.tree_util.tree_map_with_path(of, tree)
-
-    decay = optax.add_decayed_weights(c.weight_decay, mask=decayed)
+    decay = optax.add_decayed_weights(
+        settings.weight_decay, mask=lambda tree: _decayed(tree, settings)
+    )
     descend = optax.scale_by_learning_rate(rate)
-    nesterov = c.nesterov and c.name == "sgd"
-    momentum = optax.trace(c.momentum, nesterov=nesterov) if c.momentum else optax.identity()
-    if c.name == "sgd":
+    nesterov = settings.nesterov and settings.name == "sgd"
+    momentum = (
+        optax.trace(settings.momentum, nesterov=nesterov) if settings.momentum else optax.identity()
+    )
+    if settings.name == "sgd":
         # torch's: the decay joins the gradient before the momentum, the rate comes after both.
         steps = [decay, momentum, descend]
-    elif c.name == "rmsprop":
+    elif settings.name == "rmsprop":
         # TensorFlow's, as the paper's: mean squares start at one, epsilon is under the root, and
         # the rate is inside the momentum.
-        rms = optax.scale_by_rms(c.rms_decay, c.epsilon, initial_scale=1.0, eps_in_sqrt=True)
+        rms = optax.scale_by_rms(
+            settings.rms_decay, settings.epsilon, initial_scale=1.0, eps_in_sqrt=True
+        )
         steps = [decay, rms, descend, momentum]
     else:
-        steps = [optax.scale_by_adam(*c.betas, eps=c.epsilon), decay, descend]
-    if c.clip_norm is not None:
-        steps.insert(0, optax.clip_by_global_norm(c.clip_norm))
+        steps = [optax.scale_by_adam(*settings.betas, eps=settings.epsilon), decay, descend]
+    if settings.clip_norm is not None:
+        steps.insert(0, optax.clip_by_global_norm(settings.clip_norm))
     chain = optax.chain(*steps)
-    trained = mobilenet_v2.trainable(params, config.model.frozen_stages)
+    trained = mobilenet_v2.trainable(params, frozen_stages)
     if not all(jax.tree.leaves(trained)):
-        # Without gradient a parameter would still decay: what is frozen is kept out of the chain.
-        labels = jax.tree.map(lambda yes: "trained" if yes else "frozen", trained)
+        # Weight decay would move a parameter that gets no gradient: frozen ones skip the chain.
+        labels = jax.tree.map(lambda moves: "trained" if moves else "frozen", trained)
         chain = optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, labels)
-    if c.lr_multipliers:
-        chain = optax.chain(chain, _scale_each(multipliers(params, c.lr_multipliers)))
+    if settings.lr_multipliers:
+        chain = optax.chain(chain, _scale_each(multipliers(params, settings.lr_multipliers)))
     return chain
+
+
+def _decayed(tree: Any, settings: Optimizer) -> Any:
+    """Returns which parameters decay: kernels always, vectors as the settings say."""
+
+    def decays(path: Any, leaf: Any) -> bool:
+        if leaf.ndim > 1:
+            return True
+        # A vector is BatchNorm's scale or bias (`norm/scale`), or the bias of a head's layer.
+        return settings.decay_norm if path[-2].key == "norm" else settings.decay_bias
+
+    return jax.tree_util.tree_map_with_path(decays, tree)
 
 
 def multipliers(params: Any, rules: tuple[tuple[str, float], ...]) -> Any:

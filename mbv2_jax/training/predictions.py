@@ -1,102 +1,63 @@
-"""--out: what an evaluation made of every image, as a file of one JSON object a line."""
+"""--out: the prediction of every image of an evaluation, as a file of one JSON object a line."""
 
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 
 from mbv2_jax.data.sources import Source
 from mbv2_jax.errors import RunFailed, UserError
-from mbv2_jax.storage import bucket
+from mbv2_jax.storage import atomic, bucket
+from mbv2_jax.tasks.task import Task
 
 
-def place(out: str) -> pathlib.Path:
+def check_path(out: str) -> pathlib.Path:
     """Returns the path of --out, on a disk or in a bucket.
 
     Raises:
-      UserError: `write` could not write there, or would overwrite it.
+      UserError: it cannot be written, or there is a file already.
     """
-    path = bucket.place(out, "--out")
+    path = bucket.parse_path(out, "--out")
     try:
         with bucket.as_oserror(path):
             exists = path.exists()
         if exists:
             raise UserError(f"--out={path} exists already: delete it, or give another name")
-        if bucket.is_address(path):
-            return path
-        _fresh(path).touch()
-        _fresh(path).unlink(missing_ok=True)  # each process of a run checks it
+        atomic.check_writable(path)
     except OSError as error:
         raise UserError(f"--out={path} cannot be written: {error.strerror}") from None
     return path
 
 
-def write(path: pathlib.Path, batches: Sequence[Mapping[str, np.ndarray]], source: Source) -> None:
-    """Writes the predictions of an evaluation, complete or not at all; only the first process does.
+def write(path: pathlib.Path, rows: Mapping[str, np.ndarray], source: Source, task: Task) -> None:
+    """Writes the predictions of an evaluation, complete or not at all, in the first process.
 
-    A line is {"image", "label", "class", "loss", "predictions": [{"label", "class", "score"}, ...]}
-    with the five best classes, the best first. `image` is the source's name of it, and lines are in
-    the source's order; labels count as the logits do.
+    A line is {"image", ...} with the members of `Task.record`. "image" is the source's name of it,
+    and lines are in the source's order.
 
     Args:
       path: the file, on a disk or in a bucket.
-      batches: of each batch {"index", "label", "mask"} (N,), and what tasks/classification.py's
-        `predictions` returns.
-      source: what was evaluated, with the model's classes.
+      rows: of every example, in the source's order.
+      source: the split that was evaluated.
+      task: of the model.
 
     Raises:
-      RunFailed: an image is not there exactly once, or the file cannot be written.
+      RunFailed: the file cannot be written.
     """
     if jax.process_index() != 0:
         return
-    mask = np.concatenate([batch["mask"] for batch in batches])
-    columns = {
-        name: np.concatenate([batch[name] for batch in batches])[mask]
-        for name in ("index", "label", "loss", "best", "scores")
-    }
-    order = np.argsort(columns["index"])
-    if not np.array_equal(columns["index"][order], np.arange(len(source))):
-        raise RunFailed(f"--out={path}: not every image was evaluated exactly once")
-    rows = ({name: values[row] for name, values in columns.items()} for row in order)
-    if bucket.is_address(path):
-        _write_object(path, (json.dumps(_line(row, source)) + "\n" for row in rows))
-        return
-    fresh = _fresh(path)
+    lines = (
+        json.dumps(
+            {"image": source.describe(index)}
+            | task.record({name: values[index] for name, values in rows.items()})
+        )
+        + "\n"
+        for index in range(len(source))
+    )
     try:
-        with fresh.open("w", encoding="ascii") as file:
-            file.writelines(json.dumps(_line(row, source)) + "\n" for row in rows)
-        fresh.replace(path)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise RunFailed(f"--out={path} cannot be written: {error.strerror}") from None
-
-
-def _write_object(path: pathlib.Path, lines: Iterable[str]) -> None:
-    """Writes an object in a bucket, which is there whole or not at all."""
-    try:
-        with bucket.as_oserror(path):
-            path.write_text("".join(lines))
+        with atomic.open_file(path, "w") as file:
+            file.writelines(lines)
     except OSError as error:
         raise RunFailed(f"--out={path} cannot be written: {error.strerror}") from None
-
-
-def _line(row: Mapping[str, Any], source: Source) -> dict[str, Any]:
-    names, label = source.class_names, int(row["label"])
-    ranked = [
-        {"label": int(best), "class": names[best], "score": float(score)}
-        for best, score in zip(row["best"], row["scores"], strict=True)
-    ]
-    return {
-        "image": source.describe(int(row["index"])),
-        "label": label,
-        "class": names[label],
-        "loss": float(row["loss"]),
-        "predictions": ranked,
-    }
-
-
-def _fresh(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name(f".{path.name}.new")

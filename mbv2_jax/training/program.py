@@ -1,4 +1,4 @@
-"""A config's training on given devices: its state and its jitted step; no data."""
+"""The part of a training run that lives on the devices: its state and its jitted step; no data."""
 
 import dataclasses
 import functools
@@ -8,19 +8,22 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 from mbv2_jax.runtime import mesh as mesh_lib
+from mbv2_jax.spec import ModelSpec
+from mbv2_jax.tasks.task import Batch, Task
+from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import optimizer as optimizer_lib
 from mbv2_jax.training import state as state_lib
 from mbv2_jax.training import step as step_lib
+from mbv2_jax.training.config import Settings
+from mbv2_jax.training.schedule import schedule
 from mbv2_jax.training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What runs on the devices; nothing of it is compiled or allocated yet.
+    """The functions of a run; nothing is compiled or allocated yet.
 
     Attributes:
       create: key -> the state of step 0.
@@ -36,58 +39,46 @@ class Program:
 
 
 def build(
-    config: ConfigDict, model: MobileNetV2, mesh: Mesh, steps_per_epoch: int, total_steps: int
+    settings: Settings,
+    spec: ModelSpec,
+    task: Task,
+    mesh: Mesh,
+    steps_per_epoch: int,
+    total_steps: int,
 ) -> Program:
-    """Makes the program of a resolved config.
+    """Builds the program of a run.
 
     Args:
-      config: from config.resolve.
-      model: the network, from config.model.
+      settings: the config.
+      spec, task: from config.resolve.
       mesh: the devices; the batch is split over them, the state is on each.
-      steps_per_epoch, total_steps: what the learning rate is a function of.
+      steps_per_epoch, total_steps: the learning rate depends on them.
     """
+    recipe = _recipe(settings, spec, task, mesh, steps_per_epoch, total_steps)
     everywhere = mesh_lib.replicated(mesh)
-    key = jax.random.key(config.seed)
-    image = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, 3), np.float32)
-    params = jax.eval_shape(model.init, key, image)["params"]
-    rate = optimizer_lib.schedule(config, steps_per_epoch, total_steps)
-    optimizer = optimizer_lib.create(config, rate, params)
-    with_ema = config.ema.decay is not None
+    with_ema = settings.ema.decay is not None
     create = functools.partial(
         state_lib.create,
-        model=model,
-        optimizer=optimizer,
-        image_size=config.data.image_size,
+        network=recipe.network,
+        optimizer=recipe.optimizer,
+        image_size=spec.preprocessing.image_size,
         with_ema=with_ema,
     )
-    step = functools.partial(
-        step_lib.train_step,
-        model=model,
-        optimizer=optimizer,
-        learning_rate=rate,
-        mean=tuple(config.data.mean),
-        std=tuple(config.data.std),
-        label_smoothing=config.label_smoothing,
-        mixup_alpha=config.mixup_alpha,
-        cutmix_alpha=config.cutmix_alpha,
-        ema_decay=config.ema.decay,
-        ema_every_steps=config.ema.every_steps,
+    restart = functools.partial(
+        state_lib.from_variables, optimizer=recipe.optimizer, with_ema=with_ema
     )
 
-    def train_step(state: TrainState, batch: step_lib.Batch, key: jax.Array) -> Any:
-        # In context: models/normalized_conv.py has an operation for each device's part of a batch.
+    def train_step(state: TrainState, batch: Batch, key: jax.Array) -> Any:
+        # In context, for the fused training unit: on several CPU devices it runs on each of them.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return step(state, batch, key)
+            return step_lib.train_step(state, batch, key, recipe)
 
     return Program(
         create=jax.jit(create, out_shardings=everywhere),
-        restart=jax.jit(
-            functools.partial(state_lib.from_variables, optimizer=optimizer, with_ema=with_ema),
-            out_shardings=everywhere,
-        ),
+        restart=jax.jit(restart, out_shardings=everywhere),
         state=jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-            jax.eval_shape(create, key),
+            jax.eval_shape(create, jax.random.key(settings.run.seed)),
         ),
         step=jax.jit(
             train_step,
@@ -96,3 +87,21 @@ def build(
             donate_argnums=0,
         ),
     )
+
+
+def _recipe(
+    settings: Settings,
+    spec: ModelSpec,
+    task: Task,
+    mesh: Mesh,
+    steps_per_epoch: int,
+    total_steps: int,
+) -> step_lib.Recipe:
+    mode = config_lib.on_devices(spec.mode, settings.run.batch_size, mesh.size)
+    network = task.network(spec.backbone, mode)
+    size = spec.preprocessing.image_size
+    image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+    params = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
+    rate = schedule(settings.schedule, settings.run.batch_size, steps_per_epoch, total_steps)
+    optimizer = optimizer_lib.create(settings.optimizer, rate, params, mode.frozen_stages)
+    return step_lib.Recipe(task, network, spec.preprocessing, optimizer, rate, settings.ema)

@@ -6,8 +6,12 @@ nothing here imports jax.
 
 import dataclasses
 import re
+import textwrap
 from typing import Any
 
+from ml_collections import ConfigDict, config_dict
+
+from mbv2_jax import spec, tasks
 from mbv2_jax.spec import Values, choice, declare, flag, integer, is_number, number, numbers, text
 
 
@@ -256,3 +260,50 @@ SECTIONS: dict[str, type] = {
     "log": Log,
     "distributed": Distributed,
 }
+
+
+def declared(task: str) -> dict[str, dataclasses.Field[Any]]:
+    """Returns the fields of a config by name, such as "batch_size" and "model.width".
+
+    Args:
+      task: the name of a built-in task, whose own fields are among them.
+    """
+    own = tasks.settings(task)
+    places = [("", Run), ("", own.Settings), ("model", spec.Backbone), ("model", own.Head)]
+    places += [("model", spec.TrainingMode), ("data", spec.Preprocessing), *SECTIONS.items()]
+    return {
+        f"{section}.{field.name}".lstrip("."): field
+        for section, cls in places
+        for field in dataclasses.fields(cls)
+    }
+
+
+def make_config(task: str) -> ConfigDict:
+    """Returns the locked config of defaults; a field that may be left unset is None."""
+    config = ConfigDict()
+    for name, field in declared(task).items():
+        section, _, key = name.rpartition(".")
+        if section and section not in config:
+            config[section] = ConfigDict()
+        unset = field.metadata["inherited"] or field.default is None
+        kind = field.metadata["values"].type
+        inside = config[section] if section else config
+        if unset:
+            inside[key] = config_dict.placeholder(kind)
+        elif kind is object:
+            inside[key] = config_dict.FieldReference(field.default, field_type=object)
+        else:
+            inside[key] = field.default
+    return config.lock()
+
+
+def explain(task: str) -> str:
+    """Returns every field of a config with its default and its meaning, as text."""
+    lines = []
+    for name, field in declared(task).items():
+        unset = field.metadata["inherited"]
+        default = f"the checkpoint's, or {field.default}" if unset else repr(field.default)
+        text = f"{field.metadata['help']} (default: {default})"
+        lines.append(f"  {name}")
+        lines.append(textwrap.fill(text, 96, initial_indent="      ", subsequent_indent="      "))
+    return "\n".join(lines)

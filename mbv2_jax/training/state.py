@@ -1,24 +1,26 @@
-"""The state that a training run carries from step to step, and checkpoints save."""
+"""The state that a training run carries from step to step, and that checkpoints save."""
 
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from mbv2_jax.training.settings import Ema
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that step N + 1 needs to know of the steps before it.
+    """Everything that step N + 1 depends on.
 
     Attributes:
-      step: () int32, the number of steps done. Randomness and data position follow from it.
+      step: () int32, the number of steps done. Randomness and the position in the data follow from
+        it.
       params: the network's parameters, float32.
       batch_stats: BatchNorm's running means and variances, float32.
-      opt_state: the optimizer's, one optax state.
+      opt_state: the state of the optax optimizer.
       ema: {"params", "batch_stats"}, the exponential moving average of both; None without one.
     """
 
@@ -29,28 +31,28 @@ class TrainState:
     ema: dict[str, Any] | None
 
     def evaluated(self) -> dict[str, Any]:
-        """Returns the variables that are evaluated and shipped: the average where there is one."""
+        """Returns the variables to evaluate and ship: the average where there is one."""
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def create(
     key: jax.Array,
     *,
-    model: MobileNetV2,
+    network: nn.Module,
     optimizer: optax.GradientTransformation,
     image_size: int,
     with_ema: bool,
 ) -> TrainState:
-    """Returns the state of step 0. Pure, so that under jit the arrays are born sharded.
+    """Returns the state of step 0. It is pure, so that under jit the arrays are born sharded.
 
     Args:
       key: a jax.random key.
-      model: the network.
+      network: the linen module.
       optimizer: from training/optimizer.py.
-      image_size: pixels a side; parameters do not depend on it.
-      with_ema: whether an average is kept.
+      image_size: side of the input in pixels; parameters do not depend on it.
+      with_ema: whether the state has an average.
     """
-    variables = model.init(key, jnp.zeros((1, image_size, image_size, 3), jnp.float32))
+    variables = network.init(key, jnp.zeros((1, image_size, image_size, 3), jnp.float32))
     return from_variables(variables, optimizer=optimizer, with_ema=with_ema)
 
 
@@ -70,17 +72,18 @@ def from_variables(
     )
 
 
-def average(old: Any, new: Any, step: jax.Array, decay: float, every_steps: int) -> Any:
+def average(old: Any, new: Any, step: jax.Array, ema: Ema) -> Any:
     """Returns the exponential moving average after a step.
 
     Args:
       old: the average before.
-      new: what is averaged.
+      new: the parameters and statistics after the step.
       step: () int, the number of steps done.
-      decay: share of the old average that an update keeps.
-      every_steps: steps between two updates; in between the average stays as it is.
+      ema: the share of the old average that an update keeps, and the steps between two updates; in
+        between the average stays as it is.
     """
-    updated = optax.incremental_update(new, old, 1.0 - decay)
-    # Not lax.cond: it would copy what it returns, and on a GPU may wait for the host.
-    due = step % every_steps == 0
+    assert ema.decay is not None
+    updated = optax.incremental_update(new, old, 1.0 - ema.decay)
+    # Not lax.cond: it would copy its result, and on a GPU may wait for the host.
+    due = step % ema.every_steps == 0
     return jax.tree.map(lambda after, before: jnp.where(due, after, before), updated, old)

@@ -1,127 +1,129 @@
-"""One step of training and one of evaluation: pure functions, jitted by the loop."""
+"""One step of training and one of evaluation: pure functions, jitted by their callers."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from mbv2_jax.models.mobilenet_v2 import MobileNetV2
-from mbv2_jax.tasks import classification
+from mbv2_jax.spec import Preprocessing
+from mbv2_jax.tasks.task import Batch, Task
 from mbv2_jax.training import state as state_lib
+from mbv2_jax.training.settings import Ema
 from mbv2_jax.training.state import TrainState
 
-Batch = Mapping[str, jax.Array]
+# Folded into a step's key for the task's augmentation, so that dropout draws the same numbers with
+# and without it.
+AUGMENTATION = 1
 
-# Folded into a step's key for mixup and cutmix, so that dropout draws the same with and without.
-MIXING = 1
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The static arguments of a training step.
+
+    Attributes:
+      task: its loss and its augmentation.
+      network: the linen module, in its training mode.
+      preprocessing: the mean and std of pixels.
+      optimizer: from training/optimizer.py.
+      learning_rate: the schedule that the optimizer follows, for the log.
+      ema: the exponential moving average, if there is one.
+    """
+
+    task: Task
+    network: nn.Module
+    preprocessing: Preprocessing
+    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    ema: Ema = dataclasses.field(default_factory=Ema)
 
 
-def normalize(
-    images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: jnp.dtype
-) -> jax.Array:
+def normalize(images: jax.Array, preprocessing: Preprocessing, dtype: jnp.dtype) -> jax.Array:
     """Returns (images - mean) / std in `dtype`.
 
     Args:
-      images: (N, H, W, 3) RGB, uint8 or, where images were mixed, float.
-      mean: of R, G, B, in the units of the pixels, 0-255.
-      std: likewise.
+      images: (N, H, W, 3) RGB, uint8 or, where images were mixed, float; 0-255.
+      preprocessing: the mean and std of R, G and B, in the units of the pixels.
       dtype: of the result; the arithmetic is float32 or wider, since bfloat16 would lose pixels.
     """
     wide = jnp.promote_types(dtype, jnp.float32)
     pixels = images.astype(wide)
-    return ((pixels - jnp.asarray(mean, wide)) / jnp.asarray(std, wide)).astype(dtype)
+    mean, std = (jnp.asarray(value, wide) for value in (preprocessing.mean, preprocessing.std))
+    return ((pixels - mean) / std).astype(dtype)
 
 
 def train_step(
-    state: TrainState,
-    batch: Batch,
-    key: jax.Array,
-    *,
-    model: MobileNetV2,
-    optimizer: optax.GradientTransformation,
-    learning_rate: optax.Schedule,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    label_smoothing: float,
-    mixup_alpha: float,
-    cutmix_alpha: float,
-    ema_decay: float | None,
-    ema_every_steps: int,
+    state: TrainState, batch: Batch, key: jax.Array, recipe: Recipe
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Does one step: mix, normalise, forward, backward, update.
+    """Does one step: augment, normalise, forward, backward, update.
 
     Args:
       state: the state before; under jit it is donated.
-      batch: {"image": (N, H, W, 3) uint8, "label": (N,) int32}, N the global batch.
+      batch: {"image": (N, H, W, 3) uint8, and the task's targets}, N the global batch.
       key: the run's jax.random key; the step's own randomness is fold_in(key, state.step).
-      model, optimizer, learning_rate: from the config; static.
-      mean, std: of R, G, B, 0-255.
-      label_smoothing, mixup_alpha, cutmix_alpha: see tasks/classification.py.
-      ema_decay, ema_every_steps: see state.average; a decay of None for no average.
+      recipe: static.
 
     Returns:
-      The state after, and {"loss", "top1" (percent that are Targets.main), "learning_rate",
-      "grad_norm"}, scalars of this batch. Batch statistics: see models/layers.py.
+      The state after, and scalars of this batch: "loss", the task's metrics, "learning_rate" and
+      "grad_norm". For batch statistics see models/layers.py.
     """
+    task, network = recipe.task, recipe.network
     dropout = jax.random.fold_in(key, state.step)
-    mixing = jax.random.fold_in(dropout, MIXING)
-    pixels, targets = classification.mix(
-        mixing, batch["image"], batch["label"], mixup_alpha, cutmix_alpha
-    )
-    images = normalize(pixels, mean, std, model.dtype)
+    batch = task.augment(jax.random.fold_in(dropout, AUGMENTATION), batch)
+    images = normalize(batch["image"], recipe.preprocessing, network.dtype)
 
-    def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+    def loss_of(params: Any) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
-        logits, updated = model.apply(
+        outputs, updated = network.apply(
             variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout}
         )
-        losses = classification.mixed_cross_entropy(logits, targets, label_smoothing)
-        return losses.mean(), (logits, updated["batch_stats"])
+        loss, metrics = task.loss(outputs, batch)
+        return loss, (metrics, updated["batch_stats"])
 
-    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    (loss, (metrics, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if ema_decay is not None:
+    average = state.ema
+    if recipe.ema.decay is not None:
         new = {"params": params, "batch_stats": batch_stats}
-        ema = state_lib.average(ema, new, state.step + 1, ema_decay, ema_every_steps)
-    metrics = {
+        average = state_lib.average(average, new, state.step + 1, recipe.ema)
+    metrics = metrics | {
         "loss": loss,
-        "top1": 100.0 * (logits.argmax(-1) == targets.main()).mean(),
-        "learning_rate": learning_rate(state.step),
+        "learning_rate": recipe.learning_rate(state.step),
         "grad_norm": optax.tree.norm(grads),
     }
-    return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
+    return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
 
 
 def eval_step(
     variables: Mapping[str, Mapping],
     batch: Batch,
     *,
-    model: MobileNetV2,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    flip: bool = False,
-) -> tuple[classification.Sums, classification.Predictions]:
+    task: Task,
+    network: nn.Module,
+    preprocessing: Preprocessing,
+    tta: bool = False,
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """Scores one batch.
 
     Args:
       variables: {"params", "batch_stats"}.
-      batch: {"image": (N, H, W, 3) uint8, "label": (N,) int32, "mask": (N,) bool}; rows whose
-        mask is False are padding.
-      model: the network; static.
-      mean, std: of R, G, B, 0-255.
-      flip: whether the probabilities are the mean of those of the image and of its mirror image.
+      batch: {"image": (N, H, W, 3) uint8, the task's targets, "mask": (N,) bool}; rows whose mask
+        is False are padding.
+      task, network, preprocessing: static.
+      tta: whether the outputs of several views of each image are merged (`Task.views`).
 
     Returns:
-      Sums over the batch, and each row's prediction: see tasks/classification.py.
+      The task's sums over the batch, and "examples", their number; and its rows. See
+      `Task.evaluate`.
     """
-    images = normalize(batch["image"], mean, std, model.dtype)
-    logits: Any = model.apply(variables, images)
-    if flip:
-        mirrored: Any = model.apply(variables, images[:, :, ::-1])
-        logits = classification.average(logits, mirrored)
-    sums = classification.evaluation_sums(logits, batch["label"], batch["mask"])
-    return sums, classification.predictions(logits, batch["label"])
+    images = normalize(batch["image"], preprocessing, network.dtype)
+    if tta:
+        outputs = task.merge([network.apply(variables, view) for view in task.views(images)])
+    else:
+        outputs = network.apply(variables, images)
+    sums, rows = task.evaluate(outputs, batch)
+    return sums | {"examples": batch["mask"].sum(dtype=jnp.int32)}, rows

@@ -1,4 +1,4 @@
-"""The fields of image classification, declared as in spec.py; plain data, importable without jax."""
+"""The fields of image classification, declared as in spec.py; importable without jax."""
 
 import dataclasses
 
@@ -9,8 +9,8 @@ from mbv2_jax.spec import declare, integer, number
 class Head:
     """The classifier: average pool, dropout, one dense layer."""
 
-    num_classes: int = declare(
-        1000, integer(1), "classes of the classifier; None: as many as the data has", inherited=True
+    num_classes: int | None = declare(
+        None, integer(1), "classes of the classifier; None: as many as the data has", optional=True
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mbv2_jax import drawing
-from mbv2_jax.data import labels
+from mbv2_jax.data import classes, labels
 from mbv2_jax.data.sample import ArraySpec, Sample
 from mbv2_jax.data.sources import Source
 from mbv2_jax.errors import UserError, listed
@@ -31,12 +31,16 @@ class Classification(Task):
       settings: label smoothing, mixup and cutmix; of training.
     """
 
-    settings: Settings = Settings()
+    settings: Settings = dataclasses.field(default_factory=Settings)
 
     name: ClassVar[str] = "classification"
     Head: ClassVar[type] = Head
     figures: ClassVar[tuple[str, ...]] = ("top1", "top5")
-    labels: ClassVar[Mapping[str, str]] = {"top1": "top-1 (%)", "top5": "top-5 (%)"}
+    labels: ClassVar[Mapping[str, str]] = {
+        "loss": "loss (nats)",
+        "top1": "top-1 (%)",
+        "top5": "top-5 (%)",
+    }
     columns: ClassVar[tuple[str, ...]] = ("score", "label", "class")
     open_head: ClassVar[str] = (
         "model.num_classes is not set, and no data is opened to count the classes: give "
@@ -176,6 +180,15 @@ class Classification(Task):
         """Returns the split with the model's labels: see `data.labels.match`."""
         found, note = labels.match(source.class_names, self.classes, data=data, model=model)
         return Aligned(labels.Relabelled(source, found, self.classes), found, note)
+
+    def unlike_published(self, aligned: Aligned) -> str:
+        """Returns why a split is not ImageNet's 1000 classes; "" if it is."""
+        offset, found = classes.imagenet_offset(self.classes), set(aligned.found)
+        if offset is None:
+            return "that is of ImageNet, and the model's classes are not known to be ImageNet's"
+        if not found >= set(range(offset, offset + 1000)):
+            return f"that is of ImageNet's 1000 classes, and the data has {len(found)} classes"
+        return ""
 
     def _prediction(self, probabilities: np.ndarray) -> dict[str, Any]:
         if not np.isfinite(probabilities).all():
