@@ -16,6 +16,7 @@ from PIL import Image
 
 from mbv2_jax import model_dir
 from mbv2_jax.data import classes, decoding
+from mbv2_jax.data.sample import Sample
 from mbv2_jax.data.sources.folder import EXTENSIONS
 from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.errors import UserError, nearest
@@ -171,7 +172,8 @@ class Classifier:
           UserError: it cannot be read or decoded, or is none of these.
         """
         # No operation of an evaluation transform draws from the generator.
-        return self.transform(open_image(image), np.random.default_rng(0))
+        sample = Sample(open_image(image), id="")
+        return self.transform(sample, np.random.default_rng(0)).image
 
     def _forward(self, module: MobileNetV2, images: Any) -> Any:
         if not isinstance(images, np.ndarray | jax.Array):
@@ -223,8 +225,7 @@ class Classifier:
 
     def _padded(self, images: Sequence[np.ndarray], rows: int) -> np.ndarray:
         """Stacks prepared images to (rows, H, W, 3); what is missing is black."""
-        side = self.transform.output_size
-        batch = np.zeros((rows, side, side, 3), np.uint8)
+        batch = np.zeros((rows, *self.transform.output_size, 3), np.uint8)
         for i, image in enumerate(images):
             batch[i] = image
         return batch

@@ -1,14 +1,42 @@
 """Image classification: mixup and cutmix, loss, training metrics and evaluation sums."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+
+from mbv2_jax.data.sample import ArraySpec, Sample
+from mbv2_jax.errors import UserError
 
 Sums = dict[str, jax.Array]
 Predictions = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Collator:
+    """Images with a label each; stands in for the task, which is going to collate itself."""
+
+    def batch_spec(self, size: tuple[int, int]) -> dict[str, ArraySpec]:
+        """Returns the arrays of one example whose image is (height, width)."""
+        return {"image": ArraySpec((*size, 3), np.uint8), "label": ArraySpec((), np.int32)}
+
+    def collate(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+        """Returns {"image", "label"} of transformed samples; UserError if one has no label."""
+        for sample in samples:
+            if sample.targets.get("label", -1) < 0:
+                raise UserError(f"{sample.id}: has no label")
+        labels = [sample.targets["label"] for sample in samples]
+        return {
+            "image": np.stack([sample.image for sample in samples]),
+            "label": np.array(labels, np.int32),
+        }
+
+
+COLLATOR = _Collator()
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:

@@ -171,8 +171,8 @@ def compile_step(
     mesh_lib.check_batch(mesh, config.batch_size)
     model = config_lib.model(config, mesh.size)
     program = program_lib.build(config, model, mesh, _STEPS_PER_EPOCH, _STEPS_PER_EPOCH * _EPOCHS)
-    side = pipeline.make_transform(config.data.train_transforms, config.data.image_size)
-    pixels = (config.batch_size, side.output_size, side.output_size, 3)
+    transform = pipeline.make_transform(config.data.train_transforms, config.data.image_size)
+    pixels = (config.batch_size, *transform.output_size, 3)
     batch = {
         "image": jax.ShapeDtypeStruct(pixels, np.uint8),
         "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32),

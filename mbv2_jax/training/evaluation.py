@@ -211,6 +211,7 @@ def score(
     batches = loader.eval_batches(
         source,
         transform,
+        classification.COLLATOR,
         batch_size=config.batch_size,
         workers=config.data.workers,
         **mesh_lib.process(),

@@ -18,6 +18,7 @@ from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.runtime.profiler import Trace
 from mbv2_jax.runtime.stop import StopRequest
 from mbv2_jax.storage import bucket
+from mbv2_jax.tasks import classification
 from mbv2_jax.training import checkpoint as checkpoints_lib
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import evaluation, input_wait
@@ -246,6 +247,7 @@ def _train_batches(
     batches = loader.train_batches(
         run.train_source,
         run.train_transform,
+        classification.COLLATOR,
         batch_size=run.config.batch_size,
         seed=run.config.seed,
         start=start,

@@ -182,21 +182,11 @@ def _open_data(data: ConfigDict, timeouts: ConfigDict) -> tuple[sources.Source, 
             "some of them; name two splits (of a folder: PATH/train/CLASS and PATH/val/CLASS), or "
             "parts of one that share none, such as 'train[10%:]' and 'train[:10%]'"
         )
-    seen = _summary("training", train_source) | _summary("evaluation", eval_source)
+    seen = sources.identity(train_source, "training")
+    seen |= sources.identity(eval_source, "evaluation")
     remedy = "Every host must read the same, from a bucket, a shared disk, or copies of its own"
     processes.check_same("data", seen, timeouts, f"{data.source}: {remedy}")
     return train_source, eval_source
-
-
-def _summary(name: str, source: sources.Source) -> dict[str, Any]:
-    """What tells a split from another one, without reading its images."""
-    names = hashlib.sha256("\n".join(source.class_names).encode()).hexdigest()
-    ends = [source.describe(index) for index in (0, len(source) - 1)]
-    return {
-        f"{name} examples": len(source),
-        f"SHA-256 of {name} classes": names,
-        f"first and last of {name}": [pathlib.Path(end).name for end in ends],
-    }
 
 
 def _compare_data(workdir: pathlib.Path, step: int, source: sources.Source) -> None:

@@ -37,8 +37,7 @@ def measure(config: ConfigDict, source: sources.Source, mesh: Mesh, seconds: flo
     plan = plan_lib.assemble(config, source, source, mesh)
     state, step = loop.prepare(plan)
     rng = np.random.default_rng(0)
-    side = plan.train_transform.output_size
-    shape = (config.batch_size, side, side, 3)
+    shape = (config.batch_size, *plan.train_transform.output_size, 3)
     noise = {
         "image": rng.integers(0, 256, shape, np.uint8),
         "label": rng.integers(0, len(source.class_names), config.batch_size, np.int32),
