@@ -34,11 +34,13 @@ def ours(photos: str, setting: int, decode_as: str) -> Batches:
     from mbv2_jax.data.loader import train_batches
     from mbv2_jax.data.sources import open_source
     from mbv2_jax.data.transforms.pipeline import make_transform
+    from mbv2_jax.tasks import classification
 
     source = open_source(f"folder:{photos}", "train")
     batches = train_batches(
         source,
         make_transform("random_resized_crop(size)|random_flip(0.5)", SIZE),
+        classification.COLLATOR,
         batch_size=BATCH,
         seed=0,
         start=0,
@@ -114,7 +116,7 @@ def _drawn(photos: str) -> tuple[list[str], list[tuple[int, int, int, int]]]:
     import numpy as np
     from PIL import Image
 
-    from mbv2_jax.data.transforms.pipeline import RandomResizedCrop
+    from mbv2_jax.data.transforms.resize_and_crop import RandomResizedCrop
 
     crop, rng = RandomResizedCrop(SIZE), np.random.default_rng(0)
     paths, windows = [], []

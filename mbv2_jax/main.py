@@ -57,8 +57,8 @@ HELP = {
     "and its chips a side, such as v5e:2x4, v5e:16x16, v6e:4x4, v4:2x2x2.",
     "mode": "train, eval, info or compile; eval takes --checkpoint or --workdir, compile "
     "--topology. The last line that train, eval and compile print is JSON.",
-    "tta": "eval: averages the probabilities of each image and of its mirror image, as mmpretrain's "
-    "--tta does.",
+    "tta": "eval: averages the probabilities of each image and of its mirror image, as "
+    "mmpretrain's --tta does.",
 }
 # Flags of our own, not absl's global ones: --help shows these and nothing else.
 FLAGS = flags.FlagValues()

@@ -1,4 +1,4 @@
-"""Images from their source to uint8 batches, on the host.
+"""Data, from a dataset's files to batches of uint8 images on the host.
 
-Nothing in here initialises a jax backend: a data worker touches no device.
+Nothing in this package initialises a jax backend: a data worker uses no device.
 """

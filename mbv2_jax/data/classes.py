@@ -1,7 +1,7 @@
-"""ImageNet's 1000 classes (ILSVRC 2012), in the order in which every port counts them.
+"""The 1000 classes of ImageNet (ILSVRC 2012), in the order that all ports use.
 
-Read from imagenet_classes.txt on first use: a line holds the WordNet id and the synonyms. The ids
-are in sorted order, so that a folder per class, named by its id, gives the same numbers.
+They are read from imagenet_classes.txt on first use: a line holds the WordNet id and the synonyms.
+The ids are sorted, so that folders named by them give the same labels.
 """
 
 import functools
@@ -12,7 +12,7 @@ IMAGENET_WNIDS: tuple[str, ...]  # 'n01440764', 'n01443537', ...
 IMAGENET_NAMES: tuple[str, ...]  # 'tench, Tinca tinca', ...; 'crane' is both bird and machine
 
 # The share of positions in which names must agree. The first synonyms of mmpretrain's list and of
-# torchvision's differ in 2 of 1000 ('crane', 'crane bird'), those of other classes nearly always.
+# torchvision's differ in 2 of 1000 ('crane', 'crane bird'); those of other classes nearly always do.
 _ENOUGH = 0.9
 
 
@@ -20,10 +20,11 @@ def imagenet_offset(names: Sequence[str]) -> int | None:
     """Returns the label at which ImageNet's classes begin: 0, or 1 after a background class.
 
     Args:
-      names: class names in the order of the logits: WordNet ids, or names in anyone's wording.
+      names: class names in the order of the logits: WordNet ids, or English names in any common
+        wording.
 
     Returns:
-      0 or 1; None where the classes are not ImageNet's 1000 in order.
+      0 or 1; None if the classes are not ImageNet's 1000 in order.
     """
     offset = len(names) - 1000
     if offset not in (0, 1):
@@ -37,7 +38,7 @@ def imagenet_offset(names: Sequence[str]) -> int | None:
 
 
 def _first_synonym(name: str) -> str:
-    """'hen' of 'Hen, biddy': the later synonyms and the spelling are what lists differ in."""
+    """Returns 'hen' for 'Hen, biddy': lists differ in later synonyms and in spelling."""
     return name.partition(",")[0].replace("_", " ").strip().lower()
 
 

@@ -1,20 +1,20 @@
-"""Encoded bytes -> an upright RGB image, or a crop of one.
+"""Decoding of image files to upright RGB images, or to crops of them.
 
-For a crop of a JPEG file, only the rows down to its lower edge are decoded.
+For a crop of a JPEG file, only the rows down to the crop's lower edge are decoded.
 """
 
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mbv2_jax.data import fast_decoding, jpeg
-from mbv2_jax.data.transforms.operation import Box, crop_and_resize
+from mbv2_jax.data.transforms.geometry import Box, Size, crop_and_resize_image
 from mbv2_jax.errors import UnreadableImage, first_line
 
-_UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
+_UPRIGHT = {  # EXIF orientation -> the operation that turns the stored pixels upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -26,10 +26,10 @@ _UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
 
 
 def decode(encoded: bytes) -> Image.Image:
-    """Decodes an image file to RGB as OpenCV's `IMREAD_COLOR`, which mmpretrain uses, does.
+    """Decodes an image file to RGB as OpenCV's `IMREAD_COLOR` does, which mmpretrain uses.
 
     EXIF orientation is applied, transparency is dropped (not blended), 16-bit samples keep their
-    high byte, and of several frames the first is taken.
+    high byte, and the first of several frames is taken.
 
     Args:
       encoded: the bytes of an image file that Pillow reads (JPEG, PNG, WebP, BMP, TIFF, ...).
@@ -38,8 +38,8 @@ def decode(encoded: bytes) -> Image.Image:
       The upright image, mode "RGB", 8 bits a channel.
 
     Raises:
-      UnreadableImage: the bytes are no image, are cut short, or hold a kind of pixel (floating
-        point, 32-bit integer) that has no one right 8-bit form.
+      UnreadableImage: the bytes are not an image, are cut short, or hold a kind of pixel (floating
+        point, 32-bit integer) that has no definite 8-bit form.
     """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
@@ -57,52 +57,68 @@ def decode(encoded: bytes) -> Image.Image:
         ) from error
 
 
+class ResizedCrop(NamedTuple):
+    """A crop of an image file.
+
+    Attributes:
+      image: the resized crop, mode "RGB".
+      box: the crop's left, top, width and height in the upright image, in pixels.
+      image_size: (width, height) of the upright image, in pixels.
+    """
+
+    image: Image.Image
+    box: Box
+    image_size: tuple[int, int]
+
+
 def resized_crop(
     encoded: bytes,
     choose: Callable[[int, int], Box],
-    size: int,
+    size: Size,
     interpolation: str = "bilinear",
     decode_as: str = "exact",
-) -> Image.Image:
+) -> ResizedCrop:
     """Crops an encoded image and resizes the crop, decoding no more than the crop needs.
 
     Args:
       encoded: the bytes of an image file.
-      choose: makes the crop's box of the upright image's (width, height) in pixels.
-      size: side of the square that comes out, in pixels.
-      interpolation: of INTERPOLATIONS.
-      decode_as: "exact", the pixels that `decode`, Image.crop and Image.resize give; or "fast", of
-        fast_decoding, where the file is a JPEG that it can read.
-
-    Returns:
-      The square, mode "RGB".
+      choose: returns the crop's box for the upright image's width and height in pixels.
+      size: (height, width) of the result in pixels.
+      interpolation: a key of INTERPOLATIONS.
+      decode_as: "exact" gives the pixels of `decode`, Image.crop and Image.resize; "fast" gives
+        those of fast_decoding, if the file is a JPEG that it can read.
 
     Raises:
-      UnreadableImage: as `decode` does. A file that is damaged below the crop is not noticed, but
-        for one that is cut short.
+      UnreadableImage: as `decode` does. Damage below the crop goes unnoticed, unless the file is
+        cut short.
     """
     frame = _upright_frame(encoded)
     if frame is None:
         image = decode(encoded)
-        return crop_and_resize(image, choose(*image.size), size, interpolation)
+        box = choose(*image.size)
+        crop = crop_and_resize_image(image, box, size, interpolation)
+        return ResizedCrop(crop, box, image.size)
     box = choose(frame.width, frame.height)
     rows = jpeg.first_rows(encoded, frame, box[1] + box[3])
+    fast = None
     if decode_as == "fast" and frame.components != 4:
         fast = fast_decoding.resized_crop(rows, frame.width, box, size, interpolation)
-        if fast is not None:
-            return fast
-    return crop_and_resize(decode(rows), box, size, interpolation)
+    crop = fast or crop_and_resize_image(decode(rows), box, size, interpolation)
+    return ResizedCrop(crop, box, (frame.width, frame.height))
 
 
 def _upright_frame(encoded: bytes) -> jpeg.Frame | None:
-    """Returns the frame of a JPEG file of which the first rows can be decoded, and lie on top."""
+    """Returns the frame of a JPEG file if its first rows are the upright image's upper ones.
+
+    None stands for files that have to be decoded whole.
+    """
     frame = jpeg.read_frame(encoded)
     if frame is None or not frame.has_metadata:
         return frame
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return None if _orientation(image) in _UPRIGHT else frame
-    except Exception:  # `decode` will say what is wrong
+    except Exception:  # `decode` will report what is wrong
         return None
 
 
@@ -110,7 +126,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     """Returns an opened image with the pixels that `decode` gives for its file.
 
     Raises:
-      UnreadableImage: it holds a kind of pixel that has no one right 8-bit form.
+      UnreadableImage: it holds a kind of pixel that has no definite 8-bit form.
     """
     image.load()
     orientation = _orientation(image)
@@ -121,7 +137,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> Any:
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
-    # What stands in a damaged EXIF block decides which type is raised; the pixels are sound.
+    # A damaged EXIF block raises any of several types; the pixels are sound.
     except Exception:
         return None
 
@@ -130,13 +146,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        # Pillow's own conversion clips at 255 instead of scaling 0..65535.
+        # Pillow's own conversion clips at 255 instead of scaling from 0..65535.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise UnreadableImage(
             f"cannot decode the image: {image.format} with pixels of mode {image.mode}"
             " has no fixed range; save it with 8 or 16 bits a channel"
         )
-    # Without this Pillow would warn about a transparency that the conversion drops anyway.
+    # Otherwise Pillow would warn about a transparency that the conversion drops anyway.
     image.info.pop("transparency", None)
     return image.convert("RGB")

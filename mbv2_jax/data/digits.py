@@ -1,6 +1,6 @@
-"""Handwritten digits of scikit-learn as a TFDS dataset: real images on any machine, no download.
+"""scikit-learn's handwritten digits as a TFDS dataset: real images without a download.
 
-As a command it writes held-out digits as image files, to predict from:
+The command writes held-out digits as image files, to predict from:
 
     python -m mbv2_jax.data.digits --export=DIR [--count=10]
 """
@@ -25,12 +25,12 @@ CLASS_NAMES = tuple(str(digit) for digit in range(10))
 def load() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Loads the 1,797 digits, split the same way on every machine.
 
-    Every class gives the same share to "test" (36 each), and gives its examples from a seeded
-    order: the file groups them by writer.
+    "test" has the same number of examples of every class, 36, taken in a seeded order, since the
+    file groups them by writer.
 
     Returns:
-      {"train": (images, labels), "test": (images, labels)}, images uint8 (N, 8, 8) with 0..255,
-      labels int64 (N,); 1,437 and 360 examples.
+      {"train": (images, labels), "test": (images, labels)} of 1,437 and 360 examples; images are
+      uint8 (N, 8, 8) from 0 to 255, labels int64 (N,).
 
     Raises:
       UserError: scikit-learn is not installed.
@@ -40,12 +40,12 @@ def load() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     except ImportError as error:
         raise UserError(
             "the digits dataset needs scikit-learn, which is not installed; run: pip"
-            " install scikit-learn (the package's extra 'demo' has it)"
+            " install scikit-learn (or install the package's extra 'demo')"
         ) from error
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
     labels = digits.target.astype(np.int64)
-    order = np.random.RandomState(0).permutation(len(labels))  # its stream is frozen for ever
+    order = np.random.RandomState(0).permutation(len(labels))  # a stream that NumPy never changes
     per_class = TEST_EXAMPLES // len(CLASS_NAMES)
     test = np.concatenate([order[labels[order] == label][:per_class] for label in range(10)])
     held_out = np.isin(order, test)
@@ -56,20 +56,20 @@ def load() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def encode(image: np.ndarray) -> bytes:
-    """Returns the PNG file of a grey uint8 (8, 8) `image`."""
+    """Returns the PNG file of a grey image, uint8 (8, 8)."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """The digits as a TFDS builder; prepared without TensorFlow, since it yields encoded bytes."""
+    """The TFDS builder of the digits; it needs no TensorFlow, since it yields encoded bytes."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "scikit-learn's load_digits; 1,437 to train, 360 held out."}
 
     # TFDS 4.9 looks beside a builder's code for checksums of downloads, through a package
-    # (importlib_resources) that it doesn't install. Here there is nothing to download.
+    # (importlib_resources) that it does not install. The digits need no download.
     code_path = None
 
     def _info(self) -> Any:
@@ -88,7 +88,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        del dl_manager  # scikit-learn ships the images: nothing is downloaded
+        del dl_manager  # scikit-learn ships the images
         return {split: self._generate_examples(*arrays) for split, arrays in load().items()}
 
     def _generate_examples(
@@ -101,8 +101,14 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 def export(directory: Path, count: int) -> list[Path]:
     """Writes the first `count` held-out digits as `digit_LABEL_INDEX.png` into `directory`.
 
-    The files hold the dataset's own 8 x 8 pixels, so that a prediction sees what an evaluation
-    does.
+    The files hold the dataset's own 8 x 8 pixels, so that a prediction sees the same image as an
+    evaluation.
+
+    Returns:
+      The files' paths.
+
+    Raises:
+      UserError: `count` is impossible, or a file cannot be written.
     """
     images, labels = load()["test"]
     if not 1 <= count <= len(labels):
@@ -131,14 +137,14 @@ def main(arguments: list[str] | None = None) -> int:
         type=Path,
         required=True,
         metavar="DIR",
-        help="where the files digit_LABEL_INDEX.png go; made if missing",
+        help="folder of the files digit_LABEL_INDEX.png; created if missing",
     )
     parser.add_argument(
         "--count",
         type=int,
         default=10,
         metavar="N",
-        help=f"how many, up to {TEST_EXAMPLES} (default: 10)",
+        help=f"number of digits, up to {TEST_EXAMPLES} (default: 10)",
     )
     options = parser.parse_args(arguments)
     try:

@@ -1,11 +1,11 @@
-"""JPEG file -> resized crop, in three quarters of Pillow's time and nearly with its pixels.
+"""Resized crops of JPEG files in three quarters of Pillow's time, with nearly its pixels.
 
-They are a level or two from Pillow's (bicubic: three). A photo of which the crop is four times as
-large as what comes out, or more, is decoded at a half, a quarter or an eighth of its size: then
-they are within two levels on average, and single ones at edges up to some 30 away.
+The pixels are a level or two from Pillow's (bicubic: three). If a crop is four times as large as
+the result, or more, the photo is decoded at a half, a quarter or an eighth of its size. Then pixels
+are within two levels on average, and single ones at edges up to some 30 levels away.
 
 simplejpeg (libjpeg-turbo) decodes. cykooz.resizer (Rust's fast_image_resize) resizes with Pillow's
-filter and antialiasing, in SIMD instructions with 16-bit coefficients. Both are of the extra
+filter and antialiasing, in SIMD instructions with 16-bit coefficients. Both belong to the extra
 `fast`; nothing else needs them.
 """
 
@@ -16,14 +16,14 @@ import threading
 import numpy as np
 from PIL import Image
 
-from mbv2_jax.data.transforms.operation import Box
+from mbv2_jax.data.transforms.geometry import Box, Size
 from mbv2_jax.errors import UserError
 
-# A photo is decoded at a smaller size only where the crop then still is this many times larger than
-# what comes out: the resizing filter, not the decoder, is to decide what is seen.
+# A photo is decoded at a smaller size only if the crop is then still this many times larger than
+# the result, so that the resizing filter and not the decoder determines the pixels.
 _LEFT_TO_RESIZE = 2
 
-_local = threading.local()  # a resizer holds buffers that two threads must not share
+_local = threading.local()  # a resizer has buffers that threads must not share
 
 
 def require() -> None:
@@ -32,31 +32,31 @@ def require() -> None:
         if importlib.util.find_spec(module) is None:
             raise UserError(
                 f"data.train_decode is 'fast', which needs {package}; run: pip install simplejpeg"
-                " cykooz.resizer (the package's extra 'fast' has them)"
+                " cykooz.resizer (or install the package's extra 'fast')"
             )
 
 
 def resized_crop(
-    encoded: bytes, width: int, box: Box, size: int, interpolation: str
+    encoded: bytes, width: int, box: Box, size: Size, interpolation: str
 ) -> Image.Image | None:
     """Decodes a JPEG file, grey or colour, and resizes a box of it.
 
     Args:
-      encoded: the file.
+      encoded: the bytes of the file.
       width: of the image, in pixels.
-      box: what to take of it.
-      size: side of the square that comes out, in pixels.
+      box: left, top, width and height of the crop, in pixels.
+      size: (height, width) of the result, in pixels.
       interpolation: "bilinear" or "bicubic".
 
     Returns:
-      The square, mode "RGB"; None if simplejpeg cannot decode the file: it is damaged, or its
-      colours are subsampled in a way that TurboJPEG has no name for.
+      The resized crop, mode "RGB"; None if simplejpeg cannot decode the file, because it is damaged
+      or has a chroma subsampling that TurboJPEG does not know.
     """
     import simplejpeg
 
     shrink = _shrink(box, size)
     try:
-        # Not strict: as with Pillow, what libjpeg only warns of is no error.
+        # Not strict: like Pillow, ignore libjpeg's warnings.
         pixels = simplejpeg.decode_jpeg(
             encoded, "RGB", min_width=-(-width // shrink), min_factor=shrink, strict=False
         )
@@ -65,16 +65,17 @@ def resized_crop(
     return _resize(pixels, tuple(edge / shrink for edge in box), size, interpolation)
 
 
-def _shrink(box: Box, size: int) -> int:
-    """Returns by how much the decoder may shrink the image: 1, 2, 4 or 8."""
-    room = min(box[2:]) / (size * _LEFT_TO_RESIZE)
-    return max(factor for factor in (1, 2, 4, 8) if factor == 1 or factor <= room)
+def _shrink(box: Box, size: Size) -> int:
+    """Returns the factor by which the decoder may shrink the image: 1, 2, 4 or 8."""
+    _, _, width, height = box
+    highest = min(height / (size[0] * _LEFT_TO_RESIZE), width / (size[1] * _LEFT_TO_RESIZE))
+    return max(factor for factor in (1, 2, 4, 8) if factor == 1 or factor <= highest)
 
 
 def _resize(
-    pixels: np.ndarray, box: tuple[float, ...], size: int, interpolation: str
+    pixels: np.ndarray, box: tuple[float, ...], size: Size, interpolation: str
 ) -> Image.Image:
-    """Returns a box of (H, W, 3) pixels, whose edges may lie inside a pixel, as a square."""
+    """Returns a box of (H, W, 3) pixels, whose edges may lie inside a pixel, resized."""
     import cykooz_resizer as resizer
 
     left, top, width, height = box
@@ -90,8 +91,8 @@ def _resize(
     options.resize_alg = resizer.ResizeAlg.convolution(filters[interpolation])
     options.crop_box = resizer.CropBox(left - x, top - y, width, height)
     kind = resizer.PixelType.U8x3
-    result = resizer.ImageData(size, size, kind)
+    result = resizer.ImageData(size[1], size[0], kind)
     _local.resizer.resize(
         resizer.ImageData(part.shape[1], part.shape[0], kind, part.tobytes()), result, options
     )
-    return Image.frombytes("RGB", (size, size), result.get_buffer())
+    return Image.frombytes("RGB", (size[1], size[0]), result.get_buffer())

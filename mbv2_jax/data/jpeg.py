@@ -1,7 +1,7 @@
-"""JPEG's markers: what a file's header says, and the part of the file that holds its first rows.
+"""Headers of JPEG files, and the shortening of a file to its first rows.
 
-A decoder has to go through a file's entropy-coded data from the beginning, but not to its end: told
-of a smaller height, it stops there. (ITU-T T.81, Annex B: markers; A.2: the order of the data.)
+A decoder has to read a file's entropy-coded data from the beginning, but not to its end: if the
+header has a smaller height, it stops there. (ITU-T T.81, Annex B: markers; A.2: the data's order.)
 """
 
 import dataclasses
@@ -10,20 +10,20 @@ _APP1 = 0xE1  # EXIF, XMP
 _SOS = 0xDA  # start of a scan: entropy-coded data follow
 _BASELINE = (0xC0, 0xC1)  # start of a sequential, Huffman-coded frame
 _OTHER_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC0, 0xC1, 0xC4, 0xC8, 0xCC}
-_ALONE = frozenset([0x00, 0x01, *range(0xD0, 0xDA)])  # have no length, nor a place in a header
+_ALONE = frozenset([0x00, 0x01, *range(0xD0, 0xDA)])  # without a length; never in a header
 _END = b"\xff\xd9"
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """What the header of a sequential JPEG file says.
+    """The frame header of a sequential JPEG file.
 
     Attributes:
       width, height: as stored, in pixels.
-      components: 1 grey, 3 colour, 4 print colours.
-      block_rows: height in pixels of what is coded as a unit, 8 to 32.
-      height_at: offset of the height in the file.
-      has_metadata: whether there may be an orientation (EXIF or XMP).
+      components: 1 for grey, 3 for colour, 4 for print colours.
+      block_rows: the height of a coded unit in pixels, 8 to 32.
+      height_at: the offset of the height in the file.
+      has_metadata: whether the file may have an orientation (EXIF or XMP).
     """
 
     width: int
@@ -41,9 +41,11 @@ def read_frame(encoded: bytes) -> Frame | None:
       encoded: the bytes of a file of any kind.
 
     Returns:
-      The frame; None for what is no complete JPEG file of 8 bits with a single sequential scan.
+      The frame; None unless this is a complete JPEG file of 8 bits with a single sequential scan.
     """
-    if encoded[:2] != b"\xff\xd8" or not encoded.endswith(_END):  # without an end it is cut short
+    if encoded[:2] != b"\xff\xd8" or not encoded.endswith(
+        _END
+    ):  # without an end marker, it is cut short
         return None
     position, has_metadata, frame = 2, False, None
     while position + 4 <= len(encoded) and encoded[position] == 0xFF:
@@ -71,7 +73,7 @@ def read_frame(encoded: bytes) -> Frame | None:
 
 
 def _frame(segment: bytes, at: int) -> Frame | None:
-    """Reads the segment of a frame (B.2.2), which begins at offset `at` of the file."""
+    """Reads a frame's segment (B.2.2), which begins at offset `at` of the file."""
     if len(segment) < 9 or len(segment) < 6 + 3 * segment[5]:
         return None
     bits, components = segment[0], segment[5]
@@ -85,13 +87,13 @@ def _frame(segment: bytes, at: int) -> Frame | None:
 def first_rows(encoded: bytes, frame: Frame, rows: int) -> bytes:
     """Returns a file whose first `rows` rows decode to the pixels that they have in `encoded`.
 
-    It is the same file with a smaller height in its header, as far as whole blocks go. One row of
-    blocks more is left than is asked for, since colours are interpolated across its edge.
+    It is the same file with a smaller height in its header, rounded up to whole blocks. One more
+    row of blocks is kept, since colours are interpolated across its edge.
 
     Args:
-      encoded: a JPEG file.
-      frame: what `read_frame` says of it.
-      rows: number of rows wanted, 1 to `frame.height`.
+      encoded: the bytes of a JPEG file.
+      frame: the file's frame from `read_frame`.
+      rows: the number of rows wanted, 1 to `frame.height`.
     """
     height = (-(-rows // frame.block_rows) + 1) * frame.block_rows
     if height >= frame.height:

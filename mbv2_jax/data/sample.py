@@ -1,4 +1,4 @@
-"""An image with its targets, which geometric operations move as a whole.
+"""Samples: images with their targets, which geometric operations move as a whole.
 
 Coordinates are in pixels, x to the right and y down; (0, 0) is the upper left corner of the upper
 left pixel, so that a box around the whole image is (0, 0, width, height).
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-IGNORED = 255  # the class of a mask's pixels that do not count
+IGNORED = 255  # the class of pixels of a mask that do not count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Boxes:
         return len(self.corners)
 
     def take(self, chosen: np.ndarray) -> "Boxes":
-        """Returns the boxes at `chosen`, indices or a mask."""
+        """Returns the boxes at `chosen`, indices or a bool mask."""
         return Boxes(*(getattr(self, f.name)[chosen] for f in dataclasses.fields(self)))
 
 
@@ -44,11 +44,13 @@ class Sample:
     """One example of a dataset.
 
     Attributes:
-      image: the file's bytes as a source gives them; once decoded, an upright "RGB" image.
+      image: the bytes of an image file, as a source gives them; once decoded, an upright Pillow
+        image of mode "RGB"; after a transform, a uint8 (H, W, 3) array of RGB pixels.
       id: the name of the example for messages and predictions: its file, or dataset and number.
       targets: a dict from name to whatever a task learns: an int label, `Boxes`, a mask (a Pillow
         image of mode "L", a class for each pixel), or anything else, which operations leave alone.
-      size: (width, height) of the decoded image before any operation, in pixels; None before.
+      size: (width, height) of the decoded image before any operation, in pixels; None for an
+        encoded image.
     """
 
     image: Any
@@ -57,7 +59,7 @@ class Sample:
     size: tuple[int, int] | None = None
 
     def with_image(self, image: Image.Image) -> "Sample":
-        """Returns the sample with another image and the same targets: for changes of colour."""
+        """Returns the sample with another image and the same targets, as after a change of colour."""
         return dataclasses.replace(self, image=image)
 
 

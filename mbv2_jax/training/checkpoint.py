@@ -33,8 +33,8 @@ from mbv2_jax.errors import RunFailed, UserError, first_line
 from mbv2_jax.model_json import Description
 from mbv2_jax.runtime import processes
 from mbv2_jax.storage import bucket
-from mbv2_jax.training import workdir as workdir_lib
 from mbv2_jax.training import settings as settings_lib
+from mbv2_jax.training import workdir as workdir_lib
 from mbv2_jax.training.settings import Checkpoint
 from mbv2_jax.training.state import TrainState
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 
-from mbv2_jax.data import loader
+from mbv2_jax.data import workers
 from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.data.transforms.operation import ResizedCrop
 from mbv2_jax.training.settings import Data
@@ -99,10 +99,10 @@ def remedy(data: Data, cores: int | None = None) -> str:
       data: the section of the config.
       cores: of this machine; None: counted.
     """
-    cores = cores or loader.cores()
+    cores = cores or workers.cores()
     advice = []
-    if data.workers == 0 and cores > loader.parallel(0):
-        advice.append(f"--config.data.workers={cores} (now 0: {loader.parallel(0)} threads)")
+    if data.workers == 0 and cores > workers.parallel(0):
+        advice.append(f"--config.data.workers={cores} (now 0: {workers.parallel(0)} threads)")
     elif 0 < data.workers < cores:
         advice.append(f"--config.data.workers={cores} (now {data.workers}), one a core")
     elif data.workers > cores:

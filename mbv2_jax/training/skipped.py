@@ -46,7 +46,7 @@ class Skipped:
     def _reason(self, index: int) -> str:
         # The worker that met it sends pixels, not words.
         try:
-            decode(self._source[index]["image"])
+            decode(self._source[index].image)
         except UserError as error:
             return str(error)
         return "it could not be read, and now it can: is the disk or the network all right?"

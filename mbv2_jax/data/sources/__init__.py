@@ -1,63 +1,99 @@
-"""A dataset's name -> a random-access sequence of encoded images and labels.
+"""Sources: the splits of datasets as random-access sequences of encoded samples.
 
-digits              handwritten digits of scikit-learn (data/digits.py), prepared on first use
-cifar10, ...        any prepared TFDS builder with `image` and `label` (data/sources/tfds.py)
+digits              scikit-learn's handwritten digits (data/digits.py), prepared on first use
+cifar10, ...        any prepared TFDS builder with `image` and `label` (tfds.py)
 folder:PATH         image files: PATH/SPLIT/CLASS/*.jpg, or PATH/CLASS/*.jpg for one split
-                    (data/folder.py)
+                    (folder.py)
+
+Another kind of source is a file here, and an entry of `_PREFIXES`.
 """
 
+import hashlib
 import os
+import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from mbv2_jax.data.sample import Sample
 from mbv2_jax.data.sources import parts
 from mbv2_jax.data.sources.folder import FolderSource
+from mbv2_jax.data.sources.parts import Part
 from mbv2_jax.data.sources.tfds import TfdsSource
 from mbv2_jax.errors import UserError
 
 
 class Source(Protocol):
-    """A split of a dataset; picklable, so that it goes to worker processes."""
+    """A split of a dataset; picklable, so that it can be sent to worker processes.
+
+    Attributes:
+      class_names: in the order of the labels; () where the targets have no classes.
+      parts: the parts of splits that this source consists of; parts of different datasets differ in
+        `split`.
+    """
 
     class_names: tuple[str, ...]
+    parts: Sequence[Part]
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns {"image": encoded bytes, "label": int} of example `index`, 0 <= index < len.
+    def __getitem__(self, index: int) -> Sample:
+        """Returns example `index`, 0 <= index < len, whose image is the bytes of an image file.
+
+        Its `id` is `describe(index)`. A "label" below 0 stands for a label that is not known.
 
         Raises:
           UnreadableImage: its file or record cannot be read.
         """
 
     def describe(self, index: int) -> str:
-        """Returns the name of example `index` for a message: its file, or dataset and number."""
+        """Returns the name of example `index`: its file, or its dataset and number."""
 
 
-def open_source(name: str, split: str, data_dir: str | None = None) -> FolderSource | TfdsSource:
+# The kinds of datasets that are named PREFIX:PATH; each takes the path and the split. Other names
+# are TFDS builders'.
+_PREFIXES: dict[str, Callable[[str, str], Source]] = {"folder": FolderSource}
+
+
+def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
     """Opens a split of a dataset.
 
     Args:
       name: "digits", the name of a TFDS builder, or "folder:PATH".
-      split: the split's name, or parts of it in TFDS's words: "train[10000:]", "train[:90%]",
-        "train[:20%]+train[40%:]" (data/parts.py). Parts of a folder are random ones.
-      data_dir: where TFDS keeps prepared datasets; None = TFDS's default (TFDS_DATA_DIR, or
-        tensorflow_datasets in the home folder). Of no use to a folder.
-
-    Returns:
-      The split.
+      split: the split's name, or parts of it in TFDS's notation: "train[10000:]", "train[:90%]",
+        "train[:20%]+train[40%:]" (see parts.py). Parts of a folder are random ones.
+      data_dir: the folder of TFDS's prepared datasets; None is TFDS's default (TFDS_DATA_DIR, or
+        tensorflow_datasets in the home folder). Other kinds of datasets ignore it.
 
     Raises:
       UserError: the dataset or split is unknown, not prepared, empty, or of another kind.
     """
-    if name.startswith("folder:"):
-        return FolderSource(os.path.expanduser(name.removeprefix("folder:")), split)
+    prefix, colon, path = name.partition(":")
+    if colon and prefix in _PREFIXES:
+        return _PREFIXES[prefix](os.path.expanduser(path), split)
     if os.path.isabs(name) or name.startswith((".", "~")) or os.path.isdir(name):
         raise UserError(
             f"unknown dataset {name!r}; for a folder of images write {'folder:' + name!r}"
         )
-    return TfdsSource(name, split, os.path.expanduser(data_dir) if data_dir else None)
+    others = [f"{prefix}:PATH" for prefix in _PREFIXES]
+    return TfdsSource(name, split, os.path.expanduser(data_dir) if data_dir else None, others)
 
 
-def overlap(source: FolderSource | TfdsSource, other: FolderSource | TfdsSource) -> bool:
-    """Whether some example is in both: the same folder's, or the same dataset's."""
+def overlap(source: Source, other: Source) -> bool:
+    """Returns whether any example is in both: of the same folder, or of the same TFDS split."""
     return parts.overlap(source.parts, other.parts)
+
+
+def identity(source: Source, name: str) -> dict[str, Any]:
+    """Returns the facts that tell a split from another one, without reading its images.
+
+    Args:
+      source: the split.
+      name: its role, which the facts' names contain, such as "training".
+    """
+    class_names = hashlib.sha256("\n".join(source.class_names).encode()).hexdigest()
+    ends = [source.describe(index) for index in (0, len(source) - 1)]
+    return {
+        f"{name} examples": len(source),
+        f"SHA-256 of {name} classes": class_names,
+        f"first and last of {name}": [pathlib.Path(end).name for end in ends],
+    }

@@ -1,7 +1,7 @@
-"""Image files in a folder per class, in the order of torchvision's ImageFolder.
+"""Image files in one folder per class, in the order of torchvision's ImageFolder.
 
-A large folder is listed once: the listing is kept (data/index_cache.py) and serves as long as no
-folder in it has changed, so that a start only asks for the times of the folders.
+A large folder is listed once. The listing is cached (index_cache.py) and stays valid as long as no
+folder in it has changed, so that a later start only asks for the times of the folders.
 """
 
 import contextlib
@@ -12,40 +12,48 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent import futures
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import tqdm
 
+from mbv2_jax.data.sample import Sample
 from mbv2_jax.data.sources import index_cache, parts
 from mbv2_jax.errors import UnreadableImage, UserError, nearest
 
 # torchvision's list (torchvision/datasets/folder.py), so that both see the same files.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
-# Folders of these names are splits even where they hold no class folders.
+# Folders of these names are splits even if they hold no class folders.
 _SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "eval"})
 
-# TFDS's name of the split and torchvision's: each finds the other.
+# TFDS's name of the split and torchvision's, each of which also finds the other.
 _OTHER_NAME = {"validation": "val", "val": "validation"}
 
-_CACHED = "folder-1"  # the layout of a cached listing; another number when it changes
-_WORTH_CACHING = 10_000  # files; fewer are listed in a moment
-# A file that comes into a folder right after it was listed may leave its times as they were, where
-# it comes within a tick of the file system's clock. The longest tick is FAT's, of two seconds.
+_CACHE_KIND = "folder-1"  # the number changes with the layout of a cached listing
+_MIN_CACHED = 10_000  # files; fewer are listed in a moment
+# A file that is added to a folder right after its listing may leave the folder's times unchanged, if
+# it is added within a tick of the file system's clock. The longest tick is FAT's, two seconds.
 _SETTLED_NS = 2_000_000_000
-_SCAN_THREADS = 8  # to wait for a disk or a network with
+_SCAN_THREADS = 8  # they wait for a disk or a network
 
 
 class FolderSource:
-    """Image files: ROOT/CLASS/*.jpg, or in folders below CLASS.
+    """A split of image files: ROOT/CLASS/*.jpg, or files in folders below CLASS.
 
-    Classes are the sub-folders in sorted order, hidden ones left out. The split "validation" is
-    the folder val where there is no folder of its own, and the other way round.
+    Classes are the sub-folders in sorted order, without hidden ones. The split "validation" is the
+    folder val if there is no folder validation, and the other way round.
 
-    A part such as "train[10000:]" is a random one, since the files' order is that of the classes:
-    the range is cut from numpy.random.RandomState(0).permutation(number of files), and what it
-    holds is then kept in the files' order. Ranges that share no number share no file.
+    A part such as "train[10000:]" is a random one, since files are sorted by class: the range is
+    cut from numpy.random.RandomState(0).permutation(number of files), and its files are then taken
+    in their sorted order. Ranges that share no number share no file.
+
+    Args:
+      path: the folder of the splits' folders, or of the classes' folders if there is one split.
+      split: a name, or an expression as `parts.read` takes it.
+
+    Raises:
+      UserError: there is no such folder or split, or a class without images.
     """
 
     def __init__(self, path: str, split: str):
@@ -60,43 +68,45 @@ class FolderSource:
         chosen = parts.read(split, {name: [count]}, self.root)
         location = os.path.realpath(self.root)
         self.parts = [parts.Part(location, part.start, part.stop) for part in chosen]
-        self._chosen = None if [len(part) for part in chosen] == [count] else _cut(chosen, count)
+        is_whole = [len(part) for part in chosen] == [count]
+        self._numbers = None if is_whole else _file_numbers(chosen, count)
 
     def __len__(self) -> int:
-        return len(self._listing) if self._chosen is None else len(self._chosen)
+        return len(self._listing) if self._numbers is None else len(self._numbers)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Sample:
         path, label = self._locate(index)
         try:
             with open(path, "rb", buffering=0) as file:
                 encoded = file.read()
         except OSError as error:
             raise UnreadableImage(f"cannot read the image: {error.strerror}") from error
-        return {"image": encoded, "label": label}
+        return Sample(encoded, path, {"label": label})
 
     def describe(self, index: int) -> str:
         return self._locate(index)[0]
 
     def _locate(self, index: int) -> tuple[str, int]:
-        number = index if self._chosen is None else int(self._chosen[index])
+        """Returns an example's file and label."""
+        number = index if self._numbers is None else int(self._numbers[index])
         file, label = self._listing[number]
         return os.path.join(self.root, file), label
 
 
-def _cut(chosen: Sequence[parts.Part], count: int) -> np.ndarray:
+def _file_numbers(chosen: Sequence[parts.Part], count: int) -> np.ndarray:
     """Returns the numbers of the files in the parts, sorted: int64 (files,)."""
-    order = np.random.RandomState(0).permutation(count)  # its stream is frozen for ever
+    order = np.random.RandomState(0).permutation(count)  # a stream that NumPy never changes
     return np.sort(np.concatenate([order[part.start : part.stop] for part in chosen]))
 
 
 def _split_name(path: str, split: str) -> str:
-    """Returns the name of the split that an expression is about."""
+    """Returns the name of the split of which an expression takes parts."""
     if not parts.is_expression(split) or os.path.isdir(os.path.join(path, split)):
         return split
     names = {term.split("[")[0].strip() for term in split.split("+")}
     if len(names) > 1 or "shard" in split.partition("[")[2]:
         raise UserError(
-            f"cannot take {split!r} of the folder {path}: write parts of one split, such as"
+            f"cannot take {split!r} of the folder {path}: give parts of one split, such as"
             " 'train[10000:]', 'train[:90%]' or 'train[:20%]+train[40%:]'"
         )
     return names.pop()
@@ -123,7 +133,7 @@ def _split_root(path: str, split: str) -> str:
 
 
 def _is_split(path: str, name: str) -> bool:
-    """Whether the folder holds class folders, rather than the images of a class."""
+    """Returns whether the folder holds class folders, rather than the images of a class."""
     if name.lower() in _SPLIT_NAMES:
         return True
     has_folders = False
@@ -136,13 +146,14 @@ def _is_split(path: str, name: str) -> bool:
 
 
 def _sub_folders(path: str) -> list[str]:
+    """Returns the names of the folders in a folder, sorted, without hidden ones."""
     with _scan(path) as entries:
         return sorted(
             entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
         )
 
 
-def _refuse(error: OSError) -> NoReturn:
+def _raise_unreadable(error: OSError) -> NoReturn:
     raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
 
 
@@ -152,18 +163,26 @@ def _scan(path: str) -> Iterator[Iterator[os.DirEntry[str]]]:
         with os.scandir(path) as entries:
             yield entries
     except OSError as error:
-        _refuse(error)
+        _raise_unreadable(error)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Listing:
-    """The image files below a folder, compact: 1.3 million names go to every worker process."""
+    """The image files below a folder, compact: every worker process gets 1.3 million names.
 
-    folders: list[str]  # relative to the root, those of a class together, the class's own first
-    labels: list[int]  # of each folder
-    stops: list[int]  # the number of files in each folder and all before it
-    names: bytes  # of the files, one after the other
-    name_stops: np.ndarray  # int64 (files,): where each name ends
+    Attributes:
+      folders: relative to the root; those of a class together, the class's own first.
+      labels: of each folder.
+      stops: the number of files in each folder and all folders before it.
+      names: of the files, one after the other.
+      name_stops: int64 (files,), where each name ends.
+    """
+
+    folders: list[str]
+    labels: list[int]
+    stops: list[int]
+    names: bytes
+    name_stops: np.ndarray
 
     def __len__(self) -> int:
         return len(self.name_stops)
@@ -181,7 +200,7 @@ class _Listing:
 
 
 def _check_classes(root: str, listing: _Listing) -> None:
-    """Refuses a folder without images, and a class without images."""
+    """Raises UserError if there are no images, or a class has none."""
     if not len(listing):
         raise UserError(
             f"no images in the folders of {root}; looked for CLASS/* with {', '.join(EXTENSIONS)}"
@@ -198,7 +217,7 @@ def _check_classes(root: str, listing: _Listing) -> None:
 def _list(root: str) -> _Listing:
     """Returns the listing of a folder, from the cache if no folder in it has changed."""
     location = os.path.realpath(root)
-    cached = index_cache.load(_CACHED, location)
+    cached = index_cache.load(_CACHE_KIND, location)
     if cached is not None:
         folders = os.fsdecode(cached["folders"].tobytes()).split("\0")
         if np.array_equal(_times(root, folders), cached["times"]):
@@ -211,7 +230,7 @@ def _list(root: str) -> _Listing:
             )
     started = time.time_ns()
     listing, times = _walk(root)
-    if len(listing) >= _WORTH_CACHING and times.max() < started - _SETTLED_NS:
+    if len(listing) >= _MIN_CACHED and times.max() < started - _SETTLED_NS:
         arrays = {
             "folders": np.frombuffer(os.fsencode("\0".join(listing.folders)), np.uint8),
             "times": times,
@@ -220,19 +239,19 @@ def _list(root: str) -> _Listing:
             "names": np.frombuffer(listing.names, np.uint8),
             "name_stops": listing.name_stops,
         }
-        index_cache.save(_CACHED, location, arrays)
+        index_cache.save(_CACHE_KIND, location, arrays)
     return listing
 
 
 def _times(root: str, folders: Sequence[str]) -> np.ndarray:
-    """Returns when the root and its folders were changed last: int64 (1 + folders, 2), in ns."""
+    """Returns the `_time` of the root and its folders: int64 (1 + folders, 2)."""
     with futures.ThreadPoolExecutor(_SCAN_THREADS) as pool:
         paths = [root, *(os.path.join(root, folder) for folder in folders)]
         return np.array(list(pool.map(_time, paths)), np.int64)
 
 
 def _time(folder: str) -> tuple[int, int]:
-    """Returns a folder's mtime, and its ctime, which no program (tar, rsync) can set back."""
+    """Returns a folder's mtime in ns, and its ctime, which tar and rsync cannot set back."""
     try:
         status = os.stat(folder)
     except OSError:
@@ -253,7 +272,7 @@ def _walk(root: str) -> tuple[_Listing, np.ndarray]:
                 total=len(classes),
                 unit="class",
                 delay=2,
-                disable=None,  # where it is not a terminal
+                disable=None,  # unless stderr is a terminal
                 leave=False,
                 file=sys.stderr,
             )
@@ -276,13 +295,13 @@ def _walk(root: str) -> tuple[_Listing, np.ndarray]:
 
 
 def _walk_class(root: str, name: str) -> list[tuple[str, tuple[int, int], list[bytes]]]:
-    """Returns the folders of a class in ImageFolder's order: path, times, image files."""
+    """Returns path, times and image files of a class's folders, in ImageFolder's order."""
     top = os.path.join(root, name)
     times = {top: _time(top)}
     found = []
-    # An error left alone would lose a folder's images, or a class, without a word.
-    for folder, inside, files in os.walk(top, followlinks=True, onerror=_refuse):
-        # Before they are listed: what comes later shows in the time.
+    # Without `onerror` os.walk would silently leave out a folder that it cannot read.
+    for folder, inside, files in os.walk(top, followlinks=True, onerror=_raise_unreadable):
+        # Before the folders are listed, so that a later change shows in the time.
         times |= {path: _time(path) for path in (os.path.join(folder, sub) for sub in inside)}
         images = [os.fsencode(file) for file in sorted(files) if file.lower().endswith(EXTENSIONS)]
         found.append((folder, images))

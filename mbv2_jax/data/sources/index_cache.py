@@ -1,8 +1,8 @@
 """Indexes of large datasets, kept between runs in the user's cache folder.
 
-An index is a dict of numpy arrays in $XDG_CACHE_HOME/mbv2_jax/NAME.npz (~/.cache without it).
-Whoever reads one checks that it still fits the data. A cache that is damaged or cannot be written
-costs time and nothing else.
+An index is a dict of numpy arrays in $XDG_CACHE_HOME/mbv2_jax/NAME.npz (~/.cache by default). Its
+reader checks that it still fits the data. A cache that is damaged or cannot be written costs time
+only.
 """
 
 import contextlib
@@ -16,25 +16,25 @@ import numpy as np
 
 
 def load(kind: str, location: str) -> dict[str, np.ndarray] | None:
-    """Returns the index that was saved for `location`; None where there is none to be read.
+    """Returns the index that was saved for `location`; None if there is none, or it is damaged.
 
     Args:
-      kind: what made the index, with the version of its layout, such as "folder-1".
-      location: the data's full path, or whatever else tells it from other data.
+      kind: the maker of the index and the version of its layout, such as "folder-1".
+      location: the data's full path, or anything else that tells it from other data.
     """
     try:
         with np.load(_path(kind, location), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}  # checks their CRCs
-    # A damaged file raises whatever the part that is damaged leads to, of zipfile, zlib or numpy.
+    # A damaged file raises any error of zipfile, zlib or numpy.
     except Exception:
         return None
 
 
 def save(kind: str, location: str, arrays: Mapping[str, Any]) -> None:
-    """Keeps an index of numpy arrays, or does nothing where the folder cannot be written.
+    """Saves an index of numpy arrays; does nothing if the folder cannot be written.
 
-    Two processes may save at once: each writes a file of its own, and the last one to put it in
-    place is kept.
+    Processes may save at the same time: each writes a file of its own and renames it, and the last
+    one stays.
     """
     with contextlib.suppress(OSError):
         path = _path(kind, location)
@@ -51,7 +51,7 @@ def save(kind: str, location: str, arrays: Mapping[str, Any]) -> None:
 
 def _path(kind: str, location: str) -> str:
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # which the standard says to ignore
+    if not os.path.isabs(base):  # the XDG standard says to ignore relative paths
         base = os.path.expanduser("~/.cache")
     if not os.path.isabs(base):
         raise FileNotFoundError("no home folder")

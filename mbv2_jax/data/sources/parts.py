@@ -1,6 +1,6 @@
-"""Parts of a split: TFDS's expressions, such as "train[10000:]" and "train[:10%]".
+"""Parts of splits: expressions such as "train[10000:]" and "train[:10%]".
 
-https://www.tensorflow.org/datasets/splits describes them.
+They are TFDS's, described in https://www.tensorflow.org/datasets/splits.
 """
 
 import bisect
@@ -12,9 +12,14 @@ from mbv2_jax.errors import UserError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The examples `start` to `stop - 1` of a split, in an order that belongs to the split."""
+    """The examples `start` to `stop - 1` of a split, in the split's own order.
 
-    split: str  # its name, or where it lies: the same for all parts of a split
+    Attributes:
+      split: the split's name or location, the same for all parts of it.
+      start, stop: numbers of examples.
+    """
+
+    split: str
     start: int
     stop: int
 
@@ -23,24 +28,24 @@ class Part:
 
 
 def is_expression(split: str) -> bool:
-    """Whether it is more than a split's name."""
+    """Returns whether `split` is more than a name."""
     return "[" in split or "+" in split
 
 
 def read(split: str, sizes: Mapping[str, Sequence[int]], where: str) -> list[Part]:
-    """Returns the parts that a split's name or expression asks for, in its order.
+    """Returns the parts that a split's name or expression stands for, in its order.
 
     Args:
       split: a name, or an expression.
-      sizes: the number of examples in each file of every split there is.
+      sizes: the number of examples in each file of every split of the dataset.
       where: the dataset, for messages.
 
     Returns:
-      The parts that are not empty, `split` being a key of `sizes`.
+      The parts that are not empty; their `split` is a key of `sizes`.
 
     Raises:
-      UserError: the expression cannot be read, names an unknown split, reaches past the split's
-        end, asks for an example twice or for nothing.
+      UserError: the expression cannot be parsed, names an unknown split, reaches past the split's
+        end, or stands for an example twice or for none.
     """
     if split in sizes:
         ranges = [(split, 0, sum(sizes[split]))]
@@ -61,6 +66,7 @@ def read(split: str, sizes: Mapping[str, Sequence[int]], where: str) -> list[Par
 def _ranges(
     split: str, sizes: Mapping[str, Sequence[int]], where: str
 ) -> list[tuple[str, int, int]]:
+    """Returns (name, start, stop) of an expression's terms."""
     from tensorflow_datasets.core import splits as tfds_splits  # slow to import
 
     for term in split.split("+"):
@@ -73,7 +79,7 @@ def _ranges(
     }
     try:
         found = tfds_splits.AbstractSplit.from_spec(split).to_absolute(infos)
-    # ValueError, NotImplementedError or AssertionError, by what is wrong with it.
+    # TFDS raises ValueError, NotImplementedError or AssertionError.
     except Exception as error:
         counts = ", ".join(f"{name} has {sum(lengths)}" for name, lengths in sizes.items())
         raise UserError(
@@ -88,7 +94,7 @@ def _ranges(
 
 
 def overlap(parts: Sequence[Part], others: Sequence[Part]) -> bool:
-    """Whether some example is in both."""
+    """Returns whether any example is in both."""
     return any(
         part.split == other.split and part.start < other.stop and other.start < part.stop
         for part in parts
@@ -97,14 +103,14 @@ def overlap(parts: Sequence[Part], others: Sequence[Part]) -> bool:
 
 
 def locate(stops: Sequence[int], index: int) -> tuple[int, int]:
-    """Finds an element of runs that lie end to end.
+    """Finds an element in a concatenation of runs.
 
     Args:
-      stops: where each run ends; the first begins at 0.
-      index: 0 <= index < stops[-1].
+      stops: the end of each run; the first begins at 0.
+      index: of the element, 0 <= index < stops[-1].
 
     Returns:
-      Which run, and which element of it.
+      The number of the run, and the number of the element in it.
     """
     run = bisect.bisect_right(stops, index)
     return run, index - (stops[run - 1] if run else 0)

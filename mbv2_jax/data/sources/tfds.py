@@ -1,8 +1,8 @@
-"""TFDS datasets that are prepared, as ArrayRecord or as TFRecord, read without TensorFlow.
+"""Prepared TFDS datasets, as ArrayRecord or as TFRecord, read without TensorFlow.
 
-They may lie on a local disk or in a bucket (data_dir="gs://..."): the dataset's description and
-TFRecord files are opened by what etils.epath uses, which for gs:// is the package gcsfs;
-ArrayRecord files by array_record itself, whose Linux builds know gs:// from 0.8 on.
+They may be on a local disk or in a bucket (data_dir="gs://..."). etils.epath opens the dataset's
+description and TFRecord files, for which gs:// needs the package gcsfs; array_record opens its own
+files, and its Linux builds support gs:// from 0.8 on.
 """
 
 import contextlib
@@ -13,34 +13,48 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mbv2_jax.data.sample import Sample
 from mbv2_jax.data.sources import parts, tfrecord
 from mbv2_jax.errors import UnreadableImage, UserError, first_line, nearest
 
-KNOWN = ("digits", "cifar10", "imagenet2012", "folder:PATH")  # what an unknown name may have meant
+COMMON = ("digits", "cifar10", "imagenet2012")  # suggested for an unknown name
 
 _WITH_TENSORFLOW = (
     "in an environment with TensorFlow (docs/imagenet.md; `make venv-tensorflow` in the clone) run"
 )
 
-_OPEN_FILES = 65_536  # enough for the shards of any dataset, of which each is a file
+_OPEN_FILES = 65_536  # enough for any dataset's shards, each of which is a file
 
 
 class TfdsSource:
     """Parts of the splits of a prepared TFDS dataset; images stay encoded.
 
-    ArrayRecord is read by TFDS's own data source (15,000 records a second and core of ImageNet's
-    size), TFRecord by data/tfrecord.py. Both give the same examples in the same order; where both
-    were prepared, ArrayRecord is read, which needs no index made first.
+    TFDS's own data source reads ArrayRecord (15,000 records of ImageNet's size per second and
+    core), tfrecord.py reads TFRecord. Both give the same examples in the same order; if both are
+    prepared, ArrayRecord is read, which needs no index.
+
+    Args:
+      name: of the builder.
+      split: a name, or an expression as `parts.read` takes it.
+      data_dir: the folder of prepared datasets; None is TFDS's default.
+      others: names of other kinds of datasets, suggested if `name` is unknown.
+
+    Raises:
+      UserError: the dataset or split is unknown, not prepared, empty, or not one of images with a
+        class each.
     """
 
-    def __init__(self, name: str, split: str, data_dir: str | None):
-        builder = _digits(data_dir) if name == "digits" else _prepared(name, data_dir)
+    def __init__(
+        self, name: str, split: str, data_dir: str | None = None, others: Sequence[str] = ()
+    ):
+        suggested = (*COMMON, *others)
+        builder = _digits(data_dir) if name == "digits" else _prepared(name, data_dir, suggested)
         self.class_names = _class_names(name, builder.info.features)
         self._name = f"{name}[{split}]"
         sizes = {key: info.shard_lengths for key, info in builder.info.splits.items()}
@@ -72,13 +86,13 @@ class TfdsSource:
     def __len__(self) -> int:
         return self._stops[-1]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Sample:
         try:
             record = self._records[index]
-        # A missing or damaged file shows only now; the errors are of several types.
+        # A missing or damaged file is noticed only now, with errors of several types.
         except Exception as error:
             raise UnreadableImage(f"cannot read the record: {first_line(error)}") from error
-        return {"image": record["image"], "label": int(record["label"])}
+        return Sample(record["image"], self.describe(index), {"label": int(record["label"])})
 
     def describe(self, index: int) -> str:
         part, number = parts.locate(self._stops, index)
@@ -91,7 +105,7 @@ class TfdsSource:
 
 
 def _class_names(name: str, features: Any) -> tuple[str, ...]:
-    """Returns the dataset's classes; refuses one that is not of images with a class each."""
+    """Returns the dataset's classes; raises UserError unless it is images with a class each."""
     import tensorflow_datasets as tfds
 
     by_name = dict(features.items())
@@ -115,7 +129,7 @@ def _choose_format(name: str, builder: Any) -> bool:
     from tensorflow_datasets.core import FileFormat
 
     info = builder.info
-    # Datasets that were prepared before there was a choice don't say it.
+    # Datasets that were prepared before there was a choice do not state it.
     prepared = info.available_file_formats() or {FileFormat.TFRECORD}
     for choice in (FileFormat.ARRAY_RECORD, FileFormat.TFRECORD):
         if choice in prepared:
@@ -131,9 +145,9 @@ def _choose_format(name: str, builder: Any) -> bool:
 
 
 def _allow_open_files() -> None:
-    """Lets this process, and those it starts, keep every shard open, as far as the system allows.
+    """Raises the limit of open files, for this process and its children, as far as allowed.
 
-    The usual limit is 1,024 files, and imagenet2012's training split has as many.
+    Every shard stays open; the usual limit is 1,024, and imagenet2012's training split has as many.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
@@ -143,23 +157,23 @@ def _allow_open_files() -> None:
 
 
 def _digits(data_dir: str | None) -> Any:
-    """Returns the builder of the digits, and prepares them on first use."""
+    """Returns the builder of the digits, which it prepares on first use."""
     from mbv2_jax.data import digits
 
-    with _quiet():
+    with _silenced():
         builder = digits.Digits(data_dir=data_dir, file_format="array_record")
         if builder.is_prepared():
             return builder
-    digits.load()  # its error should come before any folder is made
+    digits.load()  # fails, if it does, before any folder is created
     path = Path(os.fspath(builder.data_dir))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.parent / "preparing.lock", "w") as lock:
-            # Two runs that start at once would take each other's temporary folder for their own.
+            # Two runs that start at the same time would share a temporary folder.
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (path / "dataset_info.json").exists():
                 print(f"preparing the digits dataset in {path} (once)", file=sys.stderr)
-                with _quiet():
+                with _silenced():
                     builder.download_and_prepare()
     except (OSError, RuntimeError) as error:  # ArrayRecord's are RuntimeErrors
         raise UserError(
@@ -169,11 +183,11 @@ def _digits(data_dir: str | None) -> Any:
     return digits.Digits(data_dir=data_dir, file_format="array_record")
 
 
-def _prepared(name: str, data_dir: str | None) -> Any:
-    """Returns the builder of a dataset that was prepared before.
+def _prepared(name: str, data_dir: str | None, suggested: Sequence[str]) -> Any:
+    """Returns the builder of a prepared dataset.
 
-    It is made from the dataset's files alone: the code that prepared it may be the user's own, and
-    often imports TensorFlow.
+    It is read from the dataset's files alone: the code that prepared them may be the user's own,
+    and often imports TensorFlow.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
@@ -181,34 +195,35 @@ def _prepared(name: str, data_dir: str | None) -> Any:
     known = tfds.list_builders(with_community_datasets=False)
     base = name.split("/")[0].split(":")[0]
     try:
-        with _quiet():
+        with _silenced():
             return read_only_builder.builder_from_files(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         if base not in known:
-            raise UserError(f"unknown dataset {name!r}; {_nearest_dataset(name, known)}") from error
+            hint = _nearest_dataset(name, known, suggested)
+            raise UserError(f"unknown dataset {name!r}; {hint}") from error
         option = f" --data_dir={data_dir}" if data_dir else ""
         raise UserError(
             f"dataset {name!r} is not prepared in {data_dir or tfds.core.constants.DATA_DIR};"
             f" {_WITH_TENSORFLOW}: tfds build {name} --file_format=array_record{option}"
-            " (what to download by hand before:"
+            " (files to download by hand first:"
             f" https://www.tensorflow.org/datasets/catalog/{base})"
         ) from error
     # A name that TFDS cannot parse (ValueError), a folder that cannot be read (OSError), ...
     except Exception as error:
-        hint = "" if base in known else "; " + _nearest_dataset(name, known)
+        hint = "" if base in known else "; " + _nearest_dataset(name, known, suggested)
         raise UserError(f"cannot open dataset {name!r} ({first_line(error)}){hint}") from error
 
 
-def _nearest_dataset(name: str, known: list[str]) -> str:
-    """Returns what helps after an unknown name: a close one of TFDS's, or what configs use."""
-    # Nearer than elsewhere: among TFDS's hundreds something always looks a little like the name.
+def _nearest_dataset(name: str, known: Sequence[str], suggested: Sequence[str]) -> str:
+    """Returns a hint for an unknown name: a close name of TFDS's, or the suggested ones."""
+    # A high cutoff: among TFDS's hundreds some name always looks a little like this one.
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-    return nearest(name, [*KNOWN, *close])
+    return nearest(name, [*suggested, *close])
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps from the terminal what TFDS says: a download that there is not, bars, log warnings."""
+def _silenced() -> Iterator[None]:
+    """Suppresses TFDS's output: a needless "Downloading", progress bars and warnings."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

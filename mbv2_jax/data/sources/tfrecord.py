@@ -1,9 +1,9 @@
 """TFRecord files by record number, without TensorFlow.
 
 A record is its length (uint64, little-endian), the length's checksum, the data and the data's
-checksum (https://www.tensorflow.org/tutorials/load_data/tfrecord). Where a record begins is only
-told by the one before it, so a split's files are run through once, and the offsets kept
-(data/index_cache.py). What is read is always checked against both checksums: offsets that no longer
+checksum (https://www.tensorflow.org/tutorials/load_data/tfrecord). Only the preceding record tells
+where a record begins, so a split's files are scanned once, and the offsets are cached
+(index_cache.py). Both checksums of a record are checked whenever it is read: offsets that no longer
 fit lead to an error, never to other data.
 """
 
@@ -25,31 +25,29 @@ from mbv2_jax.errors import UnreadableImage, UserError, first_line, listed
 
 _LENGTH = struct.Struct("<QI")  # and its checksum
 _CHECKSUM = struct.Struct("<I")
-_CACHED = "tfrecord-1"  # the layout of a cached index; another number when it changes
-_THREADS = 16  # to wait for a disk or a network with
+_CACHE_KIND = "tfrecord-1"  # the number changes with the layout of a cached index
+_THREADS = 16  # they wait for a disk or a network
 
 
 class Records:
-    """The records of a split's files, end to end; picklable, and safe to use from threads.
+    """The concatenated records of a split's files; picklable, and safe to use from threads.
 
-    Local files stay open, one a file and process. Of files elsewhere (gs://, s3://: what fsspec
-    opens) each record is a request for its range of bytes.
+    Each process keeps its local files open. A record of a remote file (gs://, s3://, and whatever
+    else fsspec opens) is a request for its range of bytes.
+
+    Args:
+      paths: the files.
+      counts: the number of records that each must hold.
+      name: of the dataset and split, for messages.
+
+    Raises:
+      UserError: a file is missing, damaged or cut short, or holds another number of records.
     """
 
     def __init__(self, paths: Sequence[str], counts: Sequence[int], name: str):
-        """Reads the index of the files, or makes it.
-
-        Args:
-          paths: the files.
-          counts: how many records each must hold.
-          name: of the dataset and split, for messages.
-
-        Raises:
-          UserError: a file is missing, damaged or cut short, or holds another number of records.
-        """
         self._paths = list(paths)
         self._stops = np.cumsum(counts).tolist()
-        # Of each file the beginning of every record, and the file's end.
+        # For each file, the beginning of every record, and the file's end.
         self._offsets = _index(self._paths, name)
         for path, offsets, count in zip(self._paths, self._offsets, counts, strict=True):
             if len(offsets) - 1 != count:
@@ -67,7 +65,7 @@ class Records:
 
         Raises:
           UnreadableImage: it is damaged.
-          OSError: its file cannot be read; of files that are not local also other errors.
+          OSError: its file cannot be read; remote files raise other errors, too.
         """
         file, position = parts.locate(self._stops, index)
         start, stop = map(int, self._offsets[file][position : position + 2])
@@ -87,7 +85,7 @@ class Records:
     def _read(self, file: int, start: int, stop: int) -> bytes:
         path = self._paths[file]
         if _is_remote(path):
-            import fsspec  # etils opens with it, too, but then reads 5 MB ahead of each record
+            import fsspec  # etils would read 5 MB ahead of each record
 
             system, inside = fsspec.url_to_fs(path)
             return system.cat_file(inside, start, stop)
@@ -109,10 +107,14 @@ class Records:
 
 
 class Examples:
-    """The images and labels of parts of splits, end to end."""
+    """The images and labels of concatenated parts of splits.
+
+    Args:
+      chosen: the parts.
+      records: of each split that the parts belong to.
+    """
 
     def __init__(self, chosen: Sequence[parts.Part], records: Mapping[str, Records]):
-        """Takes the parts, and the records of each split that they are of."""
         self._chosen = list(chosen)
         self._stops = np.cumsum([len(part) for part in chosen]).tolist()
         self._records = records
@@ -129,12 +131,12 @@ class Examples:
         feature = tf_example_pb2.Example.FromString(data).features.feature
         image, label = feature["image"].bytes_list.value, feature["label"].int64_list.value
         if len(image) != 1 or len(label) != 1:
-            raise UnreadableImage("it holds no image with a label")
+            raise UnreadableImage("it does not hold one image with one label")
         return {"image": image[0], "label": label[0]}
 
 
 def _index(paths: list[str], name: str) -> list[np.ndarray]:
-    """Returns for each file the beginnings of its records and its end: int64 (records + 1,)."""
+    """Returns, for each file, the beginnings of its records and its end: int64 (records + 1,)."""
     location = os.path.realpath(paths[0]) if not _is_remote(paths[0]) else paths[0]
     with futures.ThreadPoolExecutor(_THREADS) as pool:
         stamps = list(pool.map(_stamp, paths))
@@ -145,11 +147,11 @@ def _index(paths: list[str], name: str) -> list[np.ndarray]:
                 f" {listed(missing, 2, ', ')}; copy them there, or prepare the dataset anew"
             )
         key = np.frombuffer("\n".join(map(str, stamps)).encode(), np.uint8)
-        cached = index_cache.load(_CACHED, location)
+        cached = index_cache.load(_CACHE_KIND, location)
         if cached is not None and np.array_equal(cached["key"], key):
             return np.split(cached["offsets"], cached["splits"])
         if _is_remote(paths[0]):
-            print(f"indexing {name}: all its files are read, once", file=sys.stderr)
+            print(f"indexing {name}: its files are read whole, once", file=sys.stderr)
         offsets = list(
             tqdm.tqdm(
                 pool.map(_offsets, paths),
@@ -157,20 +159,20 @@ def _index(paths: list[str], name: str) -> list[np.ndarray]:
                 total=len(paths),
                 unit="file",
                 delay=1,
-                disable=None,  # where it is not a terminal
+                disable=None,  # unless stderr is a terminal
                 leave=False,
                 file=sys.stderr,
             )
         )
     splits = np.cumsum([len(part) for part in offsets])[:-1]
     arrays = {"key": key, "offsets": np.concatenate(offsets), "splits": splits}
-    index_cache.save(_CACHED, location, arrays)
+    index_cache.save(_CACHE_KIND, location, arrays)
     return offsets
 
 
 def _stamp(path: str) -> tuple[str, int, int] | None:
-    """Returns what tells a file from another: name, size and time; None where there is none."""
-    with _telling(path), contextlib.suppress(FileNotFoundError):
+    """Returns name, size and time of a file, which change with it; None if there is none."""
+    with _reading(path), contextlib.suppress(FileNotFoundError):
         if _is_remote(path):
             remote = epath.Path(path).stat()
             return os.path.basename(path), remote.length, remote.mtime
@@ -180,9 +182,9 @@ def _stamp(path: str) -> tuple[str, int, int] | None:
 
 
 def _offsets(path: str) -> np.ndarray:
-    """Runs through a file from record to record."""
+    """Scans a file; returns the beginnings of its records and its end: int64 (records + 1,)."""
     offsets = [0]
-    with _telling(path), _opened(path) as file:
+    with _reading(path), _open_for_scan(path) as file:
         size = file.seek(0, os.SEEK_END)
         while offsets[-1] < size:
             file.seek(offsets[-1])
@@ -190,7 +192,7 @@ def _offsets(path: str) -> np.ndarray:
             length = _length(header)
             if length is None and len(header) == _LENGTH.size:
                 raise UserError(
-                    f"{path} is damaged at byte {offsets[-1]} (a checksum is wrong), or is no"
+                    f"{path} is damaged at byte {offsets[-1]} (a checksum is wrong), or is not a"
                     " TFRecord file: copy it anew"
                 )
             offsets.append(offsets[-1] + _LENGTH.size + (length or 0) + _CHECKSUM.size)
@@ -202,28 +204,29 @@ def _offsets(path: str) -> np.ndarray:
     return np.array(offsets, np.int64)
 
 
-def _opened(path: str) -> Any:
-    """Opens a file to read the lengths of its records one after the other.
+def _open_for_scan(path: str) -> Any:
+    """Opens a file for reading the lengths of its records one after the other.
 
-    A local one without a buffer, which would read much of every record. Another one is read whole
+    A local file gets no buffer, which would read much of every record. A remote file is read whole,
     in large pieces: a request for every length would take longer.
     """
     return epath.Path(path).open("rb") if _is_remote(path) else open(path, "rb", 0)
 
 
 @contextlib.contextmanager
-def _telling(path: str) -> Iterator[None]:
+def _reading(path: str) -> Iterator[None]:
+    """Turns errors of reading a file into UserError."""
     try:
         yield
     except UserError:
         raise
-    # An OSError; of files that are not local whatever their library raises.
+    # An OSError for a local file; for a remote one, any error of its library.
     except Exception as error:
         raise UserError(f"cannot read {path}: {first_line(error)}") from error
 
 
 def _length(frame: bytes) -> int | None:
-    """Returns the length that a record begins with; None where its checksum is wrong."""
+    """Returns the length at the beginning of a record; None if its checksum is wrong."""
     if len(frame) < _LENGTH.size:
         return None
     length, checksum = _LENGTH.unpack_from(frame)

@@ -1,1 +1,1 @@
-"""Operations on samples, and the strings that name them."""
+"""Operations on samples, and the pipelines that transform strings describe."""

@@ -1,12 +1,12 @@
-"""Random changes of colours and shapes, for training: torchvision's policies, and other recipes'.
+"""Random augmentation for training: torchvision's policies, colour jitter and random erasing.
 
 AutoAugment, RandAugment and TrivialAugmentWide are torchvision's (torchvision/transforms/
-autoaugment.py), black where the image moved away. Given the same draws the pixels are equal bit for
-bit. A magnitude is the number of a bin, of `num_magnitude_bins` evenly spaced between no effect and
-the largest one of the policy's table. `interpolation` is of those operations that move pixels, by
-default "nearest" as there; torchvision's own recipes set "bilinear".
+autoaugment.py), with black where the image moved away. Given the same draws the pixels are equal
+bit for bit. A magnitude is the number of a bin, one of `num_magnitude_bins` that are evenly spaced
+between no effect and the largest in the policy's table. `interpolation` applies to operations that
+move pixels and is "nearest" by default, as in torchvision, whose own recipes set "bilinear".
 
-They go after the operations that fix the size, as in
+They follow the operations that fix the size, as in
 
     random_resized_crop(size)|random_flip(0.5)|trivial_augment_wide()|random_erasing(0.1)
 """
@@ -14,54 +14,54 @@ They go after the operations that fix the size, as in
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from mbv2_jax.data.transforms import image_ops as ops
-from mbv2_jax.data.transforms.inception_crop import InceptionCrop
+from mbv2_jax.data.transforms.geometry import INTERPOLATIONS
 from mbv2_jax.data.transforms.operation import (
-    INTERPOLATIONS,
-    Operation,
+    ImageOperation,
+    WarpOperation,
     check_count,
     check_range,
     check_share,
     is_number,
 )
 from mbv2_jax.data.transforms.policy_tables import POLICIES
-from mbv2_jax.data.transforms.timm_augment import TimmRandAugment
 from mbv2_jax.errors import UserError, nearest
+from mbv2_jax.spec import Preprocessing
 
-# ImageNet's, R, G, B, in values of 0 to 255: what is erased has this mean.
-MEAN = np.array([123.675, 116.28, 103.53], np.float32)
-STD = np.array([58.395, 57.12, 57.375], np.float32)
+# ImageNet's, of R, G and B in values of 0 to 255: the distribution of erased pixels.
+MEAN = np.array(Preprocessing().mean, np.float32)
+STD = np.array(Preprocessing().std, np.float32)
 
-# The names of a policy's operations, and what the highest bin stands for; None: no magnitude.
+# The names of a policy's operations and the values of the highest bin; None if it has no magnitude.
 Table = Mapping[str, float | None]
 
 
 def usual_table(width: int, height: int) -> Table:
-    """RandAugment's, for an image of that size; and AutoAugment's, which has `Invert` besides."""
+    """Returns the table of RandAugment, and of AutoAugment but for `Invert`, for an image's size."""
     return {
         "Identity": None,
         "ShearX": 0.3,  # slope
         "ShearY": 0.3,
-        "TranslateX": 150 / 331 * width,  # pixels; found on images of 331
+        "TranslateX": 150 / 331 * width,  # pixels; the policy was found on images of 331
         "TranslateY": 150 / 331 * height,
         "Rotate": 30.0,  # degrees
         "Brightness": 0.9,  # away from the factor 1, as the next three
         "Color": 0.9,
         "Contrast": 0.9,
         "Sharpness": 0.9,
-        "Posterize": 4.0,  # bits less than 8
-        "Solarize": 255.0,  # less than 255
+        "Posterize": 4.0,  # subtracted from 8 bits
+        "Solarize": 255.0,  # subtracted from 255
         "AutoContrast": None,
         "Equalize": None,
     }
 
 
-WIDE_TABLE: Table = {  # TrivialAugmentWide's, in the same units
+WIDE_TABLE: Table = {  # of TrivialAugmentWide, in the same units
     "Identity": None,
     "ShearX": 0.99,
     "ShearY": 0.99,
@@ -78,19 +78,19 @@ WIDE_TABLE: Table = {  # TrivialAugmentWide's, in the same units
     "Equalize": None,
 }
 
-# Those whose magnitude is negated in half of the cases.
+# The operations whose magnitude is negated in half of the cases.
 SIGNED = {"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"}
 SIGNED |= {"Brightness", "Color", "Contrast", "Sharpness"}
 
 
 def magnitude_of(name: str, highest: float, index: int, bins: int) -> float:
-    """Returns the magnitude of a bin, as torchvision's `_augmentation_space` has it.
+    """Returns the magnitude of a bin, as torchvision's `_augmentation_space` gives it.
 
     Args:
       name: of the operation.
-      highest: the table's entry.
+      highest: the operation's entry in the table.
       index: of the bin, from 0.
-      bins: how many there are, 2 or more.
+      bins: the number of bins, 2 or more.
     """
     if name == "Posterize":
         return 8 - round(float(np.float32(index) / np.float32((bins - 1) / highest)))
@@ -100,10 +100,10 @@ def magnitude_of(name: str, highest: float, index: int, bins: int) -> float:
 
 
 def _linspace(first: float, last: float, bins: int, index: int) -> float:
-    """One value of torch.linspace, to the last bit.
+    """Returns one value of torch.linspace, equal to the last bit.
 
-    That is float32, counted from the nearer end, with a fused multiply-add. Where it falls beside
-    16.0 instead of on it, a translation is one pixel less.
+    torch computes it in float32, from the nearer end, with a fused multiply-add. A value just below
+    16.0 instead of 16.0 would make a translation one pixel shorter.
     """
     start, stop = np.float32(first), np.float32(last)
     step = float((stop - start) / np.float32(bins - 1))
@@ -113,7 +113,7 @@ def _linspace(first: float, last: float, bins: int, index: int) -> float:
 
 
 def _angle(slope: float) -> float:
-    # By way of degrees, as torchvision: the last bit can decide which pixel is the nearest.
+    # By way of degrees, as in torchvision: the last bit can decide which pixel is the nearest.
     return math.radians(math.degrees(math.atan(slope)))
 
 
@@ -124,7 +124,7 @@ def _shear_y(image: Image.Image, slope: float, how: Image.Resampling) -> Image.I
 
 RESAMPLING = {"nearest": ops.NEAREST, **INTERPOLATIONS}
 
-# What torchvision's `_apply_op` does: operations that move pixels, by how far and how,
+# torchvision's `_apply_op`: operations that move pixels take a distance and a filter,
 GEOMETRIC: dict[str, Callable[[Image.Image, float, Image.Resampling], Image.Image]] = {
     "ShearX": lambda image, slope, how: ops.shear_x(image, math.tan(_angle(slope)), how),
     "ShearY": _shear_y,
@@ -132,7 +132,7 @@ GEOMETRIC: dict[str, Callable[[Image.Image, float, Image.Resampling], Image.Imag
     "TranslateY": lambda image, pixels, how: ops.translate_y(image, int(pixels), how),
     "Rotate": ops.rotate,
 }
-# and those that change them, by how much where that is a question.
+# and those that change colours take an amount, if they have a magnitude.
 PHOTOMETRIC: dict[str, Callable[..., Image.Image]] = {
     "Identity": lambda image: image,
     "Brightness": lambda image, change: ops.brightness(image, 1.0 + change),
@@ -153,10 +153,10 @@ def apply(
     """Applies one operation of the policies.
 
     Args:
-      name: of GEOMETRIC or PHOTOMETRIC.
+      name: a key of GEOMETRIC or PHOTOMETRIC.
       image: mode "RGB".
       magnitude: in the table's units, with its sign; None where the table has none.
-      interpolation: of RESAMPLING.
+      interpolation: a key of RESAMPLING.
     """
     if magnitude is None:
         return PHOTOMETRIC[name](image)
@@ -166,32 +166,29 @@ def apply(
 
 
 def _check_resampling(interpolation: Any) -> None:
-    if interpolation not in list(RESAMPLING):  # what cannot be hashed is unknown too
+    if interpolation not in list(RESAMPLING):  # a list, since the value may not be hashable
         raise UserError(
             f"unknown interpolation {interpolation!r}; {nearest(interpolation, RESAMPLING)}"
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class AutoAugment:
-    """One of 25 pairs of operations, each operation applied with the pair's probability.
+class AutoAugment(WarpOperation):
+    """Applies one of 25 pairs of operations, each operation with its own probability.
 
     Cubuk et al. 2019, arXiv 1805.09501; `policy` is the dataset on which it was found.
     """
 
-    random: ClassVar[bool] = True
+    name = "auto_augment"
     policy: str = "imagenet"
     interpolation: str = "nearest"
 
     def __post_init__(self) -> None:
         _check_resampling(self.interpolation)
-        if self.policy not in list(POLICIES):  # what cannot be hashed is unknown too
+        if self.policy not in list(POLICIES):  # a list, since the value may not be hashable
             raise UserError(f"unknown policy {self.policy!r}; {nearest(self.policy, POLICIES)}")
 
-    def output_size(self, size: int | None) -> int | None:
-        return size
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         pairs = POLICIES[self.policy]
         pair = pairs[rng.integers(len(pairs))]
         draws = rng.random(2)
@@ -209,13 +206,13 @@ class AutoAugment:
 
 
 @dataclasses.dataclass(frozen=True)
-class RandAugment:
-    """`num_ops` operations drawn with replacement, all of the same magnitude.
+class RandAugment(WarpOperation):
+    """Applies `num_ops` operations, drawn with replacement, all of the same magnitude.
 
     Cubuk et al. 2020, arXiv 1909.13719.
     """
 
-    random: ClassVar[bool] = True
+    name = "rand_augment"
     num_ops: int = 2
     magnitude: int = 9
     num_magnitude_bins: int = 31
@@ -232,10 +229,7 @@ class RandAugment:
                 f" {self.num_magnitude_bins}"
             )
 
-    def output_size(self, size: int | None) -> int | None:
-        return size
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         table = usual_table(image.width, image.height)
         names = list(table)
         for _ in range(self.num_ops):
@@ -249,13 +243,13 @@ class RandAugment:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrivialAugmentWide:
-    """One operation, any of its magnitudes.
+class TrivialAugmentWide(WarpOperation):
+    """Applies one random operation with one random magnitude.
 
     Müller and Hutter 2021, arXiv 2103.10158, with the wide table of magnitudes.
     """
 
-    random: ClassVar[bool] = True
+    name = "trivial_augment_wide"
     num_magnitude_bins: int = 31
     interpolation: str = "nearest"
 
@@ -263,10 +257,7 @@ class TrivialAugmentWide:
         _check_resampling(self.interpolation)
         check_count("num_magnitude_bins", self.num_magnitude_bins, lowest=2)
 
-    def output_size(self, size: int | None) -> int | None:
-        return size
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         names = list(WIDE_TABLE)
         name = names[rng.integers(len(names))]
         magnitude, highest = None, WIDE_TABLE[name]
@@ -283,21 +274,21 @@ def _with_sign(name: str, magnitude: float, rng: np.random.Generator) -> float:
 
 Strength = float | tuple[float, float]
 
-# Of ColorJitter's fields: the factor that changes nothing, and what a factor may be.
+# For each field of ColorJitter, the factor that changes nothing, and the possible factors.
 _CENTERS = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
 _BOUNDS = {"hue": (-0.5, 0.5)}
 _POSITIVE = (0.0, math.inf)
 
 
 @dataclasses.dataclass(frozen=True)
-class ColorJitter:
-    """Random brightness, contrast, saturation and hue, in random order; torchvision's.
+class ColorJitter(ImageOperation):
+    """Changes brightness, contrast, saturation and hue in random order, as torchvision does.
 
-    A number x stands for the factors from max(0, 1 - x) to 1 + x, for `hue` for the turns from -x
-    to x (0.5: half the circle of hues); a pair (low, high) for itself. 0: that one stays as it is.
+    A number x stands for the factors from max(0, 1 - x) to 1 + x; for `hue` it stands for the turns
+    from -x to x, where 0.5 is half the circle of hues. A pair (low, high) stands for itself. 0
+    changes nothing.
     """
 
-    random: ClassVar[bool] = True
     brightness: Strength = 0.0
     contrast: Strength = 0.0
     saturation: Strength = 0.0
@@ -307,10 +298,7 @@ class ColorJitter:
         for name in _CENTERS:
             _check_strength(name, getattr(self, name))
 
-    def output_size(self, size: int | None) -> int | None:
-        return size
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         order = rng.permutation(len(_CENTERS))
         names = list(_CENTERS)
         factors = {}
@@ -350,30 +338,31 @@ def _check_strength(name: str, strength: Any) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomErasing:
-    """With probability `prob` a rectangle is painted over (Zhong et al. 2017, arXiv 1708.04896).
+class RandomErasing(ImageOperation):
+    """Paints over a rectangle with probability `prob` (Zhong et al. 2017, arXiv 1708.04896).
 
-    torchvision and timm erase after normalisation; here the pixels are still 0 to 255:
+    Boxes and masks stay: they tell what is behind the rectangle. torchvision and timm erase after
+    normalisation; here the pixels are still 0 to 255:
 
-    - mode "mean": torchvision's default, and timm's "const", which write 0. Here it is ImageNet's
-      mean rounded to an integer, at most 0.0082 away from 0 once it is normalised with ImageNet's
-      mean and standard deviation. With other ones it is the same colour, and not 0.
-    - mode "noise": torchvision's "random", timm's "pixel": a normal number for each value. Here it
-      is scaled by ImageNet's mean and standard deviation, rounded (by 0.0088 at most) and clipped
-      to what a pixel can be: that changes 2.9, 2.9 and 4.0 % of the red, green and blue values,
-      those below -2.12, -2.04, -1.80 or above 2.25, 2.43, 2.64.
+    - mode "mean" is torchvision's default and timm's "const", which write 0. Here the colour is
+      ImageNet's mean rounded to an integer, which is at most 0.0082 away from 0 once it is
+      normalised with ImageNet's mean and standard deviation. With other ones the colour stays the
+      same, and is not 0.
+    - mode "noise" is torchvision's "random" and timm's "pixel", a normal number for each value.
+      Here the number is scaled by ImageNet's mean and standard deviation, rounded (by 0.0088 at
+      most) and clipped to 0..255. Clipping changes 2.9, 2.9 and 4.0 % of the red, green and blue
+      values, those below -2.12, -2.04, -1.80 or above 2.25, 2.43, 2.64.
 
     The rectangle is drawn up to ten times until it is smaller than the image on both sides;
     otherwise nothing is erased. timm's defaults are (0.02, 0.333333) and (0.3, 3.333333).
 
     Attributes:
-      prob: of erasing at all.
+      prob: the probability of erasing.
       area_range: of the rectangle, as shares of the image's area.
       aspect_ratio_range: of the rectangle, height / width; its logarithm is uniform.
       mode: "mean" or "noise".
     """
 
-    random: ClassVar[bool] = True
     prob: float = 0.5
     area_range: tuple[float, float] = (0.02, 0.33)
     aspect_ratio_range: tuple[float, float] = (0.3, 3.3)
@@ -386,13 +375,10 @@ class RandomErasing:
         if self.mode not in ("mean", "noise"):
             raise UserError(f"unknown mode {self.mode!r}; {nearest(self.mode, ('mean', 'noise'))}")
 
-    def output_size(self, size: int | None) -> int | None:
-        return size
-
     def box(
         self, width: int, height: int, rng: np.random.Generator
     ) -> tuple[int, int, int, int] | None:
-        """Returns (left, top, width, height) of what to erase, None if no box was found."""
+        """Returns the rectangle as (left, top, width, height); None if none was found."""
         low, high = map(math.log, self.aspect_ratio_range)
         for _ in range(10):
             area = rng.uniform(*self.area_range) * (width * height)
@@ -405,7 +391,7 @@ class RandomErasing:
                 return left, top, box_width, box_height
         return None
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         if rng.random() >= self.prob:
             return image
         box = self.box(image.width, image.height, rng)
@@ -416,19 +402,8 @@ class RandomErasing:
         if self.mode == "mean":
             mean = tuple(map(round, MEAN.tolist()))
             image.paste(mean, (left, top, left + width, top + height))
-        elif width and height:  # a long, tiny image may have rounded them to 0
+        elif width and height:  # the sides of a long, tiny image may have been rounded to 0
             noise = rng.standard_normal((height, width, 3), dtype=np.float32)
             pixels = np.rint(noise * STD + MEAN).clip(0, 255)
             image.paste(Image.fromarray(pixels.astype(np.uint8)), (left, top))
         return image
-
-
-OPERATIONS: dict[str, Callable[..., Operation]] = {
-    "auto_augment": AutoAugment,
-    "rand_augment": RandAugment,
-    "trivial_augment_wide": TrivialAugmentWide,
-    "timm_rand_augment": TimmRandAugment,
-    "color_jitter": ColorJitter,
-    "random_erasing": RandomErasing,
-    "inception_crop": InceptionCrop,
-}

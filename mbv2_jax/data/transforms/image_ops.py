@@ -1,17 +1,16 @@
-"""What the augmentation policies do to pixels, with Pillow: each operation once.
+"""Operations of the augmentation policies on pixels, with Pillow.
 
-Every function takes an "RGB" image of any size and returns a new one of the same mode and size (or
-the image itself, unchanged). torchvision and timm call the same functions of Pillow on such images,
-so that equal arguments give equal pixels; their tables of arguments are in data/augment.py and
-data/timm_augment.py.
+Every function takes an "RGB" image of any size and returns a new one of the same mode and size, or
+the image itself, unchanged. torchvision and timm call the same functions of Pillow on such images,
+so that equal arguments give equal pixels; their tables of arguments are in augment.py and
+timm_augment.py beside this file.
 """
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-Colour = tuple[int, int, int]  # R, G, B, 0 to 255
+from mbv2_jax.data.transforms.geometry import BLACK, Colour
 
-BLACK = (0, 0, 0)
 NEAREST = Image.Resampling.NEAREST
 
 
@@ -21,7 +20,10 @@ def _affine(
     resample: Image.Resampling,
     fill: Colour,
 ) -> Image.Image:
-    """Output pixel (x, y) shows the input at (ax + by + c, dx + ey + f); outside it is `fill`."""
+    """Returns an image whose pixel (x, y) is the input's at (ax + by + c, dx + ey + f).
+
+    Pixels from outside the input are `fill`.
+    """
     return image.transform(image.size, Image.Transform.AFFINE, matrix, resample, fillcolor=fill)
 
 
@@ -76,29 +78,29 @@ def rotate(
 
 
 def brightness(image: Image.Image, factor: float) -> Image.Image:
-    """0: black, 1: unchanged, more: brighter."""
+    """Changes the brightness: 0 gives black, 1 changes nothing, more is brighter."""
     return ImageEnhance.Brightness(image).enhance(factor)
 
 
 def contrast(image: Image.Image, factor: float) -> Image.Image:
-    """0: the grey of the image's mean, 1: unchanged, more: more contrast."""
+    """Changes the contrast: 0 gives the grey of the image's mean, 1 changes nothing."""
     return ImageEnhance.Contrast(image).enhance(factor)
 
 
 def saturation(image: Image.Image, factor: float) -> Image.Image:
-    """0: grey, 1: unchanged, more: more colourful. The policies' "Color"."""
+    """Changes the saturation, the policies' "Color": 0 gives grey, 1 changes nothing."""
     return ImageEnhance.Color(image).enhance(factor)
 
 
 def sharpness(image: Image.Image, factor: float) -> Image.Image:
-    """0: smoothed, 1: unchanged, more: sharper."""
+    """Changes the sharpness: 0 smooths, 1 changes nothing, more is sharper."""
     return ImageEnhance.Sharpness(image).enhance(factor)
 
 
 def hue(image: Image.Image, turn: float) -> Image.Image:
-    """Turns the hue; -0.5 and 0.5 are half a turn, the complementary colours."""
+    """Turns the hue; -0.5 and 0.5 are half a turn, to the complementary colours."""
     channel, saturations, values = image.convert("HSV").split()
-    shift = int(turn * 255)  # truncated, as torchvision's
+    shift = int(turn * 255)  # truncated, as torchvision does
     channel = channel.point([(value + shift) % 256 for value in range(256)])
     return Image.merge("HSV", (channel, saturations, values)).convert("RGB")
 
@@ -106,14 +108,14 @@ def hue(image: Image.Image, turn: float) -> Image.Image:
 def posterize(image: Image.Image, bits: int) -> Image.Image:
     """Keeps the `bits` highest bits of each value, 0 to 8."""
     if bits == 0:
-        # Pillow 13 refuses this. To the Pillow that timm's policy was written with it is black.
+        # Pillow 13 refuses 0 bits. The Pillow for which timm's policy was written gives black.
         return Image.new("RGB", image.size)
     return ImageOps.posterize(image, bits)
 
 
 def solarize(image: Image.Image, threshold: float) -> Image.Image:
     """Inverts the values from `threshold` up."""
-    return ImageOps.solarize(image, threshold)  # type: ignore[arg-type]  # any number does
+    return ImageOps.solarize(image, threshold)  # type: ignore[arg-type]  # it takes any number
 
 
 def solarize_add(image: Image.Image, add: int) -> Image.Image:
@@ -133,5 +135,5 @@ def equalize(image: Image.Image) -> Image.Image:
 
 
 def invert(image: Image.Image) -> Image.Image:
-    """Every value becomes 255 minus it."""
+    """Replaces every value by 255 minus itself."""
     return ImageOps.invert(image)

@@ -1,18 +1,18 @@
-"""The random crop of TensorFlow's recipes."""
+"""TensorFlow's random crop, as its recipes for ImageNet use it."""
 
 import dataclasses
 import math
 
 import numpy as np
 
+from mbv2_jax.data.transforms.geometry import Box, Size
 from mbv2_jax.data.transforms.operation import (
-    Box,
     ResizedCrop,
     check_count,
     check_interpolation,
     check_range,
     check_share,
-    check_side,
+    check_size,
     is_number,
 )
 from mbv2_jax.errors import UserError
@@ -20,7 +20,7 @@ from mbv2_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class InceptionCrop(ResizedCrop):
-    """A crop of random aspect ratio and height, resized to a square.
+    """Takes a crop of random aspect ratio and height, and resizes it.
 
     The boxes are those of `tf.image.sample_distorted_bounding_box` with the whole image as the
     object. The defaults are TF Model Garden's (official/vision/ops/preprocess_ops.py,
@@ -29,24 +29,24 @@ class InceptionCrop(ResizedCrop):
 
         inception_crop(size, (0.05, 1.0), (0.75, 1.33), 100, 0.1, None)
 
-    It is not `random_resized_crop`: the ratio is uniform (there its logarithm is), and so is the
-    height between the lowest and the highest that area and image allow (there the area is), which
-    makes small crops rarer. The resize is Pillow's, which is antialiased; TensorFlow's
+    It differs from `random_resized_crop`: the ratio itself is uniform, and not its logarithm, and
+    the height is uniform between the lowest and the highest that area and image allow, and not the
+    area, which makes small crops rarer. The resize is Pillow's, which is antialiased; the
     `tf.image.resize` of these recipes is not, so that its crops of large images are rougher.
 
     Attributes:
-      size: side of the square that comes out, in pixels.
+      size: of the output in pixels: the side of a square, or (height, width).
       area_range: of the crop, as shares of the image's area.
       aspect_ratio_range: of the crop, width / height.
-      max_attempts: to find a box; if none fits, it is the whole image.
+      max_attempts: to find a box; if none fits, the box is the whole image.
       min_object_covered: a box with a smaller share of the image is drawn again. In effect
         TF-slim's crops have 0.1 of the image or more, not 0.05.
-      center_crop_fraction: instead of a crop that is the whole image, the central square with this
-        share of the short side (Model Garden); None: the whole image (TF-slim).
+      center_crop_fraction: a crop of the whole image is replaced by the central square with this
+        share of the short side (Model Garden); None keeps the whole image (TF-slim).
       interpolation: "bilinear" or "bicubic".
     """
 
-    size: int
+    size: int | Size
     area_range: tuple[float, float] = (0.08, 1.0)
     aspect_ratio_range: tuple[float, float] = (3 / 4, 4 / 3)
     max_attempts: int = 10
@@ -55,7 +55,7 @@ class InceptionCrop(ResizedCrop):
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        check_side("size", self.size)
+        check_size("size", self.size)
         check_range("area_range", self.area_range, highest=1)
         check_range("aspect_ratio_range", self.aspect_ratio_range)
         check_count("max_attempts", self.max_attempts, lowest=1)
@@ -81,7 +81,10 @@ class InceptionCrop(ResizedCrop):
         return box
 
     def _attempt(self, width: int, height: int, rng: np.random.Generator) -> Box | None:
-        """GenerateRandomCrop of TensorFlow's sample_distorted_bounding_box_op.cc."""
+        """Returns one random box, or None if it does not fit the image and the range of areas.
+
+        A port of GenerateRandomCrop in TensorFlow's sample_distorted_bounding_box_op.cc.
+        """
         ratio = rng.uniform(*self.aspect_ratio_range)
         smallest, largest = (share * width * height for share in self.area_range)
         lowest = round(math.sqrt(smallest / ratio))
@@ -94,7 +97,7 @@ class InceptionCrop(ResizedCrop):
         lowest = min(lowest, highest)
         crop_height = lowest + int(rng.integers(highest - lowest + 1))
         crop_width = round(crop_height * ratio)
-        # Rounding may have left the range of areas; one row more or less may be inside.
+        # Rounding may have left the range of areas; one row more or less may be back in it.
         if crop_width * crop_height < smallest:
             crop_height += 1
             crop_width = round(crop_height * ratio)
@@ -105,7 +108,8 @@ class InceptionCrop(ResizedCrop):
             return None
         if not (0 < crop_width <= width and 0 < crop_height <= height):
             return None
-        # TensorFlow's upper bound is exclusive: no box ends at the last row or column.
+        # TensorFlow's upper bound is exclusive: only a box of full height or width reaches the last
+        # row or column.
         top = int(rng.integers(height - crop_height)) if crop_height < height else 0
         left = int(rng.integers(width - crop_width)) if crop_width < width else 0
         return left, top, crop_width, crop_height

@@ -1,8 +1,6 @@
-"""Geometry: a decoded image in, uint8 RGB pixels of a fixed size out, on the host.
+"""A pipeline of operations: a decoded sample in, uint8 RGB pixels of a fixed size out, on the host.
 
-The geometry is mmpretrain's (mmpretrain/datasets/transforms/processing.py and
-mmcv/transforms/processing.py with `backend='pillow'`): for the same crop box the pixels are equal
-bit for bit. A pipeline is written as a string, such as
+A pipeline is written as a string, such as
 
     random_resized_crop(size)|random_flip(0.5)
     resize_edge(256)|center_crop(size)
@@ -12,277 +10,125 @@ in which `size` stands for the config's `image_size`, and every other argument i
 
 import ast
 import dataclasses
-import math
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from mbv2_jax.data import decoding
-from mbv2_jax.data.transforms import augment
-from mbv2_jax.data.transforms.operation import (
-    INTERPOLATIONS,
-    Box,
-    Operation,
-    ResizedCrop,
-    check_count,
-    check_interpolation,
-    check_range,
-    check_share,
-    check_side,
-)
+from mbv2_jax.data.sample import Sample
+from mbv2_jax.data.transforms import augment, geometry, resize_and_crop
+from mbv2_jax.data.transforms.geometry import Size
+from mbv2_jax.data.transforms.inception_crop import InceptionCrop
+from mbv2_jax.data.transforms.operation import Operation, ResizedCrop, check_side, height_width
+from mbv2_jax.data.transforms.timm_augment import TimmRandAugment
 from mbv2_jax.errors import UserError, nearest
 
-
-@dataclasses.dataclass(frozen=True)
-class RandomResizedCrop(ResizedCrop):
-    """A crop of random area and aspect ratio, resized to a square.
-
-    mmpretrain's and torchvision's: area and ratio are drawn up to `max_attempts` times until the
-    box fits, else the central crop with the ratio clamped to the range.
-    """
-
-    size: int
-    crop_ratio_range: tuple[float, float] = (0.08, 1.0)
-    aspect_ratio_range: tuple[float, float] = (3 / 4, 4 / 3)
-    max_attempts: int = 10
-    interpolation: str = "bilinear"
-
-    def __post_init__(self) -> None:
-        check_side("size", self.size)
-        check_range("crop_ratio_range", self.crop_ratio_range)
-        check_range("aspect_ratio_range", self.aspect_ratio_range)
-        check_count("max_attempts", self.max_attempts)
-        check_interpolation(self.interpolation)
-
-    def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
-        low, high = self.aspect_ratio_range
-        for _ in range(self.max_attempts):
-            area = rng.uniform(*self.crop_ratio_range) * (width * height)
-            ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
-            crop_width = round(math.sqrt(area * ratio))
-            crop_height = round(math.sqrt(area / ratio))
-            if 0 < crop_width <= width and 0 < crop_height <= height:
-                top = int(rng.integers(0, height - crop_height + 1))
-                left = int(rng.integers(0, width - crop_width + 1))
-                return left, top, crop_width, crop_height
-        crop_width, crop_height = width, height
-        if width / height < low:
-            crop_height = round(width / low)
-        elif width / height > high:
-            crop_width = round(height * high)
-        return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
-
-
-@dataclasses.dataclass(frozen=True)
-class RandomFlip:
-    """Left and right change places with probability `prob`."""
-
-    random: ClassVar[bool] = True
-    prob: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_share("prob", self.prob)
-
-    def output_size(self, size: int | None) -> int | None:
-        return size
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        if rng.random() < self.prob:
-            return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return image
-
-
-@dataclasses.dataclass(frozen=True)
-class RandomCrop:
-    """A square crop at a random place, of the image with `padding` black pixels on each side."""
-
-    random: ClassVar[bool] = True
-    crop_size: int
-    padding: int = 0
-
-    def __post_init__(self) -> None:
-        check_side("crop_size", self.crop_size)
-        check_count("padding", self.padding)
-
-    def output_size(self, size: int | None) -> int | None:
-        return self.crop_size
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        width, height = image.width + 2 * self.padding, image.height + 2 * self.padding
-        if min(width, height) < self.crop_size:
-            raise UserError(
-                f"random_crop({self.crop_size}, padding={self.padding}) needs a larger"
-                f" image than {image.width} x {image.height}; resize_edge before it,"
-                " or more padding"
-            )
-        top = int(rng.integers(0, height - self.crop_size + 1)) - self.padding
-        left = int(rng.integers(0, width - self.crop_size + 1)) - self.padding
-        # Pillow fills what lies outside the image with zeros.
-        return image.crop((left, top, left + self.crop_size, top + self.crop_size))
-
-
-@dataclasses.dataclass(frozen=True)
-class ResizeEdge:
-    """The short side becomes `scale`; the long side follows, and is truncated to an integer."""
-
-    random: ClassVar[bool] = False
-    scale: int
-    interpolation: str = "bilinear"
-
-    def __post_init__(self) -> None:
-        check_side("scale", self.scale)
-        check_interpolation(self.interpolation)
-
-    def output_size(self, size: int | None) -> int | None:
-        return None if size is None else self.scale  # a square stays one
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        width, height = image.size
-        if width < height:
-            resized = self.scale, int(self.scale * height / width)
-        else:
-            resized = int(self.scale * width / height), self.scale
-        return image.resize(resized, INTERPOLATIONS[self.interpolation])
-
-
-@dataclasses.dataclass(frozen=True)
-class CenterCrop:
-    """The central square; the offset rounds as Python does, halves to the even number."""
-
-    random: ClassVar[bool] = False
-    crop_size: int
-
-    def __post_init__(self) -> None:
-        check_side("crop_size", self.crop_size)
-
-    def output_size(self, size: int | None) -> int | None:
-        return self.crop_size
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        width, height = image.size
-        # mmcv would return a smaller crop, with which no batch can be made.
-        if min(width, height) < self.crop_size:
-            raise UserError(
-                f"center_crop({self.crop_size}) needs a larger image than"
-                f" {width} x {height}; put resize_edge(...) before it"
-            )
-        left = round((width - self.crop_size) / 2)
-        top = round((height - self.crop_size) / 2)
-        return image.crop((left, top, left + self.crop_size, top + self.crop_size))
-
-
-@dataclasses.dataclass(frozen=True)
-class Resize:
-    """Both sides become `scale`, whatever the aspect ratio was."""
-
-    random: ClassVar[bool] = False
-    scale: int
-    interpolation: str = "bilinear"
-
-    def __post_init__(self) -> None:
-        check_side("scale", self.scale)
-        check_interpolation(self.interpolation)
-
-    def output_size(self, size: int | None) -> int | None:
-        return self.scale
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        return image.resize((self.scale, self.scale), INTERPOLATIONS[self.interpolation])
-
-
 OPERATIONS: dict[str, Callable[..., Operation]] = {
-    "random_resized_crop": RandomResizedCrop,
-    "random_flip": RandomFlip,
-    "random_crop": RandomCrop,
-    "resize_edge": ResizeEdge,
-    "center_crop": CenterCrop,
-    "resize": Resize,
-    **augment.OPERATIONS,
+    "random_resized_crop": resize_and_crop.RandomResizedCrop,
+    "random_flip": resize_and_crop.RandomFlip,
+    "random_crop": resize_and_crop.RandomCrop,
+    "resize_edge": resize_and_crop.ResizeEdge,
+    "center_crop": resize_and_crop.CenterCrop,
+    "resize": resize_and_crop.Resize,
+    "auto_augment": augment.AutoAugment,
+    "rand_augment": augment.RandAugment,
+    "trivial_augment_wide": augment.TrivialAugmentWide,
+    "timm_rand_augment": TimmRandAugment,
+    "color_jitter": augment.ColorJitter,
+    "random_erasing": augment.RandomErasing,
+    "inception_crop": InceptionCrop,
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """A pipeline of operations; picklable, so that it goes to worker processes.
+    """A pipeline of operations; picklable, so that it can be sent to worker processes.
 
     Attributes:
-      operations: applied in this order.
-      output_size: side of the square that comes out, in pixels.
+      operations: in the order in which they are applied.
+      output_size: (height, width) of the output in pixels.
     """
 
     operations: tuple[Operation, ...]
-    output_size: int
+    output_size: Size
 
     @property
     def random(self) -> bool:
         """Whether any operation draws random numbers."""
         return any(operation.random for operation in self.operations)
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        """Applies the operations.
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Applies the operations to a decoded sample.
 
         Args:
-          image: mode "RGB", any size.
-          rng: where all randomness comes from.
+          sample: its image is a Pillow image, "RGB", of any size.
+          rng: the source of all randomness.
 
         Returns:
-          uint8, (output_size, output_size, 3), RGB.
+          The sample with a uint8 (height, width, 3) array of RGB pixels for its image, with its
+          boxes and masks moved with the pixels, and with its `size` set.
 
         Raises:
-          UserError: the image is too small for a crop.
+          UserError: the image is too small for a crop, or an operation does not move the sample's
+            boxes or masks.
         """
-        for operation in self.operations:
-            image = operation(image, rng)
-        return np.asarray(image)
+        sample = dataclasses.replace(sample, size=sample.image.size)
+        return _apply(self.operations, sample, rng)
 
     def from_encoded(
-        self, encoded: bytes, rng: np.random.Generator, decode_as: str = "exact"
-    ) -> np.ndarray:
-        """Applies the operations to an image file, of which it decodes only what they need.
+        self, sample: Sample, rng: np.random.Generator, decode_as: str = "exact"
+    ) -> Sample:
+        """Applies the operations to an encoded sample, and decodes no more of it than they need.
 
         Args:
-          encoded: the bytes of an image file.
-          rng: where all randomness comes from.
-          decode_as: "exact": the pixels are those of `self(decode(encoded), rng)`; or "fast", for
-            a random crop at the beginning: see data/fast_decoding.py.
+          sample: its image is the bytes of an image file.
+          rng: the source of all randomness.
+          decode_as: "exact" gives the pixels of decoding the whole image first; "fast" applies to a
+            random crop at the beginning of the pipeline, see data/fast_decoding.py.
 
         Returns:
-          uint8, (output_size, output_size, 3), RGB.
+          The sample as `__call__` returns it.
 
         Raises:
-          UnreadableImage: it cannot be decoded.
-          UserError: the image is too small for a crop.
+          UnreadableImage: the image cannot be decoded.
+          UserError: see `__call__`.
         """
         first, *rest = self.operations
         if not isinstance(first, ResizedCrop):
-            return self(decoding.decode(encoded), rng)
-        image = decoding.resized_crop(
-            encoded,
+            return self(sample.with_image(decoding.decode(sample.image)), rng)
+        size = height_width(first.size)
+        crop = decoding.resized_crop(
+            sample.image,
             lambda width, height: first.box(width, height, rng),
-            first.size,
+            size,
             first.interpolation,
             decode_as,
         )
-        for operation in rest:
-            image = operation(image, rng)
-        return np.asarray(image)
+        targets = geometry.crop_and_resize_targets(sample.targets, crop.box, size)
+        return _apply(rest, Sample(crop.image, sample.id, targets, crop.image_size), rng)
+
+
+def _apply(operations: Sequence[Operation], sample: Sample, rng: np.random.Generator) -> Sample:
+    for operation in operations:
+        sample = operation(sample, rng)
+    return dataclasses.replace(sample, image=np.asarray(sample.image))
 
 
 def make_transform(spec: str, image_size: int) -> Transform:
-    """Makes the pipeline that a string such as "resize_edge(256)|center_crop(size)" describes.
+    """Returns the pipeline of a string such as "resize_edge(256)|center_crop(size)".
 
     Args:
-      spec: operations of `OPERATIONS` with literal arguments, joined by "|". Read, never executed.
-      image_size: what `size` stands for, in pixels.
+      spec: operations of `OPERATIONS` with literal arguments, joined by "|"; parsed, never
+        executed. A literal size is the side of a square, or (height, width).
+      image_size: the value of `size`, the side of a square in pixels.
 
     Returns:
       The pipeline.
 
     Raises:
-      UserError: the string cannot be read, names an unknown operation or argument, gives a value
-        that is not possible, or does not end in a square of fixed size.
+      UserError: the string cannot be parsed, names an unknown operation or argument, has an
+        impossible value, or does not end in a fixed size.
     """
     check_side("image_size", image_size)
     try:
@@ -298,7 +144,7 @@ def make_transform(spec: str, image_size: int) -> Transform:
             operations.append(_make_operation(call, image_size))
         except UserError as error:
             raise UserError(f"transform {spec!r}: {error}") from error
-    output_size: int | None = None
+    output_size: Size | None = None
     for operation in operations:
         output_size = operation.output_size(output_size)
     if output_size is None:
@@ -318,47 +164,45 @@ def _split(tree: ast.expr) -> list[ast.expr]:
 def _make_operation(call: ast.expr, image_size: int) -> Operation:
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
         raise UserError(
-            f"{ast.unparse(call)!r} is no operation; write NAME(ARGUMENTS), such as"
+            f"{ast.unparse(call)!r} is not an operation; write NAME(ARGUMENTS), such as"
             " 'center_crop(size)'"
         )
     name = call.func.id
     if name not in OPERATIONS:
         raise UserError(f"unknown operation {name!r}; {nearest(name, OPERATIONS)}")
-    operation = OPERATIONS[name]
-    known = [field.name for field in dataclasses.fields(operation)]  # type: ignore[arg-type]
-    if len(call.args) > len(known):
-        raise UserError(
-            f"{name} takes at most {len(known)} arguments ({', '.join(known)}), not"
-            f" {len(call.args)}"
-        )
-    values = dict(zip(known, (_value(name, node, image_size) for node in call.args), strict=False))
-    for keyword in call.keywords:
-        if keyword.arg not in known:
-            raise UserError(
-                f"{name} has no argument {keyword.arg!r}; {nearest(keyword.arg, known)}"
-            )
-        if keyword.arg in values:
-            raise UserError(f"{name} got {keyword.arg!r} twice")
-        values[keyword.arg] = _value(name, keyword.value, image_size)
-    missing = [
-        field.name
-        for field in dataclasses.fields(operation)  # type: ignore[arg-type]
-        if field.default is dataclasses.MISSING and field.name not in values
-    ]
-    if missing:
-        raise UserError(f"{name} needs {missing[0]!r}, such as {name}(size)")
     try:
-        return operation(**values)
+        return OPERATIONS[name](**_arguments(call, name, image_size))
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
 
 
-def _value(name: str, node: ast.expr, image_size: int) -> Any:
+def _arguments(call: ast.Call, name: str, image_size: int) -> dict[str, Any]:
+    """Returns the arguments of an operation's call by the names of its fields."""
+    fields = dataclasses.fields(OPERATIONS[name])  # type: ignore[arg-type]
+    known = [field.name for field in fields]
+    if len(call.args) > len(known):
+        raise UserError(
+            f"it takes at most {len(known)} arguments ({', '.join(known)}), not {len(call.args)}"
+        )
+    values = dict(zip(known, (_value(node, image_size) for node in call.args), strict=False))
+    for keyword in call.keywords:
+        if keyword.arg not in known:
+            raise UserError(f"it has no argument {keyword.arg!r}; {nearest(keyword.arg, known)}")
+        if keyword.arg in values:
+            raise UserError(f"it got {keyword.arg!r} twice")
+        values[keyword.arg] = _value(keyword.value, image_size)
+    for field in fields:
+        if field.default is dataclasses.MISSING and field.name not in values:
+            raise UserError(f"it needs {field.name!r}; write for example {name}(size)")
+    return values
+
+
+def _value(node: ast.expr, image_size: int) -> Any:
     if isinstance(node, ast.Name) and node.id == "size":
         return image_size
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError) as error:
         raise UserError(
-            f"{name}: argument {ast.unparse(node)!r} is neither a literal nor 'size'"
+            f"argument {ast.unparse(node)!r} is neither a literal nor 'size'"
         ) from error

@@ -1,7 +1,7 @@
-"""The policies that AutoAugment found (Cubuk et al. 2019, arXiv 1805.09501, appendix A).
+"""AutoAugment's policies (Cubuk et al. 2019, arXiv 1805.09501, appendix A) as in torchvision.
 
-As torchvision has them: 25 pairs a policy; of each operation its name, the probability with which
-it is applied, and which of ten magnitudes it gets (None: it has none).
+A policy is 25 pairs of operations. An operation is its name, the probability with which it is
+applied, and the number of its magnitude, 0 to 9 (None if it has no magnitude).
 """
 
 Step = tuple[str, float, int | None]

@@ -1,34 +1,50 @@
-"""RandAugment as timm has it (timm/data/auto_augment.py), which its recipes name `rand-m9-mstd0.5`.
+"""timm's RandAugment (timm/data/auto_augment.py), which its recipes call `rand-m9-mstd0.5`.
 
 It differs from torchvision's in every respect: each operation is applied with a probability, its
-magnitude is drawn around the recipe's, ten is the highest; geometric operations interpolate, and
-fill with ImageNet's mean. Some operations do less as the magnitude grows (Posterize, Solarize) or
-change nothing in the middle (Color and its like, at 5): those of the "increasing" set do not.
+magnitude is drawn around the recipe's, and ten is the highest; geometric operations interpolate,
+and fill with ImageNet's mean. Some operations do less as the magnitude grows (Posterize, Solarize)
+or change nothing in the middle (the colour operations, at 5). In the "increasing" set all grow with
+the magnitude.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from mbv2_jax.data.transforms import image_ops as ops
-from mbv2_jax.data.transforms.operation import check_count, check_share, is_number
+from mbv2_jax.data.transforms.operation import (
+    WarpOperation,
+    check_count,
+    check_share,
+    is_number,
+)
 from mbv2_jax.errors import UserError
+from mbv2_jax.spec import Preprocessing
 
-HIGHEST = 10.0  # of the magnitudes
-FILL = (124, 116, 104)  # ImageNet's mean, rounded
-RESAMPLING = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)  # either, by chance
+HIGHEST = 10.0  # magnitude
+FILL = tuple(map(round, Preprocessing().mean))  # ImageNet's mean
+RESAMPLING = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)  # drawn with equal probability
 
 
 class _Step(NamedTuple):
+    """An operation of the policy.
+
+    Attributes:
+      apply: changes an image.
+      argument: maps the magnitude's share of the highest, 0 to 1, to the argument of `apply`; None
+        if it takes none.
+      signed: whether the argument is negated in half of the cases.
+      geometric: whether `apply` also takes a resampling filter and a fill colour.
+    """
+
     apply: Callable[..., Image.Image]
-    # Of the share of the highest magnitude, 0 to 1; None: the operation has no argument.
     argument: Callable[[float], float] | None = None
-    signed: bool = False  # negated in half of the cases
-    geometric: bool = False  # also takes how to interpolate, and what to fill with
+    signed: bool = False
+    geometric: bool = False
 
 
 def _geometric(apply: Callable[..., Image.Image], highest: float) -> _Step:
@@ -68,11 +84,11 @@ STEPS: dict[str, _Step] = {
     "Sharpness": _enhanced(ops.sharpness),
     "ShearX": _geometric(ops.shear_x, 0.3),
     "ShearY": _geometric(ops.shear_y, 0.3),
-    "TranslateXRel": _geometric(_translate_x, 0.45),  # of the width
-    "TranslateYRel": _geometric(_translate_y, 0.45),  # of the height
+    "TranslateXRel": _geometric(_translate_x, 0.45),  # share of the width
+    "TranslateYRel": _geometric(_translate_y, 0.45),  # share of the height
 }
 
-# The same operations in the same order, those that did not grow with the magnitude turned round.
+# The same operations in the same order; those that did less as the magnitude grows are reversed.
 INCREASING_STEPS: dict[str, _Step] = STEPS | {
     "Posterize": _Step(ops.posterize, lambda share: 4 - int(share * 4)),
     "Solarize": _Step(ops.solarize, lambda share: 256 - int(share * 256)),
@@ -84,17 +100,17 @@ INCREASING_STEPS: dict[str, _Step] = STEPS | {
 
 
 @dataclasses.dataclass(frozen=True)
-class TimmRandAugment:
-    """`num_ops` operations drawn with replacement, each then applied with probability `prob`.
+class TimmRandAugment(WarpOperation):
+    """Applies `num_ops` operations, drawn with replacement, each with probability `prob`.
 
-    `rand-m9-mstd0.5` of timm is `timm_rand_augment(9, magnitude_std=0.5)`; with `-inc1` it has
-    `increasing=True` too. Of each operation the magnitude is drawn from the normal distribution
-    around `magnitude` with standard deviation `magnitude_std`, and clipped to 0..10.
+    timm's `rand-m9-mstd0.5` is `timm_rand_augment(9, magnitude_std=0.5)`; `-inc1` adds
+    `increasing=True`. The magnitude of each operation is drawn from the normal distribution around
+    `magnitude` with standard deviation `magnitude_std`, and clipped to 0..10.
 
-    No other random augmentation of colours goes with it: timm leaves its ColorJitter out.
+    It replaces other random changes of colour: timm leaves its ColorJitter out.
     """
 
-    random: ClassVar[bool] = True
+    name = "timm_rand_augment"
     magnitude: float = 9
     num_ops: int = 2
     magnitude_std: float = 0.5
@@ -111,10 +127,7 @@ class TimmRandAugment:
             raise UserError(f"increasing={self.increasing!r} must be True or False")
         check_share("prob", self.prob)
 
-    def output_size(self, size: int | None) -> int | None:
-        return size
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         steps = list((INCREASING_STEPS if self.increasing else STEPS).values())
         for index in rng.integers(len(steps), size=self.num_ops):
             if self.prob < 1 and rng.random() > self.prob:
