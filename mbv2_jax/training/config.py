@@ -82,7 +82,7 @@ def read(config: ConfigDict) -> Settings:
         if fault:
             raise UserError(f"{name} {fault}")
     _check_together(given)
-    sections = {
+    sections: dict[str, Any] = {
         name: spec_lib.from_json(cls, _section(given, name))
         for name, cls in settings_lib.SECTIONS.items()
     }

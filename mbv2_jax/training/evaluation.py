@@ -29,6 +29,7 @@ from mbv2_jax.tasks.task import Aligned, Task
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import predictions
 from mbv2_jax.training import step as step_lib
+from mbv2_jax.training.settings import Data
 
 Result = dict[str, Any]
 EXPECTED_WITHIN = 0.05  # percentage points that --expect allows
@@ -261,7 +262,7 @@ def read_checkpoint(checkpoint: str, group: Group) -> SavedModel:
     return saved
 
 
-def _open_split(data: config_lib.Data, saved: SavedModel) -> Aligned:
+def _open_split(data: Data, saved: SavedModel) -> Aligned:
     """Returns the evaluation split with its targets counted as the model counts them."""
     source = sources.open_source(data.source, data.eval_split, data.data_dir)
     aligned = saved.task().align(source, data.source, str(saved.path))

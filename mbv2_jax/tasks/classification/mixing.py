@@ -1,6 +1,6 @@
 """Mixup and cutmix: training images that show two classes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ class Targets(NamedTuple):
 
     labels: jax.Array
     others: jax.Array | None = None
-    share: jax.Array | float = 1.0
+    share: Any = 1.0
 
     def main(self) -> jax.Array:
         """Returns the labels with the larger share, (N,), against which top-1 is counted."""
