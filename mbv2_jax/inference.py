@@ -190,7 +190,7 @@ class Classifier:
         kind = (module, shape, images.dtype)
         if kind not in self._compiled:
             self._compiled.add(kind)
-            memory.give_back()
+            memory.release_freed_memory()
         return result
 
     def _batches(

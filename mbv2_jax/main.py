@@ -26,6 +26,7 @@ Examples:
 
 import json
 import sys
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -33,6 +34,9 @@ from ml_collections import ConfigDict
 from mbv2_jax import command_line
 from mbv2_jax.errors import UserError
 from mbv2_jax.runtime import cpu
+
+if TYPE_CHECKING:
+    from mbv2_jax.runtime.processes import Group
 
 HELP = {
     "workdir": "DIR of a run: checkpoints, logs, curves, model. Training goes on from the newest "
@@ -97,35 +101,36 @@ def main() -> None:
         print(json.dumps(compile_lib.compile_for(config, FLAGS.topology)[0]))
     else:
         training = FLAGS.mode == "train"
-        with processes.together(
-            processes.Place(*place), config.distributed, heeds_sigterm=training
-        ):
-            run(config)
+        address = processes.Address(*place)
+        with processes.join(address, config.distributed, heeds_sigterm=training) as group:
+            run(config, group)
 
 
-def run(config: ConfigDict) -> None:
+def run(config: ConfigDict, group: "Group") -> None:
     """Trains or evaluates, in every process of the run."""
     from mbv2_jax.runtime import compilation_cache, processes
     from mbv2_jax.training import evaluation, loop
 
     overrides = command_line.overrides(FLAGS)
     expected = command_line.expectation("--expect", FLAGS.expect)
-    if FLAGS.mode == "train" and processes.count() == 1:
+    if FLAGS.mode == "train" and group.count == 1:
         cpu.use_cores(config.batch_size, config.model.bn_group_size)
-    compilation_cache.enable(config.compilation_cache, config.distributed)
+    compilation_cache.enable(config.compilation_cache, group)
     asked = {f"--{name}": FLAGS[name].value for name in HELP if name != "process_id"}
     asked |= command_line.flatten(config.to_dict())
     remedy = "Start the same one on every host"
-    processes.check_same("command", asked, config.distributed, remedy)
+    group.check_same("command", asked, remedy)
     remedy = "Install and set the same on every host"
-    processes.check_same("software", processes.software(), config.distributed, remedy)
+    group.check_same("software", processes.software(), remedy)
     if FLAGS.mode == "train":
-        result = loop.train(config, FLAGS.workdir, FLAGS.checkpoint)
+        result = loop.train(config, FLAGS.workdir, FLAGS.checkpoint, group)
         if result is not None:
             evaluation.report(result, expected)
     else:
         checkpoint, flip = FLAGS.checkpoint or FLAGS.workdir, FLAGS.tta
-        result, card = evaluation.evaluate(config, checkpoint, overrides, flip=flip, out=FLAGS.out)
+        result, card = evaluation.evaluate(
+            config, checkpoint, overrides, flip=flip, out=FLAGS.out, group=group
+        )
         evaluation.report(result, expected if FLAGS.expect else card)
 
 

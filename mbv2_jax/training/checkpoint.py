@@ -32,7 +32,7 @@ from mbv2_jax import model_dir
 from mbv2_jax.command_line import flatten
 from mbv2_jax.errors import RunFailed, UserError, first_line
 from mbv2_jax.runtime import processes
-from mbv2_jax.storage import bucket
+from mbv2_jax.storage import atomic, bucket
 from mbv2_jax.training import workdir as workdir_lib
 from mbv2_jax.training.state import TrainState
 
@@ -214,7 +214,7 @@ class Checkpoints:
         )
         metrics = dict(metrics) if metrics else None
         with self._writing():
-            model_dir.check_space(self.directory, state)
+            atomic.check_space(self.directory, model_dir.size(state))
             self._manager.save(int(state.step), args=items, metrics=metrics, force=True)
 
     def restore(self, step: int, like: TrainState, config: ConfigDict) -> TrainState:

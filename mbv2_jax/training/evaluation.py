@@ -21,6 +21,7 @@ from mbv2_jax.model_dir import FIELDS
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.runtime import processes
+from mbv2_jax.runtime.processes import Group
 from mbv2_jax.tasks import classification
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import predictions
@@ -51,6 +52,7 @@ def evaluate(
     *,
     flip: bool = False,
     out: str | None = None,
+    group: Group | None = None,
 ) -> tuple[Result, Card | None]:
     """Evaluates a saved model on the evaluation split of `config`.
 
@@ -61,6 +63,7 @@ def evaluate(
       overrides: --config.KEY=VALUE of the command line, which do count, and are said.
       flip: whether the mirror image has an equal say.
       out: a file for the prediction of each image.
+      group: the processes of the run; None: this process has no others.
 
     Returns:
       What `score` returns; and what was published for the model, if anything was.
@@ -74,8 +77,8 @@ def evaluate(
     config_lib.check(config)
     if not checkpoint:
         raise UserError("--mode=eval needs --checkpoint=PATH or --workdir=DIR")
-    out_path = predictions.place(out) if out else None
-    saved = read_checkpoint(checkpoint, config.distributed)
+    out_path = predictions.parse_out(out) if out else None
+    saved = read_checkpoint(checkpoint, group or processes.single())
     if saved.features_only:
         raise UserError(
             f"{saved.path} has no classifier, only features: train one on your data with "
@@ -105,19 +108,19 @@ def evaluate(
     return result, published(saved, found, len(source), overrides, flip)
 
 
-def read_checkpoint(checkpoint: str, timeouts: ConfigDict) -> model_dir.SavedModel:
+def read_checkpoint(checkpoint: str, group: Group) -> model_dir.SavedModel:
     """Reads a model in every process; raises UserError where it is another one in some of them.
 
     Args:
       checkpoint: whatever model_dir.read takes.
-      timeouts: the config's `distributed` section.
+      group: the processes of the run.
     """
     saved = model_dir.read(checkpoint)
-    if processes.count() > 1:
+    if group.count > 1:
         digest = model_dir.arrays_sha256([saved.params, saved.batch_stats])
         remedy = "Give one that all hosts share, or the same file on each"
         name = f"SHA-256 of {checkpoint}'s arrays"
-        processes.check_same("checkpoint", {name: digest}, timeouts, remedy)
+        group.check_same("checkpoint", {name: digest}, remedy)
     return saved
 
 

@@ -13,11 +13,12 @@ from mbv2_jax import model_dir
 from mbv2_jax.data import labels, loader
 from mbv2_jax.errors import RunFailed, first_line
 from mbv2_jax.models import profile
-from mbv2_jax.runtime import memory, processes
+from mbv2_jax.runtime import memory, processes, shared_folder
 from mbv2_jax.runtime import mesh as mesh_lib
-from mbv2_jax.runtime.profiler import Trace
+from mbv2_jax.runtime.processes import Group
+from mbv2_jax.runtime.profiler import StepTrace
 from mbv2_jax.runtime.stop import StopRequest
-from mbv2_jax.storage import bucket
+from mbv2_jax.storage import atomic, bucket, lock
 from mbv2_jax.training import checkpoint as checkpoints_lib
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import evaluation, input_wait
@@ -31,13 +32,19 @@ from mbv2_jax.training.skipped import Skipped
 from mbv2_jax.training.state import TrainState
 
 
-def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None) -> Result | None:
+def train(
+    config: ConfigDict,
+    workdir: str | None,
+    checkpoint: str | None = None,
+    group: Group | None = None,
+) -> Result | None:
     """Trains as `config` says, in `workdir`, and evaluates the outcome.
 
     Args:
       config: from a recipe; what it leaves open is the checkpoint's or the data's.
       workdir: goes on from its newest checkpoint if it holds one.
       checkpoint: else the weights to start from: whatever model_dir.read opens.
+      group: the processes of the run; None: this process has no others.
 
     Returns:
       {"top1", "top5", "loss", "examples"} of the last evaluation; None if SIGTERM or SIGINT asked
@@ -46,15 +53,18 @@ def train(config: ConfigDict, workdir: str | None, checkpoint: str | None = None
     Raises:
       UserError: see `plan`. RunFailed: the loss became infinite or NaN, or an evaluation failed.
     """
-    run = plan(config, workdir, checkpoint)
+    group = group or processes.single()
+    run = plan(config, workdir, checkpoint, group)
     with _ending_in_a_line(run.workdir):
         workdir_lib.make_writable(run.workdir)
-        workdir_lib.check_shared(run.workdir, config.distributed)
-        with workdir_lib.alone_in(run.workdir) as still_ours:
-            if processes.index() == 0:
+        shared_folder.check_shared(run.workdir, group)
+        with contextlib.ExitStack() as stack:
+            still_ours: Callable[[], None] = lambda: None  # noqa: E731
+            if group.index == 0:
+                still_ours = stack.enter_context(lock.exclusive(run.workdir))
                 check_current(run)
                 checkpoints_lib.set_aside(run.workdir, run.damaged)
-            processes.exchange("readiness of the workdir", True, config.distributed)
+            group.exchange("readiness of the workdir", True)
             return _train_here(run, still_ours)
 
 
@@ -106,7 +116,7 @@ def _go_on(
     """Trains from where the run is to its end; returns what `_run_steps` does."""
     state, step_fn = prepare(run, checkpoints)
     if processes.index() == 0:
-        workdir_lib.write_json(run.workdir / "config.json", run.config.to_dict())
+        atomic.write_json(run.workdir / "config.json", run.config.to_dict())
     step = int(state.step)
     if step >= run.total_steps:
         processes.say(f"already finished (step {step} of {run.total_steps}): nothing to train")
@@ -203,7 +213,7 @@ def _run_steps(
     skipped = Skipped(run.train_source, log.say_everywhere)
     with (
         _train_batches(run, start, skipped) as batches,
-        Trace(
+        StepTrace(
             config.profile,
             run.workdir,
             start=start,
@@ -216,7 +226,7 @@ def _run_steps(
         for step, batch in trace.around(enumerate(log.timed(batches), start=start + 1)):
             state, metrics = step_fn(state, batch)
             if step == start + 1:
-                memory.give_back()  # it was compiled
+                memory.release_freed_memory()  # it was compiled
             log.step(step, metrics | skipped.metrics())
             checkpoints.check()
             stopping, result = stop.reached(step), None

@@ -15,8 +15,9 @@ from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.errors import RunFailed, UserError
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 from mbv2_jax.runtime import mesh as mesh_lib
-from mbv2_jax.runtime import processes
-from mbv2_jax.storage import bucket
+from mbv2_jax.runtime import processes, shared_folder
+from mbv2_jax.runtime.processes import Group
+from mbv2_jax.storage import bucket, lock
 from mbv2_jax.training import checkpoint as checkpoints_lib
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import evaluation
@@ -65,7 +66,7 @@ class Plan:
         return max(1, loader.epochs_to_steps(epochs, self.steps_per_epoch))
 
 
-def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> Plan:
+def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None, group: Group) -> Plan:
     """Checks all that can be checked before anything is compiled or written.
 
     Raises:
@@ -74,22 +75,23 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None) -> Pla
     config_lib.check(config)
     if not workdir:
         raise UserError("--workdir=DIR is missing: training keeps its checkpoints and logs there")
-    path = bucket.place(workdir, "--workdir")
+    path = bucket.parse_path(workdir, "--workdir")
     if path.exists() and not path.is_dir():
         raise UserError(f"--workdir {path} is a file: give a directory")
     mesh = mesh_lib.create()
     mesh_lib.check_batch(mesh, config.batch_size)
     with workdir_lib.reading(path):
-        workdir_lib.check_alone(path)
-    train_source, eval_source = _open_data(config.data, config.distributed)
+        if group.index == 0:
+            lock.check_free(path)
+    train_source, eval_source = _open_data(config.data, group)
     # Where a run begins, in this order: the newest checkpoint in its workdir; the weights of
     # --checkpoint; random weights.
     with workdir_lib.reading(path):
-        resumed, damaged = _newest_checkpoint(path, config.distributed)
+        resumed, damaged = _newest_checkpoint(path, group)
         previous = checkpoints_lib.saved_config(path, resumed) if resumed is not None else None
     start_from = None
     if checkpoint and resumed is None:
-        start_from = evaluation.read_checkpoint(checkpoint, config.distributed)
+        start_from = evaluation.read_checkpoint(checkpoint, group)
     config = config_lib.resolve(config, train_source.class_names, start_from, previous)
     if config.model.frozen_stages >= 0 and resumed is None and start_from is None:
         raise UserError(
@@ -166,7 +168,7 @@ def assemble(
     )
 
 
-def _open_data(data: ConfigDict, timeouts: ConfigDict) -> tuple[sources.Source, sources.Source]:
+def _open_data(data: ConfigDict, group: Group) -> tuple[sources.Source, sources.Source]:
     """Returns the training and the evaluation split: different images of the same classes."""
     train_source = sources.open_source(data.source, data.train_split, data.data_dir)
     eval_source = sources.open_source(data.source, data.eval_split, data.data_dir)
@@ -184,7 +186,7 @@ def _open_data(data: ConfigDict, timeouts: ConfigDict) -> tuple[sources.Source, 
         )
     seen = _summary("training", train_source) | _summary("evaluation", eval_source)
     remedy = "Every host must read the same, from a bucket, a shared disk, or copies of its own"
-    processes.check_same("data", seen, timeouts, f"{data.source}: {remedy}")
+    group.check_same("data", seen, f"{data.source}: {remedy}")
     return train_source, eval_source
 
 
@@ -231,9 +233,7 @@ def _compare_devices(workdir: pathlib.Path, step: int, config: ConfigDict, mesh:
     processes.say(text)
 
 
-def _newest_checkpoint(
-    workdir: pathlib.Path, timeouts: ConfigDict
-) -> tuple[int | None, tuple[int, ...]]:
+def _newest_checkpoint(workdir: pathlib.Path, group: Group) -> tuple[int | None, tuple[int, ...]]:
     """Returns the step of the newest checkpoint that is whole, and those of later, damaged ones.
 
     The first process looks, for all: on NFS another host's listing may be a minute old.
@@ -244,14 +244,14 @@ def _newest_checkpoint(
     """
     steps: list[int] = []
     faults: dict[int, str] = {}
-    if processes.index() == 0:
+    if group.index == 0:
         steps = model_dir.training_steps(workdir)
         faults = checkpoints_lib.newest_faults(workdir, steps)
     found = (steps, sorted(faults))
-    steps, damaged = processes.exchange("checkpoints", found, timeouts)[0]
+    steps, damaged = group.exchange("checkpoints", found)[0]
     whole = max(set(steps) - set(damaged), default=None)
     if whole is not None:
-        workdir_lib.check_seen(workdir, f"checkpoints/{whole}", timeouts)
+        shared_folder.check_seen(workdir, f"checkpoints/{whole}", group)
     for step, fault in faults.items():
         processes.say(f"checkpoint of step {step} is damaged, and not used: {fault}")
     if steps and whole is None:

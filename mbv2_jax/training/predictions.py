@@ -2,35 +2,25 @@
 
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from mbv2_jax.data.sources import Source
-from mbv2_jax.errors import RunFailed, UserError
-from mbv2_jax.storage import bucket
+from mbv2_jax.errors import RunFailed
+from mbv2_jax.storage import atomic, bucket
 
 
-def place(out: str) -> pathlib.Path:
+def parse_out(out: str) -> pathlib.Path:
     """Returns the path of --out, on a disk or in a bucket.
 
     Raises:
-      UserError: `write` could not write there, or would overwrite it.
+      UserError: `write` could not write there, or would overwrite a file.
     """
-    path = bucket.place(out, "--out")
-    try:
-        with bucket.as_oserror(path):
-            exists = path.exists()
-        if exists:
-            raise UserError(f"--out={path} exists already: delete it, or give another name")
-        if bucket.is_address(path):
-            return path
-        _fresh(path).touch()
-        _fresh(path).unlink(missing_ok=True)  # each process of a run checks it
-    except OSError as error:
-        raise UserError(f"--out={path} cannot be written: {error.strerror}") from None
+    path = bucket.parse_path(out, "--out")
+    atomic.check_writable(path, "--out")
     return path
 
 
@@ -61,24 +51,9 @@ def write(path: pathlib.Path, batches: Sequence[Mapping[str, np.ndarray]], sourc
     if not np.array_equal(columns["index"][order], np.arange(len(source))):
         raise RunFailed(f"--out={path}: not every image was evaluated exactly once")
     rows = ({name: values[row] for name, values in columns.items()} for row in order)
-    if bucket.is_address(path):
-        _write_object(path, (json.dumps(_line(row, source)) + "\n" for row in rows))
-        return
-    fresh = _fresh(path)
     try:
-        with fresh.open("w", encoding="ascii") as file:
+        with atomic.open_file(path) as file:
             file.writelines(json.dumps(_line(row, source)) + "\n" for row in rows)
-        fresh.replace(path)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise RunFailed(f"--out={path} cannot be written: {error.strerror}") from None
-
-
-def _write_object(path: pathlib.Path, lines: Iterable[str]) -> None:
-    """Writes an object in a bucket, which is there whole or not at all."""
-    try:
-        with bucket.as_oserror(path):
-            path.write_text("".join(lines))
     except OSError as error:
         raise RunFailed(f"--out={path} cannot be written: {error.strerror}") from None
 
@@ -96,7 +71,3 @@ def _line(row: Mapping[str, Any], source: Source) -> dict[str, Any]:
         "loss": float(row["loss"]),
         "predictions": ranked,
     }
-
-
-def _fresh(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name(f".{path.name}.new")
