@@ -88,11 +88,13 @@ def ours(job: Job, file: str = OURS) -> Step:
         return lambda: classifier(images).block_until_ready()
     variables = {"params": saved.params, "batch_stats": saved.batch_stats}
     train = our_training(job, variables, "float32", jax.devices())
-    give_back = cache(memory.give_back)  # once, after the first step: as a training run does
+    release_freed_memory = cache(
+        memory.release_freed_memory
+    )  # once, after the first step: as a training run does
 
     def step() -> Any:
         _, metrics = jax.block_until_ready(train())
-        give_back()
+        release_freed_memory()
         return metrics["loss"]
 
     return step

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from mbv2_jax import command_line
-from mbv2_jax.errors import UserError, nearest
+from mbv2_jax.errors import UserError, nearest, report
 
 
 def chosen(flag: str, text: str | None, known: Iterable[str]) -> list[str]:
@@ -37,5 +36,5 @@ def status(main: Callable[[], None]) -> int:
     try:
         main()
     except (UserError, KeyboardInterrupt) as error:
-        return command_line.report(error)
+        return report(error)
     return 0

@@ -62,7 +62,7 @@ def compile_step(image_size: int) -> float:
     config.batch_size, config.data.image_size = BATCH, image_size
     cpu.use_cores(BATCH, config.model.bn_group_size)
     config = config_lib.with_defaults(config)
-    compilation_cache.enable(config.compilation_cache, config.distributed)
+    compilation_cache.enable(config.compilation_cache)
     mesh = mesh_lib.create()
     begin = time.perf_counter()
     compile.compile_step(config, mesh)

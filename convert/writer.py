@@ -11,6 +11,7 @@ import numpy as np
 from mbv2_jax.errors import UserError
 from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from mbv2_jax.storage import atomic
 
 from .layouts import LAYOUTS, TARGETS, TORCH, Layout
 
@@ -46,16 +47,12 @@ def write(saved: SavedModel, to: str, output: pathlib.Path) -> dict[str, str]:
     tensors = _tensors(saved, layout)
     encode = _safetensors if output.suffix == ".safetensors" else _torch_file
     content = encode(tensors, saved, to)
-    output = pathlib.Path(os.path.realpath(output))  # of a link, what it points to
-    fresh = output.with_name(f".{output.name}.new")
+    output = pathlib.Path(os.path.realpath(output))  # of a link, the file it points to
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_bytes(content)
-        os.replace(fresh, output)
+        atomic.write_bytes(output, content)
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror or error}") from None
-    finally:
-        fresh.unlink(missing_ok=True)
     return _summary(saved, to, layout, output, len(tensors))
 
 

@@ -6,18 +6,16 @@ config file is noticed at once, an unknown key names the nearest one, nothing is
 """
 
 import importlib.util
-import os
 import pathlib
 import re
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from mbv2_jax.errors import RunFailed, UserError, nearest
+from mbv2_jax.errors import UserError, nearest, report
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -28,28 +26,6 @@ def run(main: Callable[[], None]) -> NoReturn:
     except (Exception, KeyboardInterrupt) as error:
         sys.exit(report(error))
     sys.exit(0)
-
-
-def report(error: BaseException) -> int:
-    """Prints the error that ended a command, and returns the exit status that goes with it.
-
-    An error that is neither a user's mistake nor a failed run is a bug: it keeps its traceback.
-    """
-    if isinstance(error, UserError):
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if isinstance(error, RunFailed):
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    if isinstance(
-        error, BrokenPipeError
-    ):  # the reader of the output, such as `head`, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    traceback.print_exception(error)
-    return 1
 
 
 def parse(values: flags.FlagValues, argv: Sequence[str], usage: str) -> ConfigDict:

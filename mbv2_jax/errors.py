@@ -1,6 +1,9 @@
-"""What a user did wrong, said in one line."""
+"""Errors that a command reports in one line, and the words for them."""
 
 import difflib
+import os
+import sys
+import traceback
 from collections.abc import Iterable
 
 
@@ -20,6 +23,26 @@ class RunFailed(Exception):
 
     The commands print it without a traceback and exit with status 1.
     """
+
+
+def report(error: BaseException) -> int:
+    """Prints the error that ended a command, and returns the exit status that goes with it.
+
+    An error that is neither a UserError nor a RunFailed is a bug, and gets a traceback.
+    """
+    if isinstance(error, UserError):
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if isinstance(error, RunFailed):
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, BrokenPipeError):  # the reader of the output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    traceback.print_exception(error)
+    return 1
 
 
 def first_line(error: BaseException) -> str:

@@ -10,15 +10,13 @@ another framework, which convert/ reads.
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import logging
 import os
 import pathlib
-import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -31,12 +29,10 @@ from mbv2_jax import model_json, tasks
 from mbv2_jax.errors import UserError, first_line
 from mbv2_jax.model_json import Description
 from mbv2_jax.spec import ModelSpec
-from mbv2_jax.storage import bucket
+from mbv2_jax.storage import atomic, bucket
 
 if TYPE_CHECKING:
     from mbv2_jax.tasks.task import Task
-
-_MARGIN = 16 << 20  # bytes that a disk needs beyond the arrays: descriptions of them, and logs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,39 +93,18 @@ def write(path: pathlib.Path, params: Any, batch_stats: Any, description: Descri
     Raises:
       OSError, ValueError (Orbax's): it cannot be written, for want of space perhaps.
     """
-    arrays, info = {"params": params, "batch_stats": batch_stats}, description.to_json()
-    if bucket.is_address(path):
-        with bucket.as_oserror(path):
-            _write_to_bucket(path, arrays, info)
-        return
-    path = path.resolve()  # of a link, what it points to
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
-    shutil.rmtree(fresh, ignore_errors=True)
-    check_space(path.parent, arrays)
-    try:
-        _write_into(fresh, arrays, info)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-    fresh.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    arrays = {"params": params, "batch_stats": batch_stats}
+    atomic.check_space(path.absolute().parent, size(arrays))
+    with atomic.replace_folder(path, mark="model.json") as folder:
+        with _checkpointer() as checkpointer:
+            checkpointer.save(folder / "arrays", args=ocp.args.PyTreeSave(arrays))
+        info = description.to_json() | {"arrays_sha256": _sha256(folder / "arrays")}
+        (folder / "model.json").write_text(json.dumps(info, indent=2) + "\n")
 
 
-def check_space(folder: pathlib.Path, arrays: Any) -> None:
-    """Raises OSError if `folder`, on a disk, has no room for the arrays.
-
-    To be asked before Orbax starts: a disk that is full in the middle makes its threads print
-    tracebacks.
-    """
-    if bucket.is_address(folder):
-        return
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
-    if shutil.disk_usage(folder).free < size + _MARGIN:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+def size(arrays: Any) -> int:
+    """Returns the number of bytes of a tree of arrays."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
 
 
 def _checkpointer() -> ocp.Checkpointer:
@@ -159,25 +134,6 @@ def _without_hints() -> Iterator[None]:
         logger.removeFilter(is_news)
 
 
-def _write_into(folder: pathlib.Path, arrays: Any, info: Mapping[str, Any]) -> None:
-    """Writes arrays, and then model.json, which vouches for them."""
-    with _checkpointer() as checkpointer:
-        checkpointer.save(folder / "arrays", args=ocp.args.PyTreeSave(arrays))
-    info = dict(info) | {"arrays_sha256": _sha256(folder / "arrays")}
-    (folder / "model.json").write_text(json.dumps(info, indent=2) + "\n")
-
-
-def _write_to_bucket(path: pathlib.Path, arrays: Any, info: Mapping[str, Any]) -> None:
-    """Writes a model directory where no folder can be renamed.
-
-    model.json says that the arrays are complete: an old one goes first, and the new one comes last.
-    A process that dies meanwhile leaves no model here; its run's newest checkpoint has the same.
-    """
-    (path / "model.json").unlink(missing_ok=True)
-    bucket.remove_tree(path / "arrays")
-    _write_into(path, arrays, info)
-
-
 def read(path: str | os.PathLike[str]) -> SavedModel:
     """Opens a model directory, the model of a training workdir, or another framework's weights.
 
@@ -202,7 +158,7 @@ def read(path: str | os.PathLike[str]) -> SavedModel:
 
 
 def _read_from_bucket(address: str) -> SavedModel:
-    path = bucket.place(address, "--checkpoint")
+    path = bucket.parse_path(address, "--checkpoint")
     try:
         with bucket.as_oserror(path):
             return _read_folder(path)

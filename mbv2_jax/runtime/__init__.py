@@ -1,1 +1,1 @@
-"""Devices, processes and the host that a run lives on."""
+"""The devices, the processes and the host on which a run computes."""

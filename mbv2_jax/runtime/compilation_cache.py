@@ -1,9 +1,9 @@
-"""Compiled programs, kept between runs: a run that goes on needs seconds to its first step.
+"""JAX's cache of compiled programs, with which a resumed run starts within seconds.
 
-jax does it; here it is told where. The key of an entry is of the program, of jax's version and of
-the devices. What it is not of is the host's own processor: a program compiled for one CPU may stop
-with an illegal instruction on another, and clusters share home folders. So the default folder has
-one folder for each kind of processor.
+JAX's key of a program covers the program, JAX's version and the devices, but not the processor of
+the host: a program compiled for one CPU may stop with an illegal instruction on another, and
+clusters share home folders. The default folder therefore has a subfolder for each kind of
+processor.
 """
 
 import hashlib
@@ -14,62 +14,69 @@ import tempfile
 import warnings
 
 import jax
-from ml_collections import ConfigDict
 
 from mbv2_jax.runtime import mesh as mesh_lib
-from mbv2_jax.runtime import processes
-from mbv2_jax.storage import bucket
-from mbv2_jax.training import workdir as workdir_lib
+from mbv2_jax.runtime import processes, shared_folder
+from mbv2_jax.runtime.processes import Group
+from mbv2_jax.storage import bucket, user_cache
 
 
-def enable(setting: str | None = None, timeouts: ConfigDict | None = None) -> None:
-    """Keeps what is compiled from here on.
+def enable(setting: str | None = None, group: Group | None = None) -> None:
+    """Has JAX keep the programs that it compiles from now on.
 
-    The variable JAX_COMPILATION_CACHE_DIR comes before it. Of several processes only the first
-    writes, and all read; where one of them would not see what it writes, and several on CPUs, keep
-    nothing, whatever is set. A folder that cannot be written is said, and costs time only.
+    The variable JAX_COMPILATION_CACHE_DIR overrides `setting`. Of several processes only the first
+    writes, and all of them read. The cache is disabled, whatever is set, for several processes on
+    CPUs, and for several that do not see the first one's folder. A folder that cannot be written is
+    reported, and costs nothing but time.
 
     Args:
-      setting: config.compilation_cache: a folder, on a disk or in a bucket; None: in the user's
-        cache; "": nowhere.
-      timeouts: the config's `distributed` section; several processes need it.
+      setting: config.compilation_cache: a folder on a disk or in a bucket; None: the user's cache
+        folder; "": no cache.
+      group: the processes of the run; None: this process has no others.
 
     Raises:
       UserError: there is no such bucket.
     """
-    if processes.count() > 1 and mesh_lib.on_cpu():
-        # There, unlike on GPUs, a program's key is another one in each process. So only the first
-        # would find it, and wait for the others to compile, for which Gloo gives it 30 s. Nor are
-        # the sums of a program that was read in the order of one that was compiled: the processes
-        # would mix up what they send each other.
-        jax.config.update("jax_enable_compilation_cache", False)
+    group = group or processes.single()
+    if group.count > 1 and mesh_lib.on_cpu():
+        # On CPUs, unlike on GPUs, a program's key differs between processes. Only the first one
+        # would find it, and wait for the others to compile, for which Gloo gives it 30 s. Besides,
+        # a cached program's sums are in another order than a compiled one's: the processes would
+        # mix up their messages.
+        _disable()
         return
-    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if given and processes.count() == 1:
+    variable = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if variable and group.count == 1:
         return  # JAX itself reads it
-    folder = _folder(given or setting)
-    if timeouts is not None and processes.count() > 1 and not _all_see(folder, timeouts):
-        jax.config.update("jax_enable_compilation_cache", False)
-        return
-    if given or folder is None:
-        return
+    folder = _make_folder(variable or setting)
+    if group.count > 1 and not _all_see(folder, group):
+        _disable()
+    elif folder is not None and not variable:
+        _use(folder)
+
+
+def _disable() -> None:
+    jax.config.update("jax_enable_compilation_cache", False)
+
+
+def _use(folder: str) -> None:
     if bucket.is_address(folder) and "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES" not in os.environ:
-        # XLA's own, of a GPU's tuning, is written by code that knows disks only.
+        # XLA's own caches, of a GPU's tuning, can be written to disks only.
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     jax.config.update("jax_compilation_cache_dir", folder)
-    # An entry that a killed run left half written, or a full disk: then it is compiled anew.
+    # A full disk, or an entry that a killed run left half written: the program is compiled anew.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
 
 
-def _folder(setting: str | None) -> str | None:
-    """Returns the folder that a setting means, made and writable; None where there is none."""
+def _make_folder(setting: str | None) -> str | None:
+    """Returns the folder that a setting names, created and writable; None where there is none."""
     if setting == "":
         return None
     if setting is not None and bucket.is_address(setting):
-        bucket.place(setting, "compilation_cache")
+        bucket.parse_path(setting, "compilation_cache")
         return setting
     try:
-        folder = _user_folder() if setting is None else pathlib.Path(setting).expanduser()
+        folder = _default_folder() if setting is None else pathlib.Path(setting).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -83,39 +90,34 @@ def _folder(setting: str | None) -> str | None:
     return str(folder.absolute())
 
 
-def _all_see(folder: str | None, timeouts: ConfigDict) -> bool:
-    """Whether every process sees the first one's folder.
+def _all_see(folder: str | None, group: Group) -> bool:
+    """Returns whether every process sees the first one's folder.
 
-    Else those which do not would compile what the others find. On GPUs they share the tuning of a
-    program, and wait for the part of each: for ever.
+    Otherwise some processes would compile what the others find. On GPUs the processes share the
+    tuning of a program, and would wait for each other's part for ever.
     """
-    folders = processes.exchange("compilation cache", folder or "", timeouts)
+    folders = group.exchange("compilation cache", folder or "")
     if not all(folders):
         return False
     if len(set(folders)) == 1 and bucket.is_address(folders[0]):
         return True
-    blind = any(map(bucket.is_address, folders)) or workdir_lib.blind(
-        pathlib.Path(folders[processes.index()]), "compilation cache", timeouts
-    )
-    if blind:
+    own = pathlib.Path(folders[group.index])
+    differ = any(map(bucket.is_address, folders))
+    if differ or shared_folder.unseeing(own, "compilation cache", group):
         processes.say(
-            f"what is compiled is not kept: {folders[0]} is not on a disk that all hosts share; "
+            f"compiled programs are not kept: {folders[0]} is not on a disk that all hosts share; "
             "--config.compilation_cache=FOLDER names one that is"
         )
-    return not blind
+        return False
+    return True
 
 
-def _user_folder() -> pathlib.Path:
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # which the standard says to ignore
-        base = os.path.expanduser("~/.cache")
-    if not os.path.isabs(base):
-        raise FileNotFoundError("no home folder")
-    return pathlib.Path(base, "mbv2_jax", "compiled", f"{platform.machine()}-{_processor()}")
+def _default_folder() -> pathlib.Path:
+    return user_cache.folder() / "compiled" / f"{platform.machine()}-{_processor()}"
 
 
 def _processor() -> str:
-    """Returns a short name of what this machine's processor can do."""
+    """Returns a short hash of this machine's processor model and its features."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux

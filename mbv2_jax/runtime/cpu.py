@@ -1,6 +1,6 @@
-"""What a run on CPUs sets up before JAX looks at its devices: large pages, a device for each core.
+"""Settings for training on CPUs, made before JAX initialises: huge pages, and a device per core.
 
-Neither changes what is computed. What both are worth: docs/performance.md.
+Neither changes the results. docs/performance.md has measurements of both.
 """
 
 import importlib.metadata
@@ -9,19 +9,19 @@ import os
 import pathlib
 import sys
 
-# For the large blocks that glibc's malloc gives out. It reads this once, when a program starts.
+# glibc's malloc reads it once, when a program starts, and asks for huge pages for large blocks.
 TUNABLES, HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 _MODE = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
-# On one device: with fewer images to work on it would mostly wait for the others.
+# On one device: with fewer images it would mostly wait for the others.
 _LEAST_IMAGES = 8
 
 
 def use_huge_pages() -> None:
-    """Starts this program again with huge pages, where the system gives them to who asks.
+    """Restarts this program with huge pages, where Linux offers them on request.
 
-    A step's memory is new each time, and must be cleared by the system, page by page: 4 KiB or, so,
-    2 MiB. Does nothing where something is set in GLIBC_TUNABLES, or JAX has another platform than
-    CPUs; other systems than Linux don't have it. It is for the start of a program, before threads.
+    A step allocates its memory anew each time, and the system must clear it page by page: pages of
+    2 MiB instead of 4 KiB. Call it at the start of a program, before it has threads. Does nothing
+    where GLIBC_TUNABLES is set, where JAX uses another platform than CPUs, and on other systems.
     """
     if not _only_cpus() or TUNABLES in os.environ or "[madvise]" not in _mode():
         return
@@ -31,23 +31,23 @@ def use_huge_pages() -> None:
 
 
 def use_cores(batch_size: int, group_size: int | str) -> None:
-    """Has JAX make a CPU device for each core, as far as a batch can be split over them.
+    """Configures JAX to make a CPU device for each core, as far as a batch can be split over them.
 
-    A core then works on images of its own. Of one device XLA splits every operation over all cores,
-    and cores that share no cache send each other all that they make. Does nothing where the number
-    of devices is set already; of other platforms' devices it changes nothing.
+    Each core then works on images of its own. With a single device XLA splits every operation over
+    all cores, and cores without a common cache exchange every intermediate result. Does nothing
+    where the number of devices is set already; devices of other platforms stay as they are.
 
     Args:
-      batch_size: images of a step.
-      group_size: of them that are normalised together; 0: all. "device", a device's share: then
-        the number of devices has a meaning, and stays.
+      batch_size: images a step.
+      group_size: images that are normalised together; 0: all. "device": those of a device, so that
+        the number of devices has a meaning and stays.
     """
     import jax
 
-    asked = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
-    if asked != -1 or "device_count" in os.environ.get("XLA_FLAGS", ""):
+    requested = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+    if requested != -1 or "device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    # Elsewhere it was not measured; on a Mac some cores are slower than others.
+    # Only Linux was measured; on a Mac some cores are slower than others.
     if isinstance(group_size, str) or sys.platform != "linux":
         return
     most = min(len(os.sched_getaffinity(0)), batch_size // _LEAST_IMAGES)
@@ -58,14 +58,15 @@ def use_cores(batch_size: int, group_size: int | str) -> None:
 
 
 def _only_cpus() -> bool:
-    """Whether JAX will run on CPUs, as far as one can tell without starting it."""
+    """Returns whether JAX will run on CPUs, as far as one can tell without initialising it."""
     wanted = os.environ.get("JAX_PLATFORMS")
     plugins = importlib.metadata.entry_points(group="jax_plugins")
     return wanted == "cpu" or not (wanted or plugins or importlib.util.find_spec("libtpu"))
 
 
 def _mode() -> str:
+    """Returns the kernel's setting for huge pages; "" where there is none."""
     try:
         return _MODE.read_text()
-    except OSError:  # another system, or one without
+    except OSError:
         return ""

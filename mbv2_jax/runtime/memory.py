@@ -1,15 +1,15 @@
-"""The process's memory."""
+"""The memory of this process."""
 
 import contextlib
 import ctypes
 import sys
 
 
-def give_back() -> None:
-    """Gives to the system what was freed; for after compiling.
+def release_freed_memory() -> None:
+    """Returns freed memory to the system; call it after compiling.
 
-    glibc keeps it otherwise: 60 MB of an inference program's compilation, a gigabyte of a training
-    step's. Other C libraries are left alone.
+    glibc would keep it: 60 MB after compiling an inference program, a gigabyte after a training
+    step. Does nothing with other C libraries.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):

@@ -1,7 +1,7 @@
-"""Devices and processes: the only file that knows them.
+"""The mesh of devices, and the placement of arrays on it.
 
-A batch is split over the mesh's one axis, `data`; parameters are on every device. Host arrays
-become global ones here, a few steps ahead, so that a step does not wait for its transfer.
+A batch is split over the mesh's only axis, `data`; every device holds all parameters. Host batches
+become global arrays a few steps ahead, so that a step does not wait for their transfer.
 """
 
 import collections
@@ -17,14 +17,14 @@ from mbv2_jax.errors import UserError
 
 
 def create(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh over `devices`, by default all of all processes, with the axis `data`.
+    """Returns the mesh over `devices`, by default those of all processes, with the axis `data`.
 
-    They are in the order of the processes, and not, as jax.make_mesh has it, of how they are wired:
-    so the rows of a global batch do not depend on how many processes bring them, and what goes
-    over the wires, sums over all devices, has no order.
+    Devices are in the order of the processes, not of their wiring as jax.make_mesh has it: the rows
+    of a global batch then do not depend on the number of processes that provide them. Sums over all
+    devices, the only communication between them, have no order.
 
     Raises:
-      UserError: no device is found, or some process has more of them than another.
+      UserError: there is no device, or some process has more of them than another.
     """
     found = _all_devices() if devices is None else devices
     found = sorted(found, key=lambda device: (device.process_index, device.id))
@@ -49,7 +49,7 @@ def _all_devices() -> list[jax.Device]:
 
 
 def describe(mesh: Mesh) -> str:
-    """Returns such as "2 processes, 8 devices (TPU v5 lite)"."""
+    """Returns a description such as "2 processes, 8 devices (TPU v5 lite)"."""
     processes = jax.process_count()
     devices = f"{mesh.size} device{'s' if mesh.size > 1 else ''}"
     devices += f" ({mesh.devices.flat[0].device_kind})"
@@ -57,20 +57,20 @@ def describe(mesh: Mesh) -> str:
 
 
 def on_cpu() -> bool:
-    """Whether the devices are CPUs; raises UserError if there are none at all."""
+    """Returns whether the devices are CPUs; raises UserError where there is no device."""
     return _all_devices()[0].platform == "cpu"
 
 
 def accelerator(mesh: Mesh) -> str | None:
-    """Returns what the mesh is made of, such as "8 x TPU v5 lite"; None: of CPUs."""
+    """Returns the number and kind of the devices, such as "8 x TPU v5 lite"; None for CPUs."""
     device = mesh.devices.flat[0]
     return None if device.platform == "cpu" else f"{mesh.size} x {device.device_kind}"
 
 
 def peak_memory() -> int | None:
-    """Returns the most bytes in use at once, so far, on that of this process's devices with most.
+    """Returns the peak memory of this process's devices, in bytes: that of the fullest one.
 
-    None where the devices don't count them, as CPUs.
+    Returns None where the devices do not report it, as CPUs.
     """
     counts = [(device.memory_stats() or {}) for device in jax.local_devices()]
     peaks = [count["peak_bytes_in_use"] for count in counts if "peak_bytes_in_use" in count]
@@ -78,7 +78,7 @@ def peak_memory() -> int | None:
 
 
 def check_batch(mesh: Mesh, batch_size: int) -> None:
-    """Raises UserError if a global batch does not divide evenly over the devices."""
+    """Raises UserError if a global batch does not divide evenly among the devices."""
     if batch_size % mesh.size:
         nearest = max(1, round(batch_size / mesh.size)) * mesh.size
         raise UserError(
@@ -88,36 +88,36 @@ def check_batch(mesh: Mesh, batch_size: int) -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of what every device holds whole."""
+    """Returns the sharding of an array of which every device holds a copy."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """Sharding of what is split over devices along its first axis."""
+    """Returns the sharding of an array that is split over the devices along its first axis."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 class Process(TypedDict):
-    """A process's place among all, as data/loader.py takes it."""
+    """The index of a process and the number of processes, as data/loader.py takes them."""
 
     process_index: int
     process_count: int
 
 
 def process() -> Process:
-    """Returns this process's place among all, as data/loader.py takes it."""
+    """Returns the index of this process and the number of processes."""
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
 def prefetch(
     batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, ahead: int = 2
 ) -> Iterator[dict[str, Any]]:
-    """Yields each process's host batches as global arrays split over the mesh.
+    """Yields the host batches of every process as global arrays that are split over the mesh.
 
     Args:
-      batches: host batches, (N / processes, ...) each.
-      mesh: where they go.
-      ahead: how many are in transfer while one is used.
+      batches: this process's batches of numpy arrays, each (N / processes, ...).
+      mesh: the mesh over which to split them.
+      ahead: the number of batches that are in transfer while one is used.
     """
     sharding = split(mesh)
     queue: collections.deque[dict[str, Any]] = collections.deque()
@@ -128,7 +128,7 @@ def prefetch(
                 for name, array in batch.items()
             }
         )
-        del batch  # its memory, shared with a worker, is free when it is transferred
+        del batch  # its memory, shared with a worker, becomes free after the transfer
         if len(queue) > ahead:
             yield queue.popleft()
     yield from queue

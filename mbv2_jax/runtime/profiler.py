@@ -1,4 +1,4 @@
-"""--config.profile: a trace of some steps, of what the devices and the hosts did when."""
+"""A profiler's trace of some training steps, as config.profile asks for it."""
 
 import contextlib
 import os
@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 
 def parse(spec: str | None) -> tuple[int, int] | None:
-    """Returns the first and the last step of "FIRST:LAST"; None where nothing is to be traced.
+    """Returns the first and the last step of "FIRST:LAST"; None for None or "".
 
     Raises:
-      UserError: it is not two steps, the first from 1 on and not after the last.
+      UserError: `spec` does not name two steps, counted from 1, in this order.
     """
     if not spec:
         return None
@@ -34,17 +34,17 @@ def parse(spec: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-class Trace:
-    """The trace of some steps of a run. A context manager; every process has its own.
+class StepTrace:
+    """A context manager that traces some steps of a run; every process writes its own trace.
 
     Args:
       spec: config.profile.
-      workdir: where `profile/` is.
-      start: the step to go on from.
+      workdir: the folder in which `profile/` is written.
+      start: the number of steps that are done already.
       stop: the last step of the run.
-      wait: returns when the devices are done with all the steps so far.
+      wait: returns when the devices have finished all steps so far.
       say: prints a line, once for the run.
-      say_everywhere: prints a line of this process.
+      say_everywhere: prints a line in this process.
     """
 
     def __init__(
@@ -59,40 +59,29 @@ class Trace:
         say_everywhere: Callable[[str], None],
     ):
         self._wait, self._say, self._say_everywhere = wait, say, say_everywhere
-        self._first, self._last = wanted = parse(spec) or (0, 0)
+        self._first, self._last = self._clip(spec, start, stop)
         self._folder: str | None = None  # where the profiler writes, while it runs
-        if self._first > stop or 0 < self._last <= start:
-            why = "ends before" if self._first > stop else "goes on after"
-            say(f"profile={spec}: the run {why} these steps (it is of {start + 1} to {stop})")
-            self._first = self._last = 0
-        elif spec:
-            self._first, self._last = max(self._first, start + 1), min(self._last, stop)
-            if (self._first, self._last) != wanted:
-                say(f"profile={spec}: of these steps the run does {self._first} to {self._last}")
-        # As the viewers want it: a folder for each trace, in it the files of each process.
+        # As the viewers expect it: a folder for each trace, with files of each process.
         name = f"steps_{self._first}-{self._last}"
         self._root = workdir / "profile"
         self._target = self._root / "plugins" / "profile" / name
 
-    def __enter__(self) -> "Trace":
+    def __enter__(self) -> "StepTrace":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._folder is not None:  # the run stops early: what was traced so far is kept
+        if self._folder is not None:  # the run stops early: keep the trace so far
             self._write()
 
     def around(self, steps: Iterable[tuple[int, T]]) -> Iterator[tuple[int, T]]:
-        """Yields steps and their batches; traces from where the first is yielded to the last's end.
+        """Yields steps and their batches, tracing from the first requested step to the last.
 
         Args:
-          steps: each with its number.
+          steps: the number of each step with its batch.
         """
         for step, batch in steps:
             if step == self._first:
-                self._folder = tempfile.mkdtemp(prefix="mbv2_jax-")
-                options = jax.profiler.ProfileOptions()
-                options.python_tracer_level = 0  # each call of a function: slows what is measured
-                jax.profiler.start_trace(self._folder, profiler_options=options)
+                self._start()
             if self._folder is None:
                 yield step, batch
                 continue
@@ -102,20 +91,36 @@ class Trace:
                 self._wait()
                 self._write()
 
+    def _clip(self, spec: str | None, start: int, stop: int) -> tuple[int, int]:
+        """Returns the requested steps that the run does; (0, 0) for none. Reports a difference."""
+        requested = parse(spec)
+        if requested is None:
+            return 0, 0
+        first, last = requested
+        if first > stop or last <= start:
+            why = "ends before" if first > stop else "starts after"
+            self._say(f"profile={spec}: the run {why} these steps (it does {start + 1} to {stop})")
+            return 0, 0
+        clipped = max(first, start + 1), min(last, stop)
+        if clipped != requested:
+            self._say(f"profile={spec}: of these steps the run does {clipped[0]} to {clipped[1]}")
+        return clipped
+
+    def _start(self) -> None:
+        self._folder = tempfile.mkdtemp(prefix="mbv2_jax-")
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0  # tracing each call of a function would slow the steps
+        jax.profiler.start_trace(self._folder, profiler_options=options)
+
     def _write(self) -> None:
-        """Ends the trace, and moves its files to the workdir; says what hinders that."""
+        """Ends the trace and moves its files to the workdir; a failure to do so is only reported."""
         assert self._folder is not None
         folder, self._folder = pathlib.Path(self._folder), None
-        # Several processes of a machine would all write HOST.xplane.pb.
-        name = f"{socket.gethostname()}_{jax.process_index()}"
         try:
             jax.profiler.stop_trace()
             with bucket.as_oserror(self._target):
-                self._target.mkdir(parents=True, exist_ok=True)
-                for file in folder.rglob(f"{socket.gethostname()}.*"):
-                    ending = file.name.removeprefix(socket.gethostname())
-                    (self._target / (name + ending)).write_bytes(file.read_bytes())
-        except (OSError, RuntimeError) as error:  # training goes on
+                self._copy_from(folder)
+        except (OSError, RuntimeError) as error:
             self._say_everywhere(
                 f"process {jax.process_index()}: its trace cannot be written to {self._target}: "
                 f"{first_line(error)}"
@@ -125,9 +130,17 @@ class Trace:
             with contextlib.suppress(OSError):
                 shutil.rmtree(folder)
         root = os.fspath(self._root)
-        here = f"gcloud storage cp -r {root} . && " if bucket.is_address(root) else ""
+        download = f"gcloud storage cp -r {root} . && " if bucket.is_address(root) else ""
         self._say(
-            f"trace of steps {self._first} to {self._last}: {self._target}. To look at it: pip "
-            f"install xprof, then {here}xprof --logdir={'profile' if here else root}; or open its "
-            ".trace.json.gz in https://ui.perfetto.dev"
+            f"trace of steps {self._first} to {self._last}: {self._target}. To view it: pip "
+            f"install xprof, then {download}xprof --logdir={'profile' if download else root}; or "
+            "open its .trace.json.gz in https://ui.perfetto.dev"
         )
+
+    def _copy_from(self, folder: pathlib.Path) -> None:
+        # Several processes of a machine would all write HOST.xplane.pb.
+        host = socket.gethostname()
+        self._target.mkdir(parents=True, exist_ok=True)
+        for file in folder.rglob(f"{host}.*"):
+            name = f"{host}_{jax.process_index()}{file.name.removeprefix(host)}"
+            (self._target / name).write_bytes(file.read_bytes())

@@ -1,1 +1,1 @@
-"""A folder on a disk or in a bucket."""
+"""Files and folders on a disk or in a bucket: atomic writes, locks and mirrors."""

@@ -1,11 +1,12 @@
-"""Workdirs and model directories in a bucket of Google Cloud Storage: gs://BUCKET/FOLDER.
+"""Paths in a bucket of Google Cloud Storage: gs://BUCKET/FOLDER.
 
-A path there is etils.epath's, which has the methods of pathlib's; what is underneath is fsspec with
-gcsfs, and for arrays tensorstore's own driver. Orbax asks google-cloud-storage of what kind a
-bucket is. All of them come with the extra `gcs`.
+A path in a bucket is an etils.epath.Path, which has the methods of pathlib.Path. epath reads and
+writes through fsspec and gcsfs; arrays go through tensorstore's own driver; Orbax asks
+google-cloud-storage for the kind of a bucket. The extra `gcs` installs all of them.
 
-An object is there whole or not at all; nothing is appended to, and no folder is renamed at once. So
-whoever writes several objects writes last the one that says that all are there.
+An object is there complete or not at all. Objects cannot be appended to, and a folder cannot be
+renamed in one operation. A writer of several objects therefore writes last the one that marks the
+others as complete.
 """
 
 import contextlib
@@ -20,92 +21,99 @@ from typing import Any, NoReturn
 from mbv2_jax.errors import UserError, first_line
 
 _SCHEME = "gs://"
-_PATIENCE = 30.0  # seconds until a bucket that does not answer is given up
-_ELSEWHERE = ("s3://", "az://", "hf://", "http://", "https://")
+_TIMEOUT = 30.0  # seconds after which a bucket that does not answer is given up
+_UNSUPPORTED = ("s3://", "az://", "hf://", "http://", "https://")
+_MARK = "commit_success.txt"  # the object with which Orbax marks a folder as complete
 
 
 def is_address(text: str | os.PathLike[str]) -> bool:
-    """Whether a path is one in a bucket."""
+    """Returns whether a path is the address of something in a bucket."""
     return os.fspath(text).startswith(_SCHEME)
 
 
-def place(text: str | os.PathLike[str], what: str) -> pathlib.Path:
-    """Returns the path that a user gave, on a disk or in a bucket, which then can be reached.
+def parse_path(text: str | os.PathLike[str], what: str) -> pathlib.Path:
+    """Returns the path that a user gave, after checking that its bucket can be reached.
 
     Args:
       text: a local path, or gs://BUCKET/FOLDER.
-      what: the flag that it is of, for messages.
+      what: the flag or field that holds the path, for error messages.
 
     Returns:
-      pathlib's, or etils.epath's with the same methods. Nothing says that there is something at it.
+      A pathlib.Path, or an etils.epath.Path, which has the same methods. Nothing needs to exist
+      there.
 
     Raises:
-      UserError: there is no such bucket, or it may not be looked into, or what reads it is missing.
+      UserError: the bucket does not exist or may not be read, or a package is missing.
     """
     path = os.fspath(text)
     if not is_address(path):
-        if path.startswith(_ELSEWHERE):
+        if path.startswith(_UNSUPPORTED):
             raise UserError(f"{what}={path}: give a folder on a disk, or gs://BUCKET/FOLDER")
         return pathlib.Path(path)
-    name, _, inside = path.removeprefix(_SCHEME).partition("/")
+    name, inside = _split(path)
     if not name or not inside.strip("/"):
         raise UserError(f"{what}={path}: give a folder in a bucket, gs://BUCKET/FOLDER")
-    _require(f"{what}={path}", name)
+    _check_bucket(f"{what}={path}", name)
     from etils import epath
 
     return epath.Path(path)
 
 
 def absolute(path: pathlib.Path) -> pathlib.Path:
-    """Returns the path from the root of its disk, or as it is in a bucket."""
+    """Returns the absolute form of a local path, and the address of a bucket unchanged."""
     return path if is_address(path) else path.absolute()
 
 
 def blob(path: pathlib.Path) -> Any:
-    """Returns the object at `path` as google-cloud-storage's Blob, which knows generations."""
-    name, _, inside = os.fspath(path).removeprefix(_SCHEME).partition("/")
+    """Returns the object at `path` as a google-cloud-storage Blob, which knows generations."""
+    name, inside = _split(os.fspath(path))
     return _bucket(name).blob(inside)
 
 
 def remove_tree(path: pathlib.Path) -> None:
-    """Deletes a folder of a bucket with all that is in it, if there is one."""
+    """Deletes a folder of a bucket with everything in it, if it exists."""
     path.rmtree(missing_ok=True)  # type: ignore[attr-defined] # epath's
 
 
 def move_tree(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Moves all that is in a folder of a bucket to another one, object by object.
+    """Moves every object of a folder in a bucket to another folder, one by one.
 
-    The marks that say that something is complete go first: what is left, if the process dies
-    meanwhile, passes for incomplete.
+    The marks of completeness move first, so that a folder which a dying process leaves half moved
+    counts as incomplete.
     """
     import fsspec
 
     system, old = fsspec.url_to_fs(os.fspath(source))
     _, new = fsspec.url_to_fs(os.fspath(target))
     names = [name.removeprefix(old) for name in system.find(old)]
-    for name in sorted(names, key=lambda name: (not name.endswith("commit_success.txt"), name)):
+    for name in sorted(names, key=lambda name: (not name.endswith(_MARK), name)):
         system.mv_file(old + name, new + name)
 
 
 def contents(folder: pathlib.Path) -> Iterator[tuple[str, bytes]]:
-    """Yields name (relative, with /) and content of every file in a folder and below, sorted.
+    """Yields the relative name and the content of every file below a folder, sorted by name.
 
-    On a disk or in a bucket; in the same order there and here.
+    The order is the same on a disk and in a bucket; names are separated by "/".
 
     Raises:
-      OSError: something cannot be read. Of a bucket, what its libraries raise; see `as_oserror`.
+      OSError: a file cannot be read. For a bucket, also the errors of its libraries: see
+        `as_oserror`.
     """
-    if not is_address(folder):
-        tree = os.walk(folder, onerror=_raise)
-        files = sorted(pathlib.Path(root, name) for root, _, names in tree for name in names)
-        for file in files:
-            try:
-                content = file.read_bytes()
-            except OSError as error:
-                error.filename = str(file)  # which an error of reading lacks
-                raise
-            yield file.relative_to(folder).as_posix(), content
-        return
+    return _object_contents(folder) if is_address(folder) else _file_contents(folder)
+
+
+def _file_contents(folder: pathlib.Path) -> Iterator[tuple[str, bytes]]:
+    tree = os.walk(folder, onerror=_raise)
+    for file in sorted(pathlib.Path(root, name) for root, _, names in tree for name in names):
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            error.filename = str(file)  # read() itself does not set it
+            raise
+        yield file.relative_to(folder).as_posix(), content
+
+
+def _object_contents(folder: pathlib.Path) -> Iterator[tuple[str, bytes]]:
     import fsspec
 
     system, root = fsspec.url_to_fs(os.fspath(folder))
@@ -120,9 +128,10 @@ def _raise(error: OSError) -> NoReturn:
 
 @contextlib.contextmanager
 def as_oserror(path: pathlib.Path) -> Iterator[None]:
-    """Turns whatever the libraries of a bucket raise into an OSError with the path and one line.
+    """Converts the errors of a bucket's libraries to an OSError with the path and one line.
 
-    An OSError that names a file is left as it is: it may be of a disk.
+    An OSError that names a file stays as it is, since it may be about a disk; so does every error
+    where `path` is on a disk.
     """
     try:
         yield
@@ -132,19 +141,26 @@ def as_oserror(path: pathlib.Path) -> Iterator[None]:
         name = os.strerror(errno.ENOENT)
         raise FileNotFoundError(errno.ENOENT, name, str(error.args[-1])) from None
     except Exception as error:
-        if not is_address(path) or not _of_a_bucket(error) or getattr(error, "filename", None):
+        names_file = getattr(error, "filename", None)
+        if not is_address(path) or not _is_bucket_error(error) or names_file:
             raise
         raise OSError(errno.EIO, first_line(error), os.fspath(path)) from None
 
 
-def _of_a_bucket(error: Exception) -> bool:
+def _is_bucket_error(error: Exception) -> bool:
     package = type(error).__module__.partition(".")[0]
     return isinstance(error, OSError) or package in ("gcsfs", "google", "aiohttp", "requests")
 
 
-def _require(given: str, name: str) -> None:
-    """Raises UserError where the bucket `name` cannot be used."""
-    _configure()
+def _split(address: str) -> tuple[str, str]:
+    """Returns the bucket's name, and the path inside of it."""
+    name, _, inside = address.removeprefix(_SCHEME).partition("/")
+    return name, inside
+
+
+def _check_bucket(given: str, name: str) -> None:
+    """Raises UserError where the bucket `name` cannot be used; `given` starts the message."""
+    _configure_libraries()
     try:
         import gcsfs  # noqa: F401
         import google.cloud.storage  # noqa: F401
@@ -152,30 +168,32 @@ def _require(given: str, name: str) -> None:
         raise UserError(
             f"{given}: reading and writing gs:// needs pip install 'mbv2_jax[gcs]' ({error})"
         ) from None
+    try:
+        _bucket(name)
+    except Exception as error:
+        raise UserError(f"{given}: {_reason(error, name)}") from None
+
+
+def _reason(error: Exception, name: str) -> str:
+    """Returns why the bucket `name` cannot be used, and what the user can do about it."""
     from google.api_core import exceptions
     from google.auth import exceptions as auth
 
-    login = "`gcloud auth application-default login`, or GOOGLE_APPLICATION_CREDENTIALS"
-    try:
-        _bucket(name)
-    except exceptions.NotFound:
-        raise UserError(f"{given}: there is no bucket {_SCHEME}{name}") from None
-    except (exceptions.Forbidden, exceptions.Unauthorized) as error:
-        raise UserError(
-            f"{given}: no permission for {_SCHEME}{name}. Needed are the roles Storage Object User "
-            f"and Storage Legacy Bucket Reader (storage.buckets.get): {first_line(error)}"
-        ) from None
-    except auth.DefaultCredentialsError:
-        raise UserError(f"{given}: no credentials of Google Cloud are found: {login}") from None
-    except auth.RefreshError as error:
-        raise UserError(
-            f"{given}: the credentials of Google Cloud do not hold: {first_line(error)}. To mend "
-            f"that: {login}"
-        ) from None
-    except Exception as error:  # of the network, or a project that is not set
-        raise UserError(
-            f"{given}: {_SCHEME}{name} cannot be reached: {first_line(error)}"
-        ) from None
+    login = "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
+    match error:
+        case exceptions.NotFound():
+            return f"there is no bucket {_SCHEME}{name}"
+        case exceptions.Forbidden() | exceptions.Unauthorized():
+            return (
+                f"no permission for {_SCHEME}{name}. It needs the roles Storage Object User and "
+                "Storage Legacy Bucket Reader (storage.buckets.get): " + first_line(error)
+            )
+        case auth.DefaultCredentialsError():
+            return f"no Google Cloud credentials were found: {login}"
+        case auth.RefreshError():
+            return f"the Google Cloud credentials were refused ({first_line(error)}): {login}"
+        case _:  # of the network, or a project that is not set
+            return f"{_SCHEME}{name} cannot be reached: {first_line(error)}"
 
 
 @functools.lru_cache(maxsize=8)
@@ -183,21 +201,21 @@ def _bucket(name: str) -> Any:
     from google.cloud import storage
     from google.cloud.storage import retry
 
-    return storage.Client().get_bucket(name, retry=retry.DEFAULT_RETRY.with_timeout(_PATIENCE))
+    return storage.Client().get_bucket(name, retry=retry.DEFAULT_RETRY.with_timeout(_TIMEOUT))
 
 
 @functools.cache
-def _configure() -> None:
-    """Sets what the libraries below should do, before they are imported; the user's own wins."""
-    # Whatever else is installed, what reads a bucket is what the tests read it with.
+def _configure_libraries() -> None:
+    """Sets options of the bucket's libraries before they are imported; the user's own win."""
+    # epath would use TensorFlow where that is installed; the tests cover fsspec only.
     os.environ.setdefault("EPATH_USE_TF", "0")
-    # gcsfs would ask for the kind of every bucket, at each call where it may not know. Without that
-    # it takes all for usual ones; a zonal one needs "true".
+    # gcsfs would ask for the kind of every bucket, at each call where it may not know. "false" has
+    # it treat every bucket as a standard one; a zonal bucket needs "true".
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import fsspec
 
-    # It would keep each listing for good, and not see what tensorstore or another host writes.
+    # A cached listing would hide the objects that tensorstore or another host writes.
     fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
-    # They log each error with a traceback before they raise it; who catches it says it in a line.
+    # Both log a traceback before they raise, and our caller reports the error in one line.
     for name in ("gcsfs", "fsspec.prefetcher"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

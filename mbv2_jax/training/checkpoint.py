@@ -32,7 +32,7 @@ from mbv2_jax.command_line import flatten
 from mbv2_jax.errors import RunFailed, UserError, first_line
 from mbv2_jax.model_json import Description
 from mbv2_jax.runtime import processes
-from mbv2_jax.storage import bucket
+from mbv2_jax.storage import atomic, bucket
 from mbv2_jax.training import settings as settings_lib
 from mbv2_jax.training import workdir as workdir_lib
 from mbv2_jax.training.settings import Checkpoint
@@ -221,7 +221,7 @@ class Checkpoints:
         )
         metrics = dict(metrics) if metrics else None
         with self._writing():
-            model_dir.check_space(self.directory, state)
+            atomic.check_space(self.directory, model_dir.size(state))
             self._manager.save(int(state.step), args=items, metrics=metrics, force=True)
 
     def restore(self, step: int, like: TrainState, config: Mapping[str, Any]) -> TrainState:

@@ -16,6 +16,7 @@ import tqdm
 
 from mbv2_jax.errors import RunFailed
 from mbv2_jax.runtime import mesh as mesh_lib
+from mbv2_jax.storage import atomic
 from mbv2_jax.storage.mirror import Mirror
 from mbv2_jax.tasks.task import Task
 from mbv2_jax.training.input_wait import WORTH_A_WORD, InputWait, remedy
@@ -233,7 +234,7 @@ class RunLog:
         )
         for name, value in values.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
-        self._mirror.now_and_then()
+        self._mirror.copy_in_background()
 
 
 def _reopen(path: pathlib.Path, start: int) -> Any:
@@ -241,9 +242,7 @@ def _reopen(path: pathlib.Path, start: int) -> Any:
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     # A line cut short by a kill has no end; it is later than any checkpoint, as the rest dropped.
     kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= start]
-    fresh = path.with_suffix(".jsonl.new")
-    fresh.write_bytes(b"".join(kept))
-    fresh.replace(path)
+    atomic.write_bytes(path, b"".join(kept))
     return path.open("a", buffering=1)  # a line at a time, for whoever follows it
 
 
@@ -289,6 +288,5 @@ def draw_curves(workdir: pathlib.Path, task: Task) -> None:
         axes.grid(alpha=0.3)
         if key != "learning_rate" and axes.lines:
             axes.legend()
-    fresh = workdir / ".curves.new.png"
-    figure.savefig(fresh, dpi=110)
-    fresh.replace(workdir / "curves.png")
+    with atomic.open_file(workdir / "curves.png", "wb") as file:
+        figure.savefig(file, dpi=110, format="png")

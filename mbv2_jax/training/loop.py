@@ -141,7 +141,7 @@ def _claimed(run: Plan) -> Iterator[Callable[[], None]]:
     with contextlib.ExitStack() as stack:
         still_ours = None
         if run.group.index == 0:  # the processes of one run share a workdir
-            still_ours = stack.enter_context(lock.exclusive(run.workdir, processes.say))
+            still_ours = stack.enter_context(lock.exclusive(run.workdir))
             check_current(run)
             checkpoints_lib.set_aside(run.workdir, run.damaged)
         run.group.exchange("readiness of the workdir", True)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from mbv2_jax.data.sources import Source
-from mbv2_jax.errors import RunFailed, UserError
+from mbv2_jax.errors import RunFailed
 from mbv2_jax.storage import atomic, bucket
 from mbv2_jax.tasks.task import Task
 
@@ -20,14 +20,7 @@ def check_path(out: str) -> pathlib.Path:
       UserError: it cannot be written, or there is a file already.
     """
     path = bucket.parse_path(out, "--out")
-    try:
-        with bucket.as_oserror(path):
-            exists = path.exists()
-        if exists:
-            raise UserError(f"--out={path} exists already: delete it, or give another name")
-        atomic.check_writable(path)
-    except OSError as error:
-        raise UserError(f"--out={path} cannot be written: {error.strerror}") from None
+    atomic.check_writable(path, "--out")
     return path
 
 

@@ -8,11 +8,13 @@ only.
 import contextlib
 import hashlib
 import os
-import tempfile
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from mbv2_jax.storage import atomic, user_cache
 
 
 def load(kind: str, location: str) -> dict[str, np.ndarray] | None:
@@ -31,29 +33,22 @@ def load(kind: str, location: str) -> dict[str, np.ndarray] | None:
 
 
 def save(kind: str, location: str, arrays: Mapping[str, Any]) -> None:
-    """Saves an index of numpy arrays; does nothing if the folder cannot be written.
+    """Saves an index, or does nothing where the folder cannot be written.
 
-    Processes may save at the same time: each writes a file of its own and renames it, and the last
-    one stays.
+    Two processes may save the same index at once: the last one wins.
+
+    Args:
+      kind: see `load`.
+      location: see `load`.
+      arrays: numpy arrays by their names.
     """
     with contextlib.suppress(OSError):
         path = _path(kind, location)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **arrays)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.open_file(path, "wb") as file:
+            np.savez(file, **arrays)
 
 
-def _path(kind: str, location: str) -> str:
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # the XDG standard says to ignore relative paths
-        base = os.path.expanduser("~/.cache")
-    if not os.path.isabs(base):
-        raise FileNotFoundError("no home folder")
+def _path(kind: str, location: str) -> pathlib.Path:
     digest = hashlib.sha256(os.fsencode(location)).hexdigest()[:24]
-    return os.path.join(base, "mbv2_jax", f"{kind}-{digest}.npz")
+    return user_cache.folder() / f"{kind}-{digest}.npz"
