@@ -22,7 +22,7 @@ from mbv2_jax.errors import UserError, nearest
 from mbv2_jax.models.folding import fold
 from mbv2_jax.models.mobilenet_v2 import STAGES, MobileNetV2
 from mbv2_jax.models.variants import VARIANTS
-from mbv2_jax.ops.chunks import map_batch
+from mbv2_jax.ops.conv import map_batch
 from mbv2_jax.runtime import memory
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray

@@ -75,7 +75,7 @@ def build(
     )
 
     def train_step(state: TrainState, batch: step_lib.Batch, key: jax.Array) -> Any:
-        # In context: models/normalized_conv.py has an operation for each device's part of a batch.
+        # In context: on CPUs a training unit (ops/conv.py) runs on each device by itself.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return step(state, batch, key)
 
