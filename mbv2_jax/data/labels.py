@@ -1,8 +1,8 @@
 """Matching of a dataset's classes with a model's, and sources with the model's labels."""
 
 import collections
-import difflib
 import dataclasses
+import difflib
 import re
 from collections.abc import Sequence
 

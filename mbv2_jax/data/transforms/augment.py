@@ -407,4 +407,3 @@ class RandomErasing(ImageOperation):
             pixels = np.rint(noise * STD + MEAN).clip(0, 255)
             image.paste(Image.fromarray(pixels.astype(np.uint8)), (left, top))
         return image
-
