@@ -266,8 +266,8 @@ def _compare(config: ConfigDict, source: sources.Source, rate: float, needs: flo
         found = _accelerator(config, source)
         if found is None:
             print(
-                "accelerator: none here to compare with; give its rate as --needs=IMAGES_PER_SECOND, "
-                "which browse prints on a machine that has one"
+                "accelerator: none here to compare with; give its rate as "
+                "--needs=IMAGES_PER_SECOND, which browse prints on a machine that has one"
             )
             return
         needs, what = found

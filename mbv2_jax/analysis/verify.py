@@ -24,9 +24,9 @@ from mbv2_jax.errors import RunFailed, UserError, listed
 _IMAGENET = {"train": 1_281_167, "val": 50_000, "validation": 50_000}
 _PER_CLASS = {"val": 50, "validation": 50}
 
-# A folder counts as a copy of ImageNet, complete or not, if this share of its classes is ImageNet's,
-# and if either the config has 1000 classes or the folder has this many of them. Otherwise it is a
-# selection of classes, such as ImageNet-100.
+# A folder counts as a copy of ImageNet, complete or not, if this share of its classes is
+# ImageNet's, and if either the config has 1000 classes or the folder has this many of them.
+# Otherwise it is a selection of classes, such as ImageNet-100.
 _IMAGENET_SHARE = 0.9
 _MIN_IMAGENET_CLASSES = 900
 
