@@ -258,9 +258,8 @@ def _compare(config: ConfigDict, source: sources.Source, rate: float, needs: flo
     workers, cores = config.data.workers, workers_lib.cores()
     busy = min(cores, workers_lib.parallel(workers))
     how = _worker_count(workers)
-    print(
-        f"input: {rate:,.0f} images/s with {how}: {rate / busy:,.0f} per core, {cores} cores here"
-    )
+    per_core = f"{rate / busy:,.0f} per core, {cores} cores here"
+    print(f"input: {rate:,.0f} images/s with {how}: {per_core}")
     what = "as given"
     if needs is None:
         found = _accelerator(config, source)

@@ -71,26 +71,8 @@ flags.DEFINE_float(
     flag_values=BROWSE,
 )
 
-COMMANDS = {"verify": VERIFY, "browse": BROWSE}
 
-
-def main() -> None:
-    """Parses the command line, and calls `verify` or `browse`."""
-    if not sys.argv[1:]:
-        print(__doc__, file=sys.stderr)
-        raise UserError(f"a command is missing: {' or '.join(COMMANDS)}")
-    command, *arguments = sys.argv[1:]
-    if command in ("--help", "-h", "-help", "--helpfull", "--helpshort"):
-        print(__doc__.rstrip())
-        return
-    if command not in COMMANDS:
-        raise UserError(f"unknown command {command!r}: {nearest(command, COMMANDS)}")
-    values = COMMANDS[command]
-    config = command_line.parse(values, [sys.argv[0], *arguments], __doc__ + _CONFIG)
-    {"verify": _verify, "browse": _browse}[command](config)
-
-
-# Both import their module when they are called: Grain and jax take seconds, and --help needs
+# Both commands import their module when they run: Grain and jax take seconds, and --help needs
 # neither.
 
 
@@ -111,3 +93,21 @@ def _browse(config: ConfigDict) -> None:
         seconds=BROWSE.seconds,
         needs=BROWSE.needs,
     )
+
+
+COMMANDS = {"verify": (VERIFY, _verify), "browse": (BROWSE, _browse)}
+
+
+def main() -> None:
+    """Parses the command line, and calls `verify` or `browse`."""
+    if not sys.argv[1:]:
+        print(__doc__, file=sys.stderr)
+        raise UserError(f"a command is missing: {' or '.join(COMMANDS)}")
+    command, *arguments = sys.argv[1:]
+    if command in ("--help", "-h", "-help", "--helpfull", "--helpshort"):
+        print(__doc__.rstrip())
+        return
+    if command not in COMMANDS:
+        raise UserError(f"unknown command {command!r}: {nearest(command, COMMANDS)}")
+    values, call = COMMANDS[command]
+    call(command_line.parse(values, [sys.argv[0], *arguments], __doc__ + _CONFIG))

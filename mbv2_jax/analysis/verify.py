@@ -125,9 +125,8 @@ def _imagenet_split(config: ConfigDict, name: str, source: Source) -> str | None
         known = _imagenet_classes(source)
         if known < _IMAGENET_SHARE * len(source.class_names):
             return None
-        if known < _MIN_IMAGENET_CLASSES and config.model.num_classes != len(
-            classes.IMAGENET_WNIDS
-        ):
+        wants_all = config.model.num_classes == len(classes.IMAGENET_WNIDS)
+        if known < _MIN_IMAGENET_CLASSES and not wants_all:
             return None
         name = os.path.basename(os.path.normpath(getattr(source, "root", name))).lower()
     elif dataset.replace(":", "/").split("/")[0] != "imagenet2012":

@@ -48,8 +48,8 @@ def assert_boxes(found: Boxes, corners: list, labels: list[int], area: list[floa
     np.testing.assert_array_equal(found.crowd, [label % 2 == 1 for label in labels])
     np.testing.assert_array_equal(found.difficult, [label % 3 == 1 for label in labels])
     np.testing.assert_allclose(found.area, area, rtol=1e-6)  # float32 products
-    assert (found.corners.dtype, found.area.dtype) == (np.float32, np.float32)
-    assert (found.labels.dtype, found.crowd.dtype) == (np.int32, bool)
+    assert found.corners.dtype == found.area.dtype == np.float32
+    assert found.labels.dtype == np.int32 and found.crowd.dtype == bool
 
 
 def mask_of(moved: Sample) -> np.ndarray:
