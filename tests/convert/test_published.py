@@ -9,13 +9,14 @@ from PIL import Image
 from mbv2_jax.convert.published import PUBLISHED, identify
 from mbv2_jax.data.transforms.pipeline import make_transform
 from tests.support import peers
+from tests.support.samples import pixels
 
 
 def crop(name: str, image: Image.Image) -> np.ndarray:
     """Our evaluation crop for published weights: (size, size, 3) uint8."""
     weights = PUBLISHED[name]
     transform = make_transform(weights.eval_transforms, weights.image_size)
-    return np.asarray(transform(image, np.random.default_rng(0)))
+    return pixels(transform, image, np.random.default_rng(0))
 
 
 @pytest.fixture(scope="module", params=[(500, 375), (333, 500), (240, 201)], ids=str)
