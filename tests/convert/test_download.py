@@ -342,7 +342,7 @@ def test_what_is_nothing(tmp_path):
     assert refusal("weights/resnet50") == "weights/resnet50 does not exist"
     assert refusal("resnet50.pth") == "resnet50.pth does not exist"
     assert "is a folder" in refusal(str(tmp_path))
-    assert "is no address" in refusal("https:///model.pth")
+    assert "is not an address" in refusal("https:///model.pth")
 
 
 def test_a_bar_on_a_terminal(server):
