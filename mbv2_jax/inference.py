@@ -49,18 +49,18 @@ class Classifier:
     """
 
     def __init__(self, saved: model_dir.SavedModel):
-        self.class_names = saved.class_names
+        self.class_names = saved.classes
         self.transform = pipeline.make_transform(
-            saved.field("data.eval_transforms"), saved.field("data.image_size")
+            saved.spec.preprocessing.eval_transforms, saved.spec.preprocessing.image_size
         )
         self._path = saved.path
         self._module = saved.module(folded=True)
         self._params = jax.device_put(
-            fold(saved.params, saved.batch_stats, saved.field("model.bn_epsilon"))
+            fold(saved.params, saved.batch_stats, saved.spec.backbone.bn_epsilon)
         )
         self._compiled: set[Any] = set()
-        self._mean = np.asarray(saved.field("data.mean"), np.float32)
-        self._std = np.asarray(saved.field("data.std"), np.float32)
+        self._mean = np.asarray(saved.spec.preprocessing.mean, np.float32)
+        self._std = np.asarray(saved.spec.preprocessing.std, np.float32)
 
     def __call__(self, images: np.ndarray | jax.Array) -> jax.Array:
         """Returns the logits of images that have the network's size already.
@@ -379,21 +379,14 @@ def _random(name: str, seed: int) -> model_dir.SavedModel:
     """Returns the variant `name` with random weights and ImageNet's classes."""
     variant = VARIANTS[name]
     network = MobileNetV2(**variant.architecture)
-    fields = {
-        "model.width": network.width,
-        "model.strides": network.strides,
-        "model.num_classes": network.num_classes,
-        "model.dropout": network.dropout,
-        "model.padding": network.padding,
-        "model.bn_epsilon": network.bn_epsilon,
-        "model.bn_momentum": network.bn_momentum,
-        "data.image_size": variant.image_size,
-        "data.eval_transforms": variant.eval_transform,
-        "data.mean": variant.mean,
-        "data.std": variant.std,
-    }
+    from mbv2_jax.model_json import Description
+    from mbv2_jax.spec import Backbone, ModelSpec, Preprocessing
+    from mbv2_jax.tasks.classification.settings import Head
+
+    images = Preprocessing(variant.image_size, variant.eval_transform, variant.mean, variant.std)
+    spec = ModelSpec("classification", Backbone(**variant.architecture), Head(), images)
     origin = {"kind": "random", "variant": name, "seed": seed}
-    info = model_dir.describe(fields, classes.IMAGENET_NAMES, origin)
+    info = Description(spec, classes.IMAGENET_NAMES, origin)
     variables = _init(network, jax.random.key(seed))
     return model_dir.SavedModel(
         variables["params"], variables["batch_stats"], info, pathlib.Path(name)
