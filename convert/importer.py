@@ -72,9 +72,7 @@ def load(
         head, variables = classifier.without_background(file.path, match.head, match.variables)
         match = dataclasses.replace(match, head=head, variables=variables)
     stated = _stated(file, match)
-    usual = fields_lib.replace(_usual_spec(match), stated.fields)
-    spec = _with_fields(usual, fields)
-
+    spec = _spec(match, stated.fields, fields)
     own = stated.class_names[1:] if drop_background else stated.class_names
     names = classifier.choose_names(class_names, own, match.head)
     # Figures were published for the weights as they were: all classes, and their conventions.
@@ -109,7 +107,7 @@ def _stated(file: ForeignFile, match: Match) -> _Stated:
     if "model.json" in file.contents.metadata:
         return _own_description(file)
     if match.name == "transformers":
-        return _Stated(*(transformers_config.read(file.path) or ()))
+        return _Stated(*transformers_config.read(file.path))
     known = published.identify(file.sha256)
     if known is None:
         return _Stated(class_names=file.contents.class_names)
@@ -138,21 +136,28 @@ def _usual_spec(match: Match) -> ModelSpec:
     return ModelSpec(layout.task, backbone, match.head, layout.preprocessing, layout.mode)
 
 
-def _with_fields(usual: ModelSpec, fields: Mapping[str, Any]) -> ModelSpec:
-    """Returns the usual spec with the user's values.
+def _spec(match: Match, stated: Mapping[str, Any], given: Mapping[str, Any]) -> ModelSpec:
+    """Returns the network in a file with all its conventions.
 
-    An image size that is set alone keeps the share of the image that evaluation sees: the edge in
+    An image size that is given alone keeps the share of the image that evaluation sees: the edge in
     the usual evaluation transform changes in proportion.
+
+    Args:
+      match: the file's; its layout's conventions count where nothing else is known.
+      stated: the fields that are known of the file.
+      given: the user's fields.
     """
-    spec = fields_lib.replace(usual, fields)
+    usual = _usual_spec(match)
+    spec = fields_lib.replace(usual, {**stated, **given})
     preprocessing = spec.preprocessing
     transforms, size = preprocessing.eval_transforms, preprocessing.image_size
     if pipeline.make_transform(transforms, size).random:
         raise UserError(
             f"data.eval_transforms {transforms!r} is random: evaluation must not be random"
         )
-    if "data.eval_transforms" not in fields:
-        scaled = _scaled(transforms, size, usual.preprocessing.image_size)
+    if "data.eval_transforms" not in given:
+        usual_size = stated.get("data.image_size", usual.preprocessing.image_size)
+        scaled = _scaled(transforms, size, usual_size)
         preprocessing = dataclasses.replace(preprocessing, eval_transforms=scaled)
     return dataclasses.replace(spec, preprocessing=preprocessing)
 

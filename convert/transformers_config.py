@@ -6,35 +6,38 @@ from typing import Any
 
 from mbv2_jax.errors import UserError
 
+from .layouts import LAYOUTS
+
+_USUAL = LAYOUTS["transformers"]
 _INTERPOLATIONS = {2: "", 3: ", interpolation='bicubic'"}  # Pillow's numbers
 
 
-def read(weights: pathlib.Path) -> tuple[dict[str, Any], tuple[str, ...]] | None:
+def read(weights: pathlib.Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Reads the config and the image processor beside a weight file.
 
     Args:
       weights: a file that save_pretrained wrote.
 
     Returns:
-      Values of settable fields by their names in a config, and the class names in order (() where
-      there are none); None where there is no config.json.
+      Values of settable fields by their names in a config, and the class names in order; both are
+      empty where there is no config.json.
 
     Raises:
       UserError: the files cannot be read, or describe another network.
     """
     config = _json(weights.with_name("config.json"))
     if config is None:
-        return None
+        return {}, ()
     for key, ours in (("output_stride", 32), ("hidden_act", "relu6")):
         if config.get(key, ours) != ours:
             raise UserError(
                 f"{weights.with_name('config.json')}: {key} is {config[key]!r}; the network here "
                 f"has {ours!r}"
             )
-    size = _side(weights, config.get("image_size", 224))
+    size = _side(weights, config.get("image_size", _USUAL.preprocessing.image_size))
     fields = {
         "model.padding": "same" if config.get("tf_padding", True) else "torch",
-        "model.bn_epsilon": config.get("layer_norm_eps", 1e-3),
+        "model.bn_epsilon": config.get("layer_norm_eps", _USUAL.backbone.bn_epsilon),
         "data.image_size": size,
         "data.eval_transforms": f"resize_edge({size + 32})|center_crop(size)",
     }
