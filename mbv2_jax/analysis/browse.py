@@ -6,6 +6,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -18,6 +19,10 @@ from mbv2_jax.data.sample import ArraySpec, Sample
 from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.data.workers import Batch, Batches
 from mbv2_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from mbv2_jax.tasks.task import Task
+    from mbv2_jax.training.config import Settings
 
 # All in pixels.
 SMALLEST, LARGEST = 112, 256  # side of an image in the picture
@@ -61,20 +66,23 @@ def browse(
     from mbv2_jax.training import skipped
 
     as_given = config
-    config = config_lib.with_defaults(config)
+    config = config.copy_and_resolve_references()
     config.model.bn_group_size = 0  # irrelevant here, and not possible with every batch size
-    config_lib.check(config)
-    data = config.data
+    config.model.num_classes = None  # the data's classes are shown, whatever the network has
+    settings = config_lib.read(config)
+    data, batch_size = settings.data, settings.run.batch_size
     source = sources.open_source(data.source, data.train_split, data.data_dir)
-    batches = _batches(config, source, epoch)
+    spec, task = config_lib.resolve(settings, source)
+    transform = pipeline.make_transform(data.train_transforms, spec.preprocessing.image_size)
+    batches = _batches(settings, source, transform, task, epoch)
     if data.workers:
         _say(f"starting {_worker_count(data.workers)} on {workers_lib.cores()} cores")
     with contextlib.closing(batches):
         take_out = skipped.Skipped(source, _say).take_out
         images, names = _first(batches, count, take_out)
         at_a_time = workers_lib.parallel(data.workers)
-        rate = _rate(batches, at_a_time, config.batch_size, seconds) if seconds else None
-    _save(grid(images, names, _caption(config, epoch, *images.shape[1:3])), out)
+        rate = _rate(batches, at_a_time, batch_size, seconds) if seconds else None
+    _save(grid(images, names, _caption(settings, task, epoch, *images.shape[1:3])), out)
     print(f"{out}: the first images of epoch {epoch}")
     if rate is not None:
         _compare(as_given, source, rate, needs)
@@ -116,18 +124,22 @@ class _WithNames:
         return sample.id if label is None else _english(self._class_names[label])
 
 
-def _batches(config: ConfigDict, source: sources.Source, epoch: int) -> Batches:
+def _batches(
+    settings: "Settings",
+    source: sources.Source,
+    transform: pipeline.Transform,
+    task: "Task",
+    epoch: int,
+) -> Batches:
     """Returns the run's batches from the beginning of an epoch on, with "name"."""
-    from mbv2_jax.tasks import classification
-
-    data = config.data
-    steps = loader.steps_per_epoch(len(source), config.batch_size, data.last_batch)
+    data, batch_size = settings.data, settings.run.batch_size
+    steps = loader.steps_per_epoch(len(source), batch_size, data.last_batch)
     return loader.train_batches(
         source,
-        pipeline.make_transform(data.train_transforms, data.image_size),
-        _WithNames(classification.COLLATOR, source.class_names),
-        batch_size=config.batch_size,
-        seed=config.seed,
+        transform,
+        _WithNames(task, source.class_names),
+        batch_size=batch_size,
+        seed=settings.run.seed,
         start=epoch * steps,
         stop=epoch * steps + _ENDLESS,
         workers=data.workers,
@@ -230,17 +242,16 @@ def _english(name: str) -> str:
     return classes.IMAGENET_NAMES[number].partition(",")[0]
 
 
-def _caption(config: ConfigDict, epoch: int, height: int, width: int) -> list[str]:
+def _caption(settings: "Settings", task: "Task", epoch: int, height: int, width: int) -> list[str]:
     """Returns the lines above the images."""
-    data = config.data
+    data = settings.data
     lines = [
-        f"{data.source}, {data.train_split}: first images of epoch {epoch}, seed {config.seed}, "
-        f"{width} x {height}",
+        f"{data.source}, {data.train_split}: first images of epoch {epoch}, seed "
+        f"{settings.run.seed}, {width} x {height}",
         data.train_transforms,
     ]
-    mixed = [name for name in ("mixup", "cutmix") if config[f"{name}_alpha"]]
-    if mixed:
-        lines.append(f"before {' and '.join(mixed)}, on the device")
+    if task.augmentations:
+        lines.append(f"before {' and '.join(task.augmentations)}, which run on the device")
     return lines
 
 
@@ -292,6 +303,7 @@ def _worker_count(workers: int) -> str:
 def _accelerator(config: ConfigDict, source: sources.Source) -> tuple[float, str] | None:
     """Returns the accelerator's images per second, and its description; None if there is none."""
     from mbv2_jax.runtime import mesh as mesh_lib
+    from mbv2_jax.training import config as config_lib
     from mbv2_jax.training import step_rate
 
     mesh = mesh_lib.create()
@@ -299,7 +311,8 @@ def _accelerator(config: ConfigDict, source: sources.Source) -> tuple[float, str
     if kind is None:
         return None
     _say("compiling the training step, to measure it on the accelerator")
-    return step_rate.measure(config, source, mesh), f"this config's training step on {kind}"
+    settings = config_lib.read(config)
+    return step_rate.measure(settings, source, mesh), f"this config's training step on {kind}"
 
 
 def _say(line: str) -> None:

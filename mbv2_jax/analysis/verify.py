@@ -12,6 +12,7 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
+from mbv2_jax import tasks
 from mbv2_jax.data import classes, sources
 from mbv2_jax.data import workers as workers_lib
 from mbv2_jax.data.decoding import decode
@@ -70,7 +71,7 @@ def verify(
         which, [data.train_split, data.eval_split]
     )
     opened = {name: sources.open_source(data.source, name, data.data_dir) for name in names}
-    faults = _faults_between(names, [opened[name] for name in names])
+    faults = _faults_between(config, names, [opened[name] for name in names])
     for fault in faults:  # before the decoding, which may take hours
         _say(fault)
     splits = []
@@ -94,24 +95,25 @@ def _check_transforms(config: ConfigDict) -> None:
     from mbv2_jax.training import config as config_lib  # here, because jax takes a second
     from mbv2_jax.training import evaluation
 
-    data = config_lib.with_defaults(config).data
-    pipeline.make_transform(data.train_transforms, data.image_size)
-    evaluation.transform(data.eval_transforms, data.image_size)
+    settings = config_lib.read(config)
+    spec, _ = config_lib.resolve(settings, None)
+    pipeline.make_transform(settings.data.train_transforms, spec.preprocessing.image_size)
+    evaluation.eval_transform(spec.preprocessing)
 
 
-def _faults_between(names: Sequence[str], opened: Sequence[Source]) -> list[str]:
+def _faults_between(
+    config: ConfigDict, names: Sequence[str], opened: Sequence[Source]
+) -> list[str]:
     """Returns the reasons for which training refuses two splits together; [] for one split."""
     if len(opened) < 2:
         return []
-    (train, evaluation), faults = opened, []
-    both = "{!r} and {!r}".format(*names)
-    if train.class_names != evaluation.class_names:
-        odd = sorted(set(train.class_names) ^ set(evaluation.class_names))
-        faults.append(f"the classes of {both} differ; in only one of them: {listed(odd)}")
-    if sources.overlap(train, evaluation):
+    quoted = [repr(name) for name in names]
+    fault = tasks.find(config.task).split_fault(*opened)
+    faults = [fault.format(*quoted)] if fault else []
+    if sources.overlap(*opened):
         faults.append(
-            f"{both} hold the same images, or some of them; name two splits, or parts of one that "
-            "share none, such as 'train[10%:]' and 'train[:10%]'"
+            f"{' and '.join(quoted)} hold the same images, or some of them; name two splits, or "
+            "parts of one that share none, such as 'train[10%:]' and 'train[:10%]'"
         )
     return faults
 
