@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from orbax.checkpoint import checkpoint_managers
 
-from mbv2_jax import model_dir, model_json, spec, tasks
+from mbv2_jax import model_dir, model_json, spec
 from mbv2_jax.command_line import flatten
 from mbv2_jax.errors import RunFailed, UserError, first_line
 from mbv2_jax.model_json import Description
@@ -354,8 +354,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """
     after = {name: spec.frozen(value) for name, value in flatten(new).items()}
     before = {name: spec.frozen(value) for name, value in flatten(old).items()}
-    task = after["task"] if after["task"] in tasks.BUILT_IN else "classification"
-    defaults = {name: field.default for name, field in settings_lib.declared(task).items()}
+    fields = settings_lib.declared(after["task"])
+    defaults = {name: field.default for name, field in fields.items()}
     changes = []
     for name in sorted(before.keys() | after.keys()):
         was, now = (config.get(name, defaults.get(name)) for config in (before, after))
