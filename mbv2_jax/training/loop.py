@@ -58,10 +58,8 @@ def train(
     with _ending_in_a_line(run.workdir):
         workdir_lib.make_writable(run.workdir)
         shared_folder.check_shared(run.workdir, group)
-        with contextlib.ExitStack() as stack:
-            still_ours: Callable[[], None] = lambda: None  # noqa: E731
+        with lock.exclusive(run.workdir, acquire=group.index == 0) as still_ours:
             if group.index == 0:
-                still_ours = stack.enter_context(lock.exclusive(run.workdir))
                 check_current(run)
                 checkpoints_lib.set_aside(run.workdir, run.damaged)
             group.exchange("readiness of the workdir", True)
