@@ -16,7 +16,7 @@ from orbax.checkpoint._src.path import gcs_utils
 
 from mbv2_jax import model_dir
 from mbv2_jax.errors import RunFailed, UserError
-from mbv2_jax.storage import bucket, mirror
+from mbv2_jax.storage import atomic, bucket, mirror
 from mbv2_jax.storage.lease import Lease
 from mbv2_jax.training import checkpoint
 from tests.support import fake_gcs, tiny_model
@@ -106,6 +106,28 @@ def test_a_lease_that_was_written_long_ago_costs_no_time(server):
     with lease("old", lifetime=3600) as second:
         second.check()
     assert time.monotonic() - start < 5
+
+
+def test_an_object_is_written_complete_or_not_at_all(server):
+    path = workdir("atomic/lines")
+    with pytest.raises(TypeError), atomic.open_file(path) as file:
+        file.writelines(["new", 1])
+    assert not server.names("bucket", "atomic")
+    with atomic.open_file(path) as file:
+        file.writelines(["ä\n", "b\n"])
+    assert server.read("bucket", "atomic/lines") == "ä\nb\n".encode()
+    with pytest.raises(UserError, match="--out=gs://bucket/atomic/lines exists already"):
+        atomic.check_writable(path, "--out")
+
+
+def test_a_folder_in_a_bucket_loses_its_mark_first(server):
+    for name in ("old", "mark"):
+        server.put("bucket", f"replaced/{name}", b"")
+    with atomic.replace_folder(workdir("replaced"), mark="mark") as folder:
+        assert not server.names("bucket", "replaced")
+        for name in ("new", "mark"):
+            (folder / name).write_text("")
+    assert server.names("bucket", "replaced") == ["replaced/mark", "replaced/new"]
 
 
 def test_a_model_is_written_and_read_bit_for_bit_and_replaced(server, tmp_path):
