@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+BESIDE = ("configs", "convert")  # these folders install inside the package
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -12,9 +13,10 @@ def test_every_package_is_shipped():
     setup = configparser.ConfigParser()
     setup.read(REPOSITORY / "setup.cfg")
     listed = set(setup["options"]["packages"].split())
-    folders = {path.parent for path in (REPOSITORY / "mbv2_jax").rglob("*.py")}
-    found = {".".join(path.relative_to(REPOSITORY).parts) for path in folders}
-    assert listed == found | {"mbv2_jax.configs", "mbv2_jax.convert"}
+    files = [path for root in ("mbv2_jax", *BESIDE) for path in (REPOSITORY / root).rglob("*.py")]
+    found = {".".join(path.parent.relative_to(REPOSITORY).parts) for path in files}
+    inside = {name if name.startswith("mbv2_jax") else f"mbv2_jax.{name}" for name in found}
+    assert listed == inside
 
 
 def test_core_needs_neither_tensorflow_nor_torch():

@@ -10,35 +10,28 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from mbv2_jax import model_dir
-from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from mbv2_jax import model_dir, tasks
+from mbv2_jax.model_json import Description
+from mbv2_jax.spec import Backbone, ModelSpec, Preprocessing, TrainingMode
+from mbv2_jax.tasks.classification.settings import Head
 
 CLASSES = ("cat", "dog", "eel", "fox", "gnu", "hen")
 MEAN, STD = (120.0, 110.0, 100.0), (60.0, 55.0, 50.0)
 SIZE = 32
 
-INFO = model_dir.describe(
-    {
-        "model.width": 0.1,
-        "model.strides": (2, 1, 2, 2, 2, 1, 2, 1),
-        "model.num_classes": len(CLASSES),
-        "model.dropout": 0.2,
-        "model.padding": "torch",
-        "model.bn_epsilon": 1e-5,
-        "model.bn_momentum": 0.9,
-        "data.image_size": SIZE,
-        "data.eval_transforms": "resize_edge(36)|center_crop(size)",
-        "data.mean": MEAN,
-        "data.std": STD,
-    },
-    CLASSES,
-    {"kind": "made by a test"},
+SPEC = ModelSpec(
+    task="classification",
+    backbone=Backbone(width=0.1),
+    head=Head(num_classes=len(CLASSES)),
+    preprocessing=Preprocessing(SIZE, "resize_edge(36)|center_crop(size)", MEAN, STD),
+    mode=TrainingMode(dropout=0.2),
 )
+DESCRIPTION = Description(SPEC, CLASSES, {"kind": "made by a test"})
 
 
 @functools.cache
 def _shapes() -> dict[str, Any]:
-    network = MobileNetV2(num_classes=len(CLASSES), width=0.1)
+    network = tasks.find(SPEC.task).for_model(SPEC.head, CLASSES).network(SPEC.backbone, SPEC.mode)
     image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
     return jax.eval_shape(network.init, jax.eval_shape(jax.random.key, 0), image)
 
@@ -60,7 +53,7 @@ def variables(seed: int = 0) -> dict[str, Any]:
 def write(path: pathlib.Path, seed: int = 0) -> pathlib.Path:
     """Writes the tiny model at `path`."""
     arrays = variables(seed)
-    model_dir.write(path, arrays["params"], arrays["batch_stats"], INFO)
+    model_dir.write(path, arrays["params"], arrays["batch_stats"], DESCRIPTION)
     return path
 
 
