@@ -215,9 +215,9 @@ def _grouped(x: Any, kernel: Any, stride: int) -> Any:
 
 
 def _shifted_sums(x: Any, kernel: Any, stride: int) -> Any:
-    from mbv2_jax.ops import depthwise
+    from mbv2_jax.ops.cpu import depthwise
 
-    return depthwise._shifted_sums(x, kernel, stride, ((1, 1), (1, 1)), 1)
+    return depthwise.convolve(x, kernel, stride=stride, pads=((1, 1), (1, 1)), dilation=1)
 
 
 def _triton(x: Any, kernel: Any, stride: int) -> Any:

@@ -34,7 +34,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mbv2_jax import command_line
-from mbv2_jax.ops import depthwise
+from mbv2_jax.ops import plain
+from mbv2_jax.ops.cpu import depthwise
 from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.training import compile as compile_lib
 from mbv2_jax.training import config as config_lib
@@ -215,8 +216,7 @@ def main() -> None:
         config.model.bn_group_size = int(size) if size.isdigit() else size
     options = dict(option.split("=") for option in arguments.options.split(",") if option)
     if arguments.depthwise == "sums":
-        as_on_cpus = lambda *arrays, cpu, default: cpu(*arrays)  # noqa: E731
-        mock.patch.object(depthwise, "by_platform", as_on_cpus).start()
+        mock.patch.object(plain, "convolve_depthwise", depthwise.convolve).start()
     compile_for = compile_inference if arguments.inference else compile_lib.compile_for
     report, compiled = compile_for(config, arguments.topology, options)
     text = compiled.as_text() or ""

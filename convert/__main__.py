@@ -1,14 +1,15 @@
-"""python -m convert: other frameworks' MobileNetV2 weights in, and out again.
+"""python -m convert: converts MobileNetV2 weights from other frameworks and to them.
 
-In:   SOURCE is a file (.pth, .pt, .safetensors, .keras, .h5), an https address, or the name of
-      published weights, listed below. DIR becomes a model directory, which holds all that
-      prediction, evaluation and training need.
-Out:  SOURCE is a model directory or a training workdir. FILE becomes what --to's users load.
+From:  SOURCE is a file (.pth, .pt, .safetensors, .keras, .h5), an https address, or the name of
+       published weights, listed below. DIR becomes a model directory, which holds all that
+       prediction, evaluation and training need.
+To:    SOURCE is a model directory or a training workdir. FILE becomes a file for the framework
+       that --to names.
 
 Examples:
-  Convert the weights of mmpretrain's page, and see whether they know a photo:
+  Convert the weights of mmpretrain's page, and check them with a photo:
     python -m convert mmpretrain --output=runs/mmpretrain --check=photo.jpg
-  Convert your own checkpoint; what cannot be told from it is assumed, and said:
+  Convert your own checkpoint; every assumption about it is printed:
     python -m convert work_dirs/epoch_300.pth --output=runs/mine
   A Keras model trained at 160 pixels:
     python -m convert mine.keras --output=runs/keras --set data.image_size=160
@@ -32,7 +33,7 @@ def main() -> None:
     """Parses the command line, then converts one way or the other."""
     arguments = _parser().parse_args()
     output = pathlib.Path(arguments.output)
-    # Everything that can be refused is, before jax is imported (seconds) or anything downloaded.
+    # Bad arguments are refused before jax is imported (seconds) and anything is downloaded.
     if arguments.to:
         _refuse_import_flags(arguments)
         _check_free(output, arguments.force, may_replace=_is_weights(output))
@@ -43,7 +44,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import published
+    from . import fields, published
     from .layouts import LAYOUTS, TARGETS
 
     names = "".join(
@@ -56,8 +57,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"published weights:{names}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="SOURCE", help="see above")
-    parser.add_argument("--output", required=True, metavar="DIR|FILE", help="where to write")
+    parser.add_argument("source", metavar="SOURCE", help="the weights, see above")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR|FILE", help="the directory or file to write"
+    )
     parser.add_argument("--force", action="store_true", help="replace what an earlier run wrote")
     parser.add_argument("--to", choices=TARGETS, help="write a file for this framework")
     reading = parser.add_argument_group("reading another framework's weights")
@@ -65,43 +68,44 @@ def _parser() -> argparse.ArgumentParser:
         "--layout",
         default="auto",
         choices=("auto", *LAYOUTS),
-        help="whose names the file has (default: found out)",
+        help="the framework whose names the file has (default: recognised by the names)",
     )
     reading.add_argument(
         "--ema",
         action=argparse.BooleanOptionalAction,
-        help="of a file with averaged and raw weights take the averaged, or (--no-ema) the raw "
-        "ones; by default those that its own framework would use",
+        help="select the averaged weights of a file with averaged and raw ones, or (--no-ema) the "
+        "raw ones; by default those that its own framework would use",
     )
     reading.add_argument(
         "--drop-background",
         action="store_true",
-        help="leave out class 0 of a head with 1001 classes",
+        help="remove class 0 of a head with 1001 classes",
     )
     reading.add_argument(
-        "--class-names", metavar="FILE", help="a name a line, in the order of the classes"
+        "--class-names", metavar="FILE", help="one name a line, in the order of the classes"
     )
     reading.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="what the weights were trained with, where it is not the custom of their layout, by "
-        "the config's names: model.padding='same', model.bn_epsilon=0.001, data.image_size=192, "
-        "data.eval_transforms='resize_edge(219)|center_crop(size)', data.mean, data.std, ...",
+        help="a value with which the weights were trained, where it differs from their layout's "
+        "convention: model.padding='same', data.image_size=192, "
+        "data.eval_transforms='resize_edge(219)|center_crop(size)', ...; FIELD is one of "
+        + ", ".join(fields.SETTABLE),
     )
     reading.add_argument(
         "--check",
         nargs="+",
         default=[],
         metavar="IMAGE",
-        help="images, or a folder of them, of which to print the five best classes",
+        help="images, or a folder of them, whose five best classes are printed",
     )
     return parser
 
 
 def _refuse_import_flags(arguments: argparse.Namespace) -> None:
-    """Refuses what would have no effect when a file is written."""
+    """Refuses flags that have no effect when a file is written."""
     given = {
         "--layout": arguments.layout != "auto",
         "--ema": arguments.ema is not None,
@@ -110,43 +114,44 @@ def _refuse_import_flags(arguments: argparse.Namespace) -> None:
         "--set": arguments.set,
         "--check": arguments.check,
     }
-    unread = [flag for flag, is_given in given.items() if is_given]
-    if unread:
+    unused = [flag for flag, is_given in given.items() if is_given]
+    if unused:
         raise UserError(
-            f"{', '.join(unread)} is for reading weights: convert to a model directory first, then "
+            f"{', '.join(unused)} is for reading weights: convert to a model directory first, then "
             "give that with --to"
         )
 
 
 def _is_model(output: pathlib.Path) -> bool:
-    """Whether a folder is what this command writes, and nothing beside it would be lost."""
+    """Whether a folder holds a model directory and nothing else."""
     return os.path.isdir(output) and {"arrays", "model.json"} == set(os.listdir(output))
 
 
 def _is_weights(output: pathlib.Path) -> bool:
-    """Whether a file is one of weights, by its content."""
-    from . import containers
+    """Whether a file holds weights, by its content."""
+    from .readers import identify
 
     try:
-        return bool(containers.identify(output))
+        return bool(identify.container(output))
     except UserError:
         return False
 
 
 def _check_free(output: pathlib.Path, force: bool, *, may_replace: bool) -> None:
-    """Refuses an output that is there already, unless it may be replaced and --force is given."""
+    """Refuses an output that exists, unless it may be replaced and --force is given."""
     empty = os.path.isdir(output) and not os.listdir(output)
     if empty or not os.path.lexists(output):
         return
     if not may_replace:
         raise UserError(
-            f"--output={output} is there, and not (only) what this command writes: give another"
+            f"--output={output} exists and is not (only) what this command writes: give another"
         )
     if not force:
-        raise UserError(f"--output={output} is there already: give another, or --force")
+        raise UserError(f"--output={output} exists already: give another, or --force")
 
 
 def _import(arguments: argparse.Namespace, output: pathlib.Path) -> None:
+    """Converts a file to a model directory."""
     fields = _fields(arguments.set)
     names = _class_names(arguments.class_names)
     if os.path.isdir(arguments.source):
@@ -177,18 +182,19 @@ def _import(arguments: argparse.Namespace, output: pathlib.Path) -> None:
     for line in imported.warnings:
         print(f"warning: {line}", file=sys.stderr)
     try:
-        model_dir.write(output, saved.params, saved.batch_stats, saved.info)
+        model_dir.write(output, saved.params, saved.batch_stats, saved.description)
     except (OSError, ValueError) as error:  # Orbax raises ValueError for a full disk
-        what = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise UserError(f"{output} cannot be written: {what}") from None
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise UserError(f"{output} cannot be written: {reason}") from None
     print(f"written: {output}")
     if arguments.check:
         from mbv2_jax import inference, predict
 
-        predict.report(inference.Classifier(saved), arguments.check)
+        predict.report(inference.Predictor(saved), arguments.check)
 
 
 def _export(source: str, to: str, output: pathlib.Path) -> None:
+    """Writes a model to a file of another framework."""
     from . import writer
 
     writer.check_output(to, output)
@@ -198,7 +204,7 @@ def _export(source: str, to: str, output: pathlib.Path) -> None:
 
 
 def _fields(settings: Sequence[str]) -> dict[str, Any]:
-    """Reads FIELD=VALUE; a value that is no Python literal is a string."""
+    """Parses FIELD=VALUE; a value that is not a Python literal is a string."""
     fields = {}
     for setting in settings:
         name, found, text = setting.partition("=")
@@ -212,6 +218,7 @@ def _fields(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def _class_names(file: str | None) -> tuple[str, ...]:
+    """Reads the file of --class-names; () without one."""
     if file is None:
         return ()
     try:
@@ -219,11 +226,12 @@ def _class_names(file: str | None) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--class-names={file} cannot be read: {error}") from None
     if not names or not all(name.strip() for name in names):
-        raise UserError(f"--class-names={file}: write one name a line, and no empty lines")
+        raise UserError(f"--class-names={file}: write one name a line, without empty lines")
     return names
 
 
 def _print(lines: Mapping[str, str]) -> None:
+    """Prints names and values in two columns."""
     width = max(map(len, lines))
     for name, value in lines.items():
         print(f"{name:{width}}   {value}")

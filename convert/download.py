@@ -1,4 +1,4 @@
-"""A source of weights -> a file on this machine: a path, an https address, or a known name."""
+"""Downloads of weights, kept in a cache: a path, an https address or a known name -> a file."""
 
 import contextlib
 import fcntl
@@ -18,30 +18,30 @@ from typing import IO
 
 from tqdm import tqdm
 
-from mbv2_jax.errors import UserError, nearest
+from mbv2_jax.errors import UserError, first_line, nearest
 
 from .published import PUBLISHED
 
-TRIES = 5  # in a row that bring nothing
-WAIT = 1.0  # seconds before the second try; twice as long before each further one
+TRIES = 5  # in a row without a new byte
+WAIT = 1.0  # seconds before the second try; doubled before each further one
 TIMEOUT = 30.0  # seconds without a byte
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 def locate(source: str) -> pathlib.Path:
-    """Returns the file that holds the weights, after downloading it where need be.
+    """Returns the file that holds the weights, and downloads it if necessary.
 
     Downloads stay in `cache_folder()` and are used from there, without the network, until they are
-    deleted. Where the end of a file's name is the beginning of its SHA-256, as in
-    `...-3b2dc3af.pth`, the content has to agree. For a file given by its path that holds only where
-    its whole name is that of a published file: any other may have been named by its owner.
+    deleted. Where a downloaded file's name ends with the beginning of its SHA-256, as in
+    `...-3b2dc3af.pth`, the content has to match. A file given by its path has to match only where
+    its whole name is that of a published file, because its owner may have chosen any other name.
 
     Args:
-      source: a path, an https address, or a key of PUBLISHED. A file comes before a name.
+      source: a path, an https address, or a key of PUBLISHED. A file takes precedence over a name.
 
     Raises:
-      UserError: there is no such thing, or it cannot be downloaded, or its hash is wrong.
+      UserError: there is no such file, address or name, the download fails, or the SHA-256 differs.
     """
     path = pathlib.Path(os.path.expanduser(source))
     if os.path.isfile(path):
@@ -61,13 +61,13 @@ def locate(source: str) -> pathlib.Path:
     if "/" in source or re.search(r"\.[a-z]\w*$", source):
         raise UserError(f"{source} does not exist")
     raise UserError(
-        f"{source!r} is no file, no https address, and no published weights: "
+        f"{source!r} is not a file, an https address or the name of published weights: "
         + nearest(source, PUBLISHED)
     )
 
 
 def cache_folder() -> pathlib.Path:
-    """$MBV2_CACHE, else `mbv2_jax` in $XDG_CACHE_HOME or ~/.cache."""
+    """Returns $MBV2_CACHE, or else `mbv2_jax` in $XDG_CACHE_HOME or ~/.cache."""
     if folder := os.environ.get("MBV2_CACHE"):
         return pathlib.Path(folder).expanduser()
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -75,7 +75,7 @@ def cache_folder() -> pathlib.Path:
 
 
 def _cached(address: str) -> pathlib.Path:
-    """Returns the file of an address, from the cache if it is there and whole."""
+    """Returns the file of an address, from the cache if it is complete there."""
     _check_address(address)
     name = pathlib.PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(address).path)).name
     name = re.sub(r"[^\w.+-]", "_", name)[-100:] or "weights"
@@ -84,7 +84,7 @@ def _cached(address: str) -> pathlib.Path:
     expected = _hash_in(name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one(target):
+        with _lock(target):
             if target.is_file() and _sha256(target).startswith(expected):
                 return target
             part = target.with_name(f"{name}.part")
@@ -95,27 +95,27 @@ def _cached(address: str) -> pathlib.Path:
             return target
     except OSError as error:
         raise UserError(
-            f"cannot keep {address} in {target.parent}: {error.strerror or error}; MBV2_CACHE names"
+            f"cannot keep {address} in {target.parent}: {first_line(error)}; MBV2_CACHE names"
             " another folder"
         ) from None
 
 
 def _check_address(address: str) -> None:
-    """Refuses what is not encrypted, and what is no address."""
+    """Refuses an address that is malformed or not encrypted."""
     try:
         parts = urllib.parse.urlsplit(address)
         host = parts.hostname
         _ = parts.port
     except ValueError as error:
-        raise UserError(f"{address} is no address: {error}") from None
+        raise UserError(f"{address} is not an address: {error}") from None
     if not host or not address.isprintable() or " " in address:
-        raise UserError(f"{address!r} is no address such as https://HOST/FILE.pth")
+        raise UserError(f"{address!r} is not an address such as https://HOST/FILE.pth")
     if parts.scheme != "https" and not (parts.scheme == "http" and host in _LOCAL):
         raise UserError(f"{address}: weights are downloaded over https only")
 
 
 def _hash_in(name: str) -> str:
-    """Returns the hash at the end of a file's name, "" where there is none."""
+    """Returns the hash at the end of a file's name; "" where there is none."""
     match = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", name)
     if not match or re.fullmatch(r"(19|20)[0-9]{6}", match[1]):  # a date
         return ""
@@ -123,7 +123,7 @@ def _hash_in(name: str) -> str:
 
 
 def _check(address: str, part: pathlib.Path, expected: str) -> None:
-    """Removes a download, and raises, if it is not what the name promises."""
+    """Removes a download and raises if it is a web page, or its SHA-256 is not `expected`."""
     with open(part, "rb") as file:
         head = file.read(1024).lstrip().lower()
     sha256 = _sha256(part)
@@ -137,17 +137,17 @@ def _check(address: str, part: pathlib.Path, expected: str) -> None:
     if not sha256.startswith(expected):
         _remove(part)
         raise UserError(
-            f"{address}: wrong content: by its name its SHA-256 begins with {expected}, what came"
-            f" has {sha256[: len(expected)]}; nothing was kept"
+            f"{address}: wrong content: by its name its SHA-256 begins with {expected}, the"
+            f" download's with {sha256[: len(expected)]}; nothing was kept"
         )
 
 
-class _Broken(Exception):
-    """The connection broke, or the server asks for patience: to be tried again."""
+class _Interrupted(Exception):
+    """The connection broke, or the server is busy: another try may succeed."""
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirections, but not out of https."""
+    """Follows redirections to https addresses only."""
 
     def redirect_request(
         self,
@@ -163,138 +163,154 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _download(address: str, part: pathlib.Path) -> None:
-    """Downloads to `part`, going on from what is there of the same file."""
+    """Downloads to `part`, and resumes where an earlier download of the same file stopped."""
     failures = 0
     while True:
         before = _size(part)
         try:
             return _fetch(address, part)
-        except _Broken as error:
+        except _Interrupted as error:
             failures = 1 if _size(part) > before else failures + 1
             if failures == TRIES:
-                kept = "; the same command goes on from there" if _state(part).is_file() else ""
+                kept = "; the same command resumes from there" if _tag_file(part).is_file() else ""
                 raise UserError(f"{address}: {error}{kept}") from None
             print(f"{error}; trying again", file=sys.stderr)
             time.sleep(WAIT * 2 ** (failures - 1))
 
 
 def _fetch(address: str, part: pathlib.Path) -> None:
-    """Asks once for what is missing in `part`, and appends it."""
-    state = _state(part)
-    have = _size(part) if state.is_file() else 0
+    """Requests the bytes that are missing in `part` once, and appends them."""
+    tag_file = _tag_file(part)
+    have = _size(part) if tag_file.is_file() else 0
     headers = {"User-Agent": "mbv2_jax", "Accept-Encoding": "identity"}
     if have:
-        headers |= {"Range": f"bytes={have}-", "If-Range": state.read_text()}
+        headers |= {"Range": f"bytes={have}-", "If-Range": tag_file.read_text()}
     with _open(urllib.request.Request(address, headers=headers), part) as response:
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdigit() else 0
         if response.status == 206:
             follows = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-            if not follows or _state_of(response) not in ("", state.read_text()):
+            if not follows or _tag_of(response) not in ("", tag_file.read_text()):
                 _remove(part)
-                raise _Broken("the server sent another part than was asked for")
+                raise _Interrupted("the server sent another part of the file than was requested")
             total += have if total else 0
         else:
             have = 0
             _remove(part)
-            if name := _state_of(response):
-                state.write_text(name)
-        with (
-            open(part, "ab") as file,
-            tqdm(
-                desc=part.name.removesuffix(".part"),
-                initial=have,
-                total=total or None,
-                unit="B",
-                unit_scale=True,
-                disable=None,  # where stderr is no terminal
-            ) as bar,
-        ):
-            for chunk in _chunks(response):
-                file.write(chunk)
-                bar.update(len(chunk))
+            if tag := _tag_of(response):
+                tag_file.write_text(tag)
+        _append(response, part, have, total)
     if total and _size(part) < total:
-        raise _Broken(f"the connection broke after {_size(part):,} of {total:,} bytes")
-    state.unlink(missing_ok=True)
+        raise _Interrupted(f"the connection broke after {_size(part):,} of {total:,} bytes")
+    tag_file.unlink(missing_ok=True)
+
+
+def _append(response: http.client.HTTPResponse, part: pathlib.Path, have: int, total: int) -> None:
+    """Appends the content of a response to `part`, with a progress bar.
+
+    Args:
+      have: bytes in `part`.
+      total: bytes of the whole file; 0 where the server does not say.
+    """
+    with (
+        open(part, "ab") as file,
+        tqdm(
+            desc=part.name.removesuffix(".part"),
+            initial=have,
+            total=total or None,
+            unit="B",
+            unit_scale=True,
+            disable=None,  # where stderr is not a terminal
+        ) as bar,
+    ):
+        for chunk in _chunks(response):
+            file.write(chunk)
+            bar.update(len(chunk))
 
 
 @contextlib.contextmanager
 def _open(
     request: urllib.request.Request, part: pathlib.Path
 ) -> Iterator[http.client.HTTPResponse]:
-    """Opens a request; what goes wrong is a line, or _Broken if it may go better next time."""
+    """Opens a request.
+
+    Raises:
+      UserError: another try would fail, too.
+      _Interrupted: another try may succeed.
+    """
     address = request.full_url
     try:
         response = urllib.request.build_opener(_SafeRedirects).open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in (408, 429) or error.code >= 500:
-            raise _Broken(f"the server says {error.code} {error.reason}") from None
-        if error.code == 416:  # nothing is missing in `part`, and yet it is not finished
+            raise _Interrupted(f"the server says {error.code} {error.reason}") from None
+        if error.code == 416:  # `part` is as long as the file, and yet unfinished
             _remove(part)
-            raise _Broken("the server has no more than what was kept") from None
+            raise _Interrupted("the server has no more than the part that was kept") from None
         raise UserError(f"{address}: the server says {error.code} {error.reason}") from None
     except urllib.error.URLError as error:
         reason = error.reason
         if isinstance(reason, TimeoutError):
-            raise _Broken(f"no answer for {TIMEOUT:g} seconds") from None
+            raise _Interrupted(f"no answer for {TIMEOUT:g} seconds") from None
         if isinstance(reason, ConnectionResetError):
-            raise _Broken(f"the connection broke: {reason}") from None
+            raise _Interrupted(f"the connection broke: {reason}") from None
         if isinstance(reason, socket.gaierror):
             host = urllib.parse.urlsplit(address).hostname
             raise UserError(f"{address}: no such host as {host}, or no network") from None
         raise UserError(f"{address}: {getattr(reason, 'strerror', None) or reason}") from None
     except TimeoutError:
-        raise _Broken(f"no answer for {TIMEOUT:g} seconds") from None
+        raise _Interrupted(f"no answer for {TIMEOUT:g} seconds") from None
     except (OSError, http.client.HTTPException) as error:
-        raise _Broken(f"the connection broke: {error}") from None
+        raise _Interrupted(f"the connection broke: {error}") from None
     with response:
         yield response
 
 
 def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """Yields the content of a response in pieces."""
     while True:
         try:
             chunk = response.read(1 << 16)
         except TimeoutError:
-            raise _Broken(f"nothing came for {TIMEOUT:g} seconds") from None
+            raise _Interrupted(f"nothing came for {TIMEOUT:g} seconds") from None
         except (OSError, http.client.HTTPException) as error:
-            raise _Broken(f"the connection broke: {error}") from None
+            raise _Interrupted(f"the connection broke: {error}") from None
         if not chunk:
             return
         yield chunk
 
 
-def _state(part: pathlib.Path) -> pathlib.Path:
-    """Where we keep what the server called this state of the file.
+def _tag_file(part: pathlib.Path) -> pathlib.Path:
+    """Returns the file that keeps the server's tag of the version in `part`.
 
-    By it the server knows whether ours is a part of the file that it has now; without it, a
-    download begins anew.
+    By the tag the server tells whether `part` belongs to its current version of the file; without
+    one, a download starts anew.
     """
     return part.with_name(f"{part.name}.state")
 
 
-def _state_of(response: http.client.HTTPResponse) -> str:
-    """Returns what If-Range takes: a strong ETag, else the date; "" where the server gives none."""
+def _tag_of(response: http.client.HTTPResponse) -> str:
+    """Returns the tag for If-Range: a strong ETag, else the date; "" where there is neither."""
     tag = response.headers.get("ETag", "")
     return tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
 
 
 @contextlib.contextmanager
-def _only_one(target: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes from the same file until it is there."""
+def _lock(target: pathlib.Path) -> Iterator[None]:
+    """Makes other processes wait for the same download."""
     with open(target.with_name(f"{target.name}.lock"), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another process that downloads {target.name}", file=sys.stderr)
+            print(f"waiting for another process that is downloading {target.name}", file=sys.stderr)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _remove(part: pathlib.Path) -> None:
     part.unlink(missing_ok=True)
-    _state(part).unlink(missing_ok=True)
+    _tag_file(part).unlink(missing_ok=True)
 
 
 def _size(path: pathlib.Path) -> int:

@@ -1,4 +1,4 @@
-"""Another framework's weights -> a model of ours: arrays, conventions, class names."""
+"""The import of another framework's weights: arrays, conventions and class names -> a model."""
 
 import dataclasses
 import json
@@ -8,39 +8,36 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
-from mbv2_jax import model_dir
+from mbv2_jax import model_json
+from mbv2_jax import spec as spec_lib
 from mbv2_jax.data import classes
 from mbv2_jax.data.transforms import pipeline
-from mbv2_jax.errors import UserError, nearest
-from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from mbv2_jax.errors import UserError
+from mbv2_jax.model_dir import SavedModel
+from mbv2_jax.model_json import Description
+from mbv2_jax.spec import ModelSpec, Preprocessing
 
-from . import download, matching, published, readers, transformers_config
+from . import classifier, download, matching, published, readers, transformers_config
+from . import fields as fields_lib
+from .classifier import ClassNames
 from .matching import Match
 from .readers import ForeignFile
 
-# The config fields that a person may set; the arrays decide the other two.
-SETTABLE = tuple(
-    name for name in model_dir.FIELDS if name not in ("model.width", "model.num_classes")
-)
-
-PREPROCESSING = ("data.image_size", "data.eval_transforms", "data.mean", "data.std")
 COMMAND = f"python -m {__package__}"  # for messages: convert in the clone, or mbv2_jax.convert
-BACKGROUND = "background"  # the name of class 0 where a head has 1001
 
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """What came of a file.
+    """An imported model and the report of its import.
 
     Attributes:
       saved: the model.
-      summary: what a person should check, by its name.
-      warnings: what had to be assumed, a line each.
+      summary: the facts that a person should check, by name.
+      warnings: the assumptions, one line each.
     """
 
-    saved: model_dir.SavedModel
+    saved: SavedModel
     summary: dict[str, str]
     warnings: list[str]
 
@@ -58,55 +55,47 @@ def load(
 
     Args:
       source: a file, an https address, or the name of published weights.
-      layout: a key of LAYOUTS, or "auto" to tell it from the names in the file.
-      ema: the averaged weights (True) or the raw ones (False) of a file that holds both; None =
-        those that its own framework would use.
-      drop_background: leave out class 0 of a head with 1001 classes.
-      fields: values of SETTABLE config fields, in place of the layout's conventions.
-      class_names: in place of the file's; as many as there are classes, after dropping one.
+      layout: a key of LAYOUTS, or "auto" to recognise it by the names in the file.
+      ema: selects the averaged weights (True) or the raw ones (False) of a file that holds both;
+        None selects those that its own framework would use.
+      drop_background: whether to remove class 0 of a head with 1001 classes.
+      fields: values of fields.SETTABLE, in place of the layout's conventions.
+      class_names: in place of the file's; as many as there are classes after dropping one.
 
     Raises:
-      UserError: the source cannot be had or read, or is not this network; lists every fault.
+      UserError: the source cannot be found or read, or is not this network; lists every fault.
     """
     fields = dict(fields or {})
     file = readers.read(download.locate(os.fspath(source)), ema=ema)
     match = matching.match(file, layout)
     if drop_background:
-        match = _without_background(file, match)
+        head, variables = classifier.without_background(file.path, match.head, match.variables)
+        match = dataclasses.replace(match, head=head, variables=variables)
     stated = _stated(file, match)
-    usual = {"model.strides": tuple(MobileNetV2.strides), **match.layout.conventions}
-    usual |= stated.fields
-    conventions = usual | fields
-    _check(conventions)
-    if "data.eval_transforms" not in fields:
-        conventions["data.eval_transforms"] = _scaled(usual, conventions["data.image_size"])
+    spec = _spec(match, stated.fields, fields)
     own = stated.class_names[1:] if drop_background else stated.class_names
-    names, names_from = _class_names(class_names, own, match.num_classes)
-    shape = {"model.width": match.width, "model.num_classes": match.num_classes}
-    origin = {
-        "kind": "converted, sha256 of the file",
-        "sha256": file.sha256,
-        "file": file.path.name,
-        "layout": match.name,
-        "weights": file.weights,
-    }
+    names = classifier.choose_names(class_names, own, match.head)
     # Figures were published for the weights as they were: all classes, and their conventions.
     card = None if fields or drop_background else stated.published
-    info = model_dir.describe(conventions | shape, names, origin, card)
-    saved = model_dir.SavedModel(**match.variables, info=info, path=file.path)
-    said = stated.fields.keys() | fields.keys()
-    assumed = [name for name in (*match.layout.guesses, *PREPROCESSING) if name not in said]
+    description = Description(spec, names.names, _origin(file, match), card)
+    saved = SavedModel(**match.variables, description=description, path=file.path)
     warnings = [
-        *file.guesses,
-        *_assumptions({name: conventions[name] for name in assumed}),
-        *_about_classes(names_from, match.num_classes, len(own)),
+        *file.contents.guesses,
+        *_assumptions(match, spec, stated.fields.keys() | fields.keys()),
+        *classifier.warnings(names, own, match.head, COMMAND),
     ]
-    return Imported(saved, _summary(saved, file, match, names_from), warnings)
+    return Imported(saved, _summary(saved, file, match, names), warnings)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Stated:
-    """What is known of a file beyond its arrays; empty where nothing is."""
+    """The facts about a file beyond its arrays; empty where nothing is known.
+
+    Attributes:
+      fields: values of settable fields.
+      class_names: in the order of the outputs.
+      published: as in `Description`.
+    """
 
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     class_names: tuple[str, ...] = ()
@@ -114,141 +103,119 @@ class _Stated:
 
 
 def _stated(file: ForeignFile, match: Match) -> _Stated:
-    """Returns what a file says of itself, or files beside it, or whoever published it."""
-    if "model.json" in file.metadata:
+    """Returns the facts in a file, in files beside it, or known from its publisher."""
+    if "model.json" in file.contents.metadata:
         return _own_description(file)
     if match.name == "transformers":
-        return _Stated(*(transformers_config.read(file.path) or ()))
+        return _Stated(*transformers_config.read(file.path))
     known = published.identify(file.sha256)
     if known is None:
-        return _Stated(class_names=file.class_names)
+        return _Stated(class_names=file.contents.class_names)
     _, weights = known
-    fields = dict(match.layout.conventions) | {
-        "data.image_size": weights.image_size,
-        "data.eval_transforms": weights.eval_transforms,
-    }
-    card = {"top1": weights.top1, "top5": weights.top5, "examples": 50000, "source": weights.source}
-    return _Stated(fields, file.class_names or classes.IMAGENET_NAMES, card)  # all of 1000 classes
+    conventions = dataclasses.replace(_usual_spec(match), preprocessing=weights.preprocessing)
+    names = file.contents.class_names or classes.IMAGENET_NAMES  # all have 1000 classes
+    return _Stated(fields_lib.settable(conventions), names, weights.card())
 
 
 def _own_description(file: ForeignFile) -> _Stated:
-    """Reads the model.json which our own .safetensors files carry."""
+    """Reads model.json in the metadata of a .safetensors file of ours."""
     try:
-        info = json.loads(file.metadata["model.json"])
+        description = model_json.parse(json.loads(file.contents.metadata["model.json"]))
     except ValueError as error:
-        raise UserError(f"{file.path}: model.json in its metadata is damaged: {error}") from None
-    faults = model_dir.info_faults(info) if isinstance(info, dict) else ["it is no object"]
-    if faults:
-        raise UserError(f"{file.path}: model.json in its metadata: {'; '.join(faults)}")
-    fields = {name: info[section][key] for name, (section, key) in model_dir.FIELDS.items()}
-    settable = {name: fields[name] for name in SETTABLE}
-    return _Stated(settable, tuple(info["class_names"]), info.get("published"))
+        raise UserError(f"{file.path}: model.json in its metadata is not JSON: {error}") from None
+    except UserError as error:
+        raise UserError(f"{file.path}: model.json in its metadata {error}") from None
+    fields = fields_lib.settable(description.spec)
+    return _Stated(fields, description.classes, description.published)
 
 
-def _without_background(file: ForeignFile, match: Match) -> Match:
-    """Takes class 0 out of the classifier."""
-    if match.num_classes != 1001:
+def _usual_spec(match: Match) -> ModelSpec:
+    """Returns the network in a file with the conventions of its layout."""
+    layout = match.layout
+    backbone = dataclasses.replace(layout.backbone, width=match.width)
+    return ModelSpec(layout.task, backbone, match.head, layout.preprocessing, layout.mode)
+
+
+def _spec(match: Match, stated: Mapping[str, Any], given: Mapping[str, Any]) -> ModelSpec:
+    """Returns the network in a file with all its conventions.
+
+    An image size that is given alone keeps the share of the image that evaluation sees: the edge in
+    the usual evaluation transform changes in proportion.
+
+    Args:
+      match: the file's; its layout's conventions count where nothing else is known.
+      stated: the fields that are known of the file.
+      given: the user's fields.
+    """
+    usual = _usual_spec(match)
+    spec = fields_lib.replace(usual, {**stated, **given})
+    preprocessing = spec.preprocessing
+    transforms, size = preprocessing.eval_transforms, preprocessing.image_size
+    if pipeline.make_transform(transforms, size).random:
         raise UserError(
-            "dropping the background is for heads of 1001 classes, of which it is the first; "
-            f"{file.path} has {match.num_classes or 'no'} classes"
+            f"data.eval_transforms {transforms!r} is random: evaluation must not be random"
         )
-    params = dict(match.variables["params"])
-    params["classifier"] = {
-        name: np.ascontiguousarray(array[..., 1:]) for name, array in params["classifier"].items()
-    }
-    variables = match.variables | {"params": params}
-    return dataclasses.replace(match, num_classes=1000, variables=variables)
+    if "data.eval_transforms" not in given:
+        usual_size = stated.get("data.image_size", usual.preprocessing.image_size)
+        scaled = _scaled(transforms, size, usual_size)
+        preprocessing = dataclasses.replace(preprocessing, eval_transforms=scaled)
+    return dataclasses.replace(spec, preprocessing=preprocessing)
 
 
-def _scaled(usual: Mapping[str, Any], size: int) -> str:
-    """Returns the usual evaluation transform with its edge in proportion to another image size."""
+def _scaled(transforms: str, size: int, usual_size: int) -> str:
+    """Returns an evaluation transform with its edge in proportion to another image size."""
     return re.sub(
         r"resize_edge\((\d+)",
-        lambda match: f"resize_edge({int(match[1]) * size // usual['data.image_size']}",
-        usual["data.eval_transforms"],
+        lambda edge: f"resize_edge({int(edge[1]) * size // usual_size}",
+        transforms,
     )
 
 
-def _check(conventions: Mapping[str, Any]) -> None:
-    """Refuses what a person, or files beside the weights, set to something impossible."""
-    for name in conventions.keys() - set(SETTABLE):
-        raise UserError(f"{name} cannot be set; {nearest(name, SETTABLE)}")
-    faults = model_dir.field_faults(conventions)
-    if faults:
-        raise UserError("; ".join(faults))
-    spec = conventions["data.eval_transforms"]
-    if pipeline.make_transform(spec, conventions["data.image_size"]).random:
-        raise UserError(f"data.eval_transforms {spec!r} is random: evaluation must not be")
+def _origin(file: ForeignFile, match: Match) -> dict[str, str]:
+    """Returns the origin of a model, for model.json."""
+    return {
+        "kind": "converted, sha256 of the file",
+        "sha256": file.sha256,
+        "file": file.path.name,
+        "layout": match.name,
+        "weights": file.contents.selection,
+    }
 
 
-def _class_names(
-    given: tuple[str, ...], own: tuple[str, ...], num_classes: int | None
-) -> tuple[tuple[str, ...], str]:
-    """Returns the names in the order of the logits, and where they are from."""
-    odd = [name for name in given or own if not name.isprintable()]
-    if odd:
-        raise UserError(
-            f"a class name is not printable: {odd[0]!a}; --class-names=FILE gives others"
-        )
-    if num_classes is None:
-        return (), "none"
-    if given and len(given) != num_classes:
-        raise UserError(f"{len(given)} class names were given, there are {num_classes} classes")
-    if given:
-        return given, "as given"
-    if len(own) == num_classes:
-        return own, "the file's"
-    if not own and num_classes in (1000, 1001):
-        background = (BACKGROUND,) * (num_classes - 1000)
-        return (*background, *classes.IMAGENET_NAMES), "ImageNet's"
-    return tuple(map(str, range(num_classes))), "numbers"
-
-
-def _assumptions(values: Mapping[str, Any]) -> list[str]:
-    if not values:
+def _assumptions(match: Match, spec: ModelSpec, stated: set[str]) -> list[str]:
+    """Returns a line on the fields that neither the file nor the user has stated."""
+    preprocessing = spec_lib.named(spec_lib.SECTIONS[Preprocessing], spec.preprocessing)
+    open_fields = [name for name in (*match.layout.guesses, *preprocessing) if name not in stated]
+    if not open_fields:
         return []
-    listed = ", ".join(f"{name}={value}" for name, value in values.items())
-    return [f"the file does not say, and so it is assumed: {listed} ({COMMAND} --set=FIELD=VALUE)"]
-
-
-def _about_classes(names_from: str, num_classes: int | None, own: int) -> list[str]:
-    if num_classes is None:
-        return ["there is no classifier in the file: the model gives features only"]
-    lines = []
-    if num_classes == 1001:
-        lines.append(
-            f"of 1001 classes the first is the background ({COMMAND} --drop-background leaves it "
-            "out)"
-        )
-    if names_from in ("ImageNet's", "numbers"):
-        what = f"names {own} classes and has {num_classes}" if own else "names no classes"
-        instead = "they are numbered" if names_from == "numbers" else "ImageNet's names are taken"
-        lines.append(f"the file {what}: {instead} ({COMMAND} --class-names=FILE gives others)")
-    return lines
+    values = spec.values()
+    assumed = ", ".join(f"{name}={values[name]}" for name in dict.fromkeys(open_fields))
+    return [f"the file does not say, and so it is assumed: {assumed} ({COMMAND} --set=FIELD=VALUE)"]
 
 
 def _summary(
-    saved: model_dir.SavedModel, file: ForeignFile, match: Match, names_from: str
+    saved: SavedModel, file: ForeignFile, match: Match, names: ClassNames
 ) -> dict[str, str]:
+    """Returns the facts about an imported model, by name."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(saved.params))
-    head = f"{match.num_classes} classes" if match.num_classes else "no classifier"
+    head = classifier.summarize(match.head)
     ignored = f" ({', '.join(match.layout.ignored.values())})" if match.ignored else ""
-    card = saved.published
-    names = saved.class_names
-    conventions = ("model.padding", "model.bn_epsilon", "model.bn_momentum", "model.dropout")
-    mean, std = saved.field("data.mean"), saved.field("data.std")
-    size, spec = saved.field("data.image_size"), saved.field("data.eval_transforms")
+    card = saved.description.published
+    first_and_last = f": {names.names[0]!r} ... {names.names[-1]!r}" if names.names else ""
+    backbone, mode, images = saved.spec.backbone, saved.spec.mode, saved.spec.preprocessing
     return {
         "file": f"{file.path} ({file.container})",
         "SHA-256": file.sha256,
-        "published": f"{card['top1']} top-1, {card['top5']} top-5 ({card['source']})"
+        "published": f"{classifier.figures(card)} ({card['source']})"
         if card
         else "no figures are known of these weights",
         "layout": f"{match.name} ({match.layout.owner})",
-        "weights": file.weights or "all of the file",
+        "weights": file.contents.selection or "all of the file",
         "network": f"MobileNetV2, width {match.width}, {head}, {parameters:,} parameters",
         "arrays": f"{len(file.tensors) - match.ignored} used, {match.ignored} ignored{ignored}",
-        "classes": names_from + (f": {names[0]!r} ... {names[-1]!r}" if names else ""),
-        "conventions": ", ".join(f"{name[6:]} {saved.field(name)}" for name in conventions),
-        "evaluation": f"{spec} with size={size}, then (pixel - {mean}) / {std}",
+        "classes": names.origin + first_and_last,
+        "conventions": f"padding {backbone.padding}, bn_epsilon {backbone.bn_epsilon}, "
+        f"bn_momentum {mode.bn_momentum}, dropout {mode.dropout}",
+        "evaluation": f"{images.eval_transforms} with size={images.image_size}, then "
+        f"(pixel - {images.mean}) / {images.std}",
     }

@@ -1,8 +1,7 @@
-"""Which array of a file is which of the network's, checked both ways.
+"""The match between the arrays of a file and those of the network, checked both ways.
 
 Every array of the file is used once or is on its layout's list of ignored ones, every array of the
-network is filled, and every shape is the network's: else all that is wrong is said, and nothing
-comes out.
+network is filled, and every shape is the network's: otherwise the error lists all faults.
 """
 
 import dataclasses
@@ -14,40 +13,49 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mbv2_jax import tasks
 from mbv2_jax.errors import UserError, listed, nearest
 from mbv2_jax.models.layers import make_divisible
-from mbv2_jax.models.mobilenet_v2 import LAST_CHANNELS, STAGES, STEM_CHANNELS, MobileNetV2
-from mbv2_jax.models.variants import VARIANTS
+from mbv2_jax.models.mobilenet_v2 import LAST_CHANNELS, STAGES, STEM_CHANNELS
 
+from . import classifier
 from .layouts import LAYOUTS, Array, Layout
+from .layouts.mobilenet_v2 import WIDTHS
 from .readers import ForeignFile
 
-# A file that has fewer of a layout's names than this share is another network, or another layout.
+Tensors = Mapping[str, np.ndarray]
+Arrays = Mapping[str, Array]
+Shapes = Mapping[tuple[str, ...], tuple[int, ...]]
+
+# A file that has a smaller share of a layout's names is of another layout, or of another network.
 _RECOGNISED = 0.5
 
 # Several widths have the same channel counts: the customary ones come first, then the rounder ones.
-_WIDTHS = sorted({variant.width for variant in VARIANTS.values()}, reverse=True)
-_WIDTHS += [tenths / 10 for tenths in range(1, 41)]
-_WIDTHS += [hundredths / 100 for hundredths in range(5, 401)]
+_CANDIDATES = (
+    *sorted(WIDTHS, reverse=True),
+    *(tenths / 10 for tenths in range(1, 41)),
+    *(hundredths / 100 for hundredths in range(5, 401)),
+)
 
-_LISTED = 20  # names of a kind of fault that a message lists
+_LISTED = 20  # names in a message, of each kind of fault
 
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """A file's arrays in their places.
+    """The arrays of a file in their places.
 
     Attributes:
-      name, layout: whose names they are.
-      width, num_classes: of the network; num_classes None where there is no classifier.
+      name, layout: the layout of the file, a key of LAYOUTS and its value.
+      width: of the network.
+      head: the task's dataclass; None where the file holds a backbone alone.
       variables: {"params", "batch_stats"}, nested dicts of float32 numpy arrays.
-      ignored: how many arrays of the file are of no use.
+      ignored: the number of the file's arrays that are not used.
     """
 
     name: str
     layout: Layout
     width: float
-    num_classes: int | None
+    head: Any
     variables: dict[str, Any]
     ignored: int
 
@@ -57,61 +65,65 @@ def match(file: ForeignFile, layout: str = "auto") -> Match:
 
     Args:
       file: from readers.read.
-      layout: a key of LAYOUTS, or "auto" to tell it from the names.
+      layout: a key of LAYOUTS, or "auto" to recognise it by the names.
 
     Raises:
-      UserError: this is not the network, or not in that layout; lists every fault.
+      UserError: the file is not of this network, or not of that layout; lists every fault.
     """
-    name, table = _recognise(file, layout)
-    tensors = {table.canonical(name): tensor for name, tensor in file.tensors.items()}
-    file = dataclasses.replace(file, tensors=tensors)
-    arrays = table.arrays()
-    num_classes = _num_classes(file, arrays)
-    if num_classes is None:  # a backbone alone
-        arrays = {name: array for name, array in arrays.items() if "classifier" not in array.path}
-    width = _width(file, arrays)
-    variables = _variables(file, table, arrays, width, num_classes)
-    return Match(name, table, width, num_classes, variables, len(file.tensors) - len(arrays))
+    name, chosen = _recognise(file, layout)
+    tensors = {chosen.canonical(name): tensor for name, tensor in file.tensors.items()}
+    arrays = chosen.arrays()
+    head = classifier.read_head(tensors, arrays)
+    if head is None:
+        arrays = {n: array for n, array in arrays.items() if classifier.LAYER not in array.path}
+    width = _width(tensors, arrays)
+    shapes = _shapes(chosen, width, head)
+    faults = _name_faults(tensors, arrays, chosen) + _array_faults(tensors, arrays, shapes)
+    if faults:
+        raise UserError(
+            f"{file.path} is not a MobileNetV2 of width {width} (layout: {chosen.owner}): "
+            + "; ".join(faults)
+        )
+    return Match(name, chosen, width, head, _to_tree(tensors, arrays), len(tensors) - len(arrays))
 
 
 def _recognise(file: ForeignFile, wanted: str) -> tuple[str, Layout]:
-    """Returns the layout whose names the file has, as files with the whole network have them, or
-    as those with a backbone alone do."""
+    """Returns the layout whose names the file has, for a whole network or for a backbone alone."""
     if wanted != "auto" and wanted not in LAYOUTS:
         raise UserError(f"unknown layout {wanted!r}; {nearest(wanted, ['auto', *LAYOUTS])}")
     shares: dict[str, tuple[float, Layout]] = {}
     for name, layout in LAYOUTS.items():
-        for table in (layout, layout.without_prefix()):
-            names = table.arrays().keys()
+        for variant in (layout, layout.without_prefix()):
+            names = variant.arrays().keys()
             share = len(names & file.tensors.keys()) / len(names)
             if name not in shares or share > shares[name][0]:
-                shares[name] = (share, table)
+                shares[name] = (share, variant)
     best = max(shares, key=lambda name: shares[name][0])
     chosen = best if wanted == "auto" else wanted
     if shares[chosen][0] >= _RECOGNISED:
         return chosen, shares[chosen][1]
-    some = listed(sorted(file.tensors), 3, ", ") or "nothing"
-    what = f"{file.path} holds {len(file.tensors)} arrays ({some})"
+    some = listed(sorted(file.tensors), 3, ", ")
+    found = f"{file.path} holds {len(file.tensors)} arrays ({some})"
     if shares[best][0] >= _RECOGNISED:
-        raise UserError(f"{what}: not layout {wanted!r}, but {best!r}; leave out --layout")
+        raise UserError(f"{found}: not layout {wanted!r}, but {best!r}; leave out --layout")
     raise UserError(
-        f"{what}, which are not those of a MobileNetV2 in a layout that is known here: "
+        f"{found}, which are not those of a MobileNetV2 in a layout that is known here: "
         f"{', '.join(LAYOUTS)}"
     )
 
 
-def _width(file: ForeignFile, arrays: Mapping[str, Array]) -> float:
-    """Returns the width multiplier with which most layers have the channels they have."""
+def _width(tensors: Tensors, arrays: Arrays) -> float:
+    """Returns the width multiplier that explains the channels of the most layers."""
     found = {
-        array.path[1:-2]: file.tensors[name].shape[0]
+        array.path[1:-2]: tensors[name].shape[0]
         for name, array in arrays.items()
-        if array.path[-1] == "scale" and name in file.tensors and file.tensors[name].ndim == 1
+        if array.path[-1] == "scale" and name in tensors and tensors[name].ndim == 1
     }
 
     def agreeing(width: float) -> int:
         return sum(found.get(layer) == count for layer, count in _channels(width).items())
 
-    return max(_WIDTHS, key=agreeing)  # the first of those that are equally good
+    return max(_CANDIDATES, key=agreeing)  # the first of those that are equally good
 
 
 def _channels(width: float) -> dict[tuple[str, ...], int]:
@@ -123,61 +135,10 @@ def _channels(width: float) -> dict[tuple[str, ...], int]:
     return counts | {("last",): make_divisible(LAST_CHANNELS * max(width, 1.0))}
 
 
-def _num_classes(file: ForeignFile, arrays: Mapping[str, Array]) -> int | None:
-    """Returns the length of the classifier's bias (or the like); None where there is no head."""
-    for name, array in arrays.items():
-        if "classifier" in array.path and name in file.tensors:
-            shape = file.tensors[name].shape
-            if len(shape) == len(array.axes):
-                return shape[array.axes[-1]]
-    return None
-
-
-def _variables(
-    file: ForeignFile,
-    layout: Layout,
-    arrays: Mapping[str, Array],
-    width: float,
-    num_classes: int | None,
-) -> dict[str, Any]:
-    """Returns {"params", "batch_stats"} in float32, after checking names and shapes both ways."""
-    shapes = _shapes(width, num_classes)
-    ignored = [re.compile(pattern) for pattern in layout.ignored]
-    missing = [name for name in arrays if name not in file.tensors]
-    extra = [
-        name
-        for name in file.tensors
-        if name not in arrays and not any(pattern.fullmatch(name) for pattern in ignored)
-    ]
-    unfit = []
-    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    for name in arrays.keys() & file.tensors.keys():
-        tensor, array = file.tensors[name], arrays[name]
-        ours = shapes[array.path]
-        theirs = tuple(ours[array.axes.index(axis)] for axis in range(len(ours)))
-        if tensor.shape != theirs or not np.issubdtype(tensor.dtype, np.floating):
-            unfit.append(f"{name} is {tensor.dtype} {tensor.shape}, not {theirs}")
-        else:
-            value = np.ascontiguousarray(tensor.transpose(array.axes), np.float32)
-            _put(variables, array.path, value)
-            if array.path[-1] == "var" and (value < 0).any():
-                unfit.append(f"{name}, a variance, is negative in places")
-    kinds = {"missing": missing, "not of this network": extra, "unfit": unfit}
-    faults = [
-        f"{what}: {listed(sorted(names), _LISTED, ', ')}" for what, names in kinds.items() if names
-    ]
-    if any(layout.is_further_block(name) for name in extra):
-        faults.insert(0, "it has more blocks than the paper's network")
-    if faults:
-        raise UserError(
-            f"{file.path} is not a MobileNetV2 of width {width} (layout: {layout.owner}): "
-            + "; ".join(faults)
-        )
-    return variables
-
-
-def _shapes(width: float, num_classes: int | None) -> dict[tuple[str, ...], tuple[int, ...]]:
-    network = MobileNetV2(width=width, num_classes=num_classes)
+def _shapes(layout: Layout, width: float, head: Any) -> Shapes:
+    """Returns the shape of each of the network's arrays by its path."""
+    task = tasks.find(layout.task).for_model(head, ())
+    network = task.network(dataclasses.replace(layout.backbone, width=width), layout.mode)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     tree = jax.eval_shape(network.init, jax.eval_shape(jax.random.key, 0), image)
     return {
@@ -186,8 +147,47 @@ def _shapes(width: float, num_classes: int | None) -> dict[tuple[str, ...], tupl
     }
 
 
-def _put(tree: dict[str, Any], path: tuple[str, ...], value: np.ndarray) -> None:
-    *parents, last = path
-    for key in parents:
-        tree = tree.setdefault(key, {})
-    tree[last] = value
+def _name_faults(tensors: Tensors, arrays: Arrays, layout: Layout) -> list[str]:
+    """Returns a line for each kind of array that is missing or superfluous."""
+    ignored = [re.compile(pattern) for pattern in layout.ignored]
+    missing = [name for name in arrays if name not in tensors]
+    extra = [
+        name
+        for name in tensors
+        if name not in arrays and not any(pattern.fullmatch(name) for pattern in ignored)
+    ]
+    faults = []
+    if any(layout.is_further_block(name) for name in extra):
+        faults.append("it has more blocks than the paper's network")
+    return [*faults, *_named("missing", missing), *_named("not of this network", extra)]
+
+
+def _array_faults(tensors: Tensors, arrays: Arrays, shapes: Shapes) -> list[str]:
+    """Returns a line on the arrays of another shape or type than the network's."""
+    unfit = []
+    for name in arrays.keys() & tensors.keys():
+        tensor, array = tensors[name], arrays[name]
+        ours = shapes[array.path]
+        theirs = tuple(ours[array.axes.index(axis)] for axis in range(len(ours)))
+        if tensor.shape != theirs or not np.issubdtype(tensor.dtype, np.floating):
+            unfit.append(f"{name} is {tensor.dtype} {tensor.shape}, not {theirs}")
+        elif array.path[-1] == "var" and (tensor < 0).any():
+            unfit.append(f"{name}, a variance, is negative in places")
+    return _named("unfit", unfit)
+
+
+def _named(kind: str, names: list[str]) -> list[str]:
+    """Returns one line that lists faults of a kind; none where there are none."""
+    return [f"{kind}: {listed(sorted(names), _LISTED, ', ')}"] if names else []
+
+
+def _to_tree(tensors: Tensors, arrays: Arrays) -> dict[str, Any]:
+    """Returns {"params", "batch_stats"} in float32, with our names and axes."""
+    tree: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    for name, array in arrays.items():
+        *parents, last = array.path
+        branch = tree
+        for key in parents:
+            branch = branch.setdefault(key, {})
+        branch[last] = np.ascontiguousarray(tensors[name].transpose(array.axes), np.float32)
+    return tree

@@ -1,11 +1,18 @@
-"""ImageNet weights that others have published, by the name that `python -m convert` takes.
+"""Published ImageNet weights, by the name that `python -m convert` takes.
 
-Figures are those of whoever published the weights, on ImageNet's 50,000 validation images, in
-percent: mmpretrain's model zoo, the `meta` of torchvision's weights, timm's results-imagenet.csv,
-and the README of d-li14/mobilenetv2.pytorch.
+The figures are the publishers' own, on ImageNet's 50,000 validation images, in percent:
+mmpretrain's model zoo, the `meta` of torchvision's weights, timm's results-imagenet.csv, and the
+README of d-li14/mobilenetv2.pytorch.
 """
 
 import dataclasses
+from typing import Any
+
+from mbv2_jax.spec import Preprocessing
+
+from .layouts import LAYOUTS
+
+_EXAMPLES = 50_000  # ImageNet's validation images
 
 _ZOO = "https://download.openmmlab.com/mmclassification/v0/mobilenet_v2/"
 _TORCHVISION = "https://download.pytorch.org/models/"
@@ -15,22 +22,20 @@ _D_LI14 = "https://github.com/d-li14/mobilenetv2.pytorch/raw/master/pretrained/"
 
 @dataclasses.dataclass(frozen=True)
 class PublishedWeights:
-    """A file of weights that can be downloaded, and what is known of it.
+    """A weight file that can be downloaded, and the facts known about it.
 
     Attributes:
-      address: where it is.
+      address: of the file.
       top1, top5: published figures, percent.
-      source: who published it, for messages.
-      image_size: side of the network's input in that evaluation, pixels.
-      eval_transforms: that evaluation's geometry, as the config's `data.eval_transforms`.
+      source: the publisher and the name of the weights, for messages.
+      preprocessing: of the evaluation that gave the figures.
     """
 
     address: str
     top1: float
     top5: float
     source: str
-    image_size: int = 224
-    eval_transforms: str = "resize_edge(256)|center_crop(size)"
+    preprocessing: Preprocessing = dataclasses.field(default_factory=Preprocessing)
 
     @property
     def file(self) -> str:
@@ -39,8 +44,13 @@ class PublishedWeights:
 
     @property
     def sha256(self) -> str:
-        """The first 8 hex digits of the file's SHA-256: its name ends with them."""
+        """The first 8 hex digits of the file's SHA-256, with which its name ends."""
         return self.file.rpartition("-")[2].removesuffix(".pth")
+
+    def card(self) -> dict[str, Any]:
+        """Returns the figures as model.json has them."""
+        figures = {"top1": self.top1, "top5": self.top5}
+        return figures | {"examples": _EXAMPLES, "source": self.source}
 
 
 def _torchvision(file: str, top1: float, top5: float, edge: int, weights: str) -> PublishedWeights:
@@ -49,29 +59,24 @@ def _torchvision(file: str, top1: float, top5: float, edge: int, weights: str) -
         top1,
         top5,
         f"torchvision, MobileNet_V2_Weights.{weights}",
-        eval_transforms=f"resize_edge({edge})|center_crop(size)",
+        Preprocessing(eval_transforms=f"resize_edge({edge})|center_crop(size)"),
     )
 
 
 def _d_li14(file: str, top1: float, top5: float, size: int = 224) -> PublishedWeights:
+    transforms = f"resize_edge({int(size / 0.875)})|center_crop(size)"
     return PublishedWeights(
         _D_LI14 + file,
         top1,
         top5,
         "d-li14/mobilenetv2.pytorch",
-        image_size=size,
-        eval_transforms=f"resize_edge({int(size / 0.875)})|center_crop(size)",
+        Preprocessing(image_size=size, eval_transforms=transforms),
     )
 
 
 def _timm(file: str, top1: float, top5: float, model: str) -> PublishedWeights:
-    return PublishedWeights(
-        _TIMM + file,
-        top1,
-        top5,
-        f"timm, {model}",
-        eval_transforms="resize_edge(256, interpolation='bicubic')|center_crop(size)",
-    )
+    preprocessing = LAYOUTS["timm"].preprocessing
+    return PublishedWeights(_TIMM + file, top1, top5, f"timm, {model}", preprocessing)
 
 
 # d-li14's width 0.1 is left out: its channel counts are multiples of 4, which is another network.
@@ -104,7 +109,7 @@ PUBLISHED: dict[str, PublishedWeights] = {
 
 
 def identify(sha256: str) -> tuple[str, PublishedWeights] | None:
-    """Returns name and entry of the published file with this SHA-256 (hex), None without one."""
+    """Returns the name and the entry of the file with this SHA-256 (hex); None without one."""
     for name, weights in PUBLISHED.items():
         if sha256.startswith(weights.sha256):
             return name, weights

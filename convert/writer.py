@@ -1,5 +1,6 @@
-"""A model of ours -> a weight file of another framework."""
+"""The export of a model to a weight file of another framework."""
 
+import dataclasses
 import io
 import json
 import os
@@ -8,19 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from mbv2_jax.errors import UserError
+from mbv2_jax import spec as spec_lib
+from mbv2_jax.errors import UserError, first_line
 from mbv2_jax.model_dir import SavedModel
-from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 from mbv2_jax.storage import atomic
 
+from . import classifier
 from .layouts import LAYOUTS, TARGETS, TORCH, Layout
-
-# Fields that change the logits, and that none of the other frameworks keeps in its files.
-_FIXED = ("model.padding", "model.bn_epsilon", "model.strides")
 
 
 def check_output(to: str, output: pathlib.Path) -> None:
-    """Raises UserError unless `output` has a suffix by which `to`'s users load it."""
+    """Raises UserError unless `output` has a suffix of the files that `to` loads."""
     suffixes = (".safetensors",) if to == "safetensors" else (".pth", ".pt", ".bin", ".safetensors")
     if output.suffix not in suffixes:
         raise UserError(f"--output={output}: for --to={to} give FILE{' or FILE'.join(suffixes)}")
@@ -32,38 +31,48 @@ def write(saved: SavedModel, to: str, output: pathlib.Path) -> dict[str, str]:
     Args:
       saved: the model.
       to: a key of TARGETS.
-      output: .pth (torch.save), or .safetensors, which also carries model.json; replaced if there.
+      output: .pth (torch.save), or .safetensors, which also carries model.json; an existing file is
+        replaced.
 
     Returns:
-      What a person should know of it, by its name.
+      The facts about the file that a person should know, by name.
 
     Raises:
-      UserError: the model has conventions that `to` does not know, or the file cannot be written.
+      UserError: the model has conventions that `to` does not have, or the file cannot be written.
     """
     check_output(to, output)
     layout = LAYOUTS[TARGETS[to]]
     if to != "safetensors":
         _check_conventions(saved, to, layout)
     tensors = _tensors(saved, layout)
-    encode = _safetensors if output.suffix == ".safetensors" else _torch_file
-    content = encode(tensors, saved, to)
-    output = pathlib.Path(os.path.realpath(output))  # of a link, the file it points to
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_bytes(output, content)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror or error}") from None
+    output = pathlib.Path(os.path.realpath(output))  # the target of a link
+    encode = _to_safetensors if output.suffix == ".safetensors" else _to_pytorch
+    _write_file(output, encode(tensors, saved, to))
     return _summary(saved, to, layout, output, len(tensors))
 
 
+def _write_file(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file whole or not at all; replaces one that is there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_bytes(path, content)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {first_line(error)}") from None
+
+
 def _check_conventions(saved: SavedModel, to: str, layout: Layout) -> None:
-    usual = {"model.strides": tuple(MobileNetV2.strides), **layout.conventions}
+    """Refuses a model whose backbone would compute something else in `to`.
+
+    The other frameworks do not keep these fields in their files.
+    """
+    width = saved.spec.backbone.width
+    ours = spec_lib.named("model", saved.spec.backbone)
+    theirs = spec_lib.named("model", dataclasses.replace(layout.backbone, width=width))
     faults = [
-        f"{name} is {saved.field(name)}, there it is {usual[name]}"
-        for name in _FIXED
-        if saved.field(name) != usual[name]
+        f"{name} is {value}, there it is {theirs[name]}"
+        for name, value in ours.items()
+        if value != theirs[name]
     ]
-    width = saved.field("model.width")
     if not layout.has_width(width):
         faults.append(f"it has no network of width {width} with these channels")
     if faults:
@@ -74,41 +83,41 @@ def _check_conventions(saved: SavedModel, to: str, layout: Layout) -> None:
 
 
 def _tensors(saved: SavedModel, layout: Layout) -> dict[str, np.ndarray]:
-    tree: dict[str, Any] = {"params": saved.params, "batch_stats": saved.batch_stats}
+    """Returns the arrays of a model with a layout's names and axes."""
     tensors = {}
     for name, array in layout.arrays().items():
-        if "classifier" in array.path and saved.features_only:
+        if classifier.LAYER in array.path and saved.features_only:
             continue
-        value: Any = tree
+        value: Any = saved.variables()
         for key in array.path:
             value = value[key]
         back = tuple(array.axes.index(axis) for axis in range(len(array.axes)))
         tensors[name] = np.ascontiguousarray(value.transpose(back))
         if layout.framework is TORCH and name.endswith(".running_var"):
-            # Loading strictly asks for it. torch counts on from here if it trains.
+            # load_state_dict(strict=True) needs it; torch continues the count in training.
             counter = name.removesuffix("running_var") + "num_batches_tracked"
             tensors[counter] = np.zeros((), np.int64)
     return tensors
 
 
-def _safetensors(tensors: dict[str, np.ndarray], saved: SavedModel, to: str) -> bytes:
+def _to_safetensors(tensors: dict[str, np.ndarray], saved: SavedModel, to: str) -> bytes:
     try:
         from safetensors.numpy import save
     except ImportError:
         raise _missing("safetensors") from None
-    # "format" is what Hugging Face's loaders look for.
+    # Hugging Face's loaders look for "format".
     metadata = {"format": "flax" if to == "safetensors" else "pt"}
-    return save(tensors, metadata | {"model.json": json.dumps(saved.info)})
+    return save(tensors, metadata | {"model.json": json.dumps(saved.description.to_json())})
 
 
-def _torch_file(tensors: dict[str, np.ndarray], saved: SavedModel, to: str) -> bytes:
+def _to_pytorch(tensors: dict[str, np.ndarray], saved: SavedModel, to: str) -> bytes:
     try:
         import torch
     except ImportError:
         raise _missing("torch") from None
     checkpoint: dict[str, Any] = {name: torch.from_numpy(value) for name, value in tensors.items()}
     if to == "mmpretrain":
-        meta = {"dataset_meta": {"classes": list(saved.class_names)}} if saved.class_names else {}
+        meta = {"dataset_meta": {"classes": list(saved.classes)}} if saved.classes else {}
         checkpoint = {"meta": meta, "state_dict": checkpoint}
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
@@ -122,30 +131,35 @@ def _missing(package: str) -> UserError:
 def _summary(
     saved: SavedModel, to: str, layout: Layout, output: pathlib.Path, count: int
 ) -> dict[str, str]:
-    width, classes = saved.field("model.width"), len(saved.class_names)
-    last = saved.params["last"]["norm"]["scale"].size
-    if to == "safetensors":
-        loading = f"mbv2_jax.init_model({str(output)!r})"
-    elif saved.features_only:
-        loading = "load_state_dict(..., strict=False): there is no classifier in it"
-    else:
-        network = layout.network.format(
-            width=width, percent=round(100 * width), classes=classes, last=last
-        )
-        read = "safetensors.torch.load_file" if output.suffix == ".safetensors" else "torch.load"
-        state = f"{read}({str(output)!r})"
-        if to == "mmpretrain" and output.suffix != ".safetensors":
-            state += "['state_dict']"
-        loading = f"model = {network}; model.load_state_dict({state}); model.eval()"
-    mean, std = saved.field("data.mean"), saved.field("data.std")
-    head = f"{classes} classes" if classes else "no classifier"
+    images = saved.spec.preprocessing
+    head = classifier.summarize(saved.spec.head)
     lines = {
-        "written": f"{output}: {count} arrays, width {width}, {head}",
+        "written": f"{output}: {count} arrays, width {saved.spec.backbone.width}, {head}",
         "layout": layout.owner,
-        "load it with": loading,
-        "give it": f"RGB images after {saved.field('data.eval_transforms')} with "
-        f"size={saved.field('data.image_size')}, then (pixel - {mean}) / {std}",
+        "load it with": _loading(saved, to, layout, output),
+        "give it": f"RGB images after {images.eval_transforms} with size={images.image_size}, "
+        f"then (pixel - {images.mean}) / {images.std}",
     }
-    if classes and output.suffix != ".safetensors" and to != "mmpretrain":
+    if saved.classes and output.suffix != ".safetensors" and to != "mmpretrain":
         lines["class names"] = f"not in this file; {saved.path} has them"
     return lines
+
+
+def _loading(saved: SavedModel, to: str, layout: Layout, output: pathlib.Path) -> str:
+    """Returns the Python code that loads the file."""
+    if to == "safetensors":
+        return f"mbv2_jax.init_model({str(output)!r})"
+    if saved.features_only:
+        return "load_state_dict(..., strict=False): there is no classifier in it"
+    width = saved.spec.backbone.width
+    network = layout.network.format(
+        width=width,
+        percent=round(100 * width),
+        classes=len(saved.classes),
+        last=saved.params["last"]["norm"]["scale"].size,
+    )
+    read = "safetensors.torch.load_file" if output.suffix == ".safetensors" else "torch.load"
+    state = f"{read}({str(output)!r})"
+    if to == "mmpretrain" and output.suffix != ".safetensors":
+        state += "['state_dict']"
+    return f"model = {network}; model.load_state_dict({state}); model.eval()"

@@ -27,7 +27,7 @@ from mbv2_jax.model_json import Description
 from mbv2_jax.models.folding import fold
 from mbv2_jax.models.mobilenet_v2 import STAGES, MobileNetV2
 from mbv2_jax.models.variants import VARIANTS
-from mbv2_jax.ops.chunks import map_batch
+from mbv2_jax.ops.conv import map_batch
 from mbv2_jax.runtime import memory
 from mbv2_jax.spec import ModelSpec
 from mbv2_jax.tasks.task import Task

@@ -1,1 +1,1 @@
-"""Commands that look at data and models."""
+"""Commands that examine data and models; they may use everything else in the package."""

@@ -1,11 +1,12 @@
-"""A picture of what training will see, and how fast that comes beside how fast it is needed."""
+"""The first images of a training run as a picture, and the rate of the input."""
 
 import contextlib
 import math
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -13,17 +14,25 @@ from PIL import Image, ImageDraw
 
 from mbv2_jax import drawing
 from mbv2_jax.data import classes, loader, sources
+from mbv2_jax.data import workers as workers_lib
+from mbv2_jax.data.sample import ArraySpec, Sample
 from mbv2_jax.data.transforms import pipeline
+from mbv2_jax.data.workers import Batch, Batches
 from mbv2_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from mbv2_jax.tasks.task import Task
+    from mbv2_jax.training.config import Settings
+
 # All in pixels.
-SMALLEST, LARGEST = 112, 256  # side of an image as it is shown
+SMALLEST, LARGEST = 112, 256  # side of an image in the picture
 GAP = 12
 LABEL = 26  # height of the line below an image
 CAPTION = 24  # height of a line above the images
 
-MAX_COUNT = 1000  # more make no picture that one can look at
-_ENDLESS = 1_000_000  # batches; more than anyone waits for
+MAX_COUNT = 1000  # a picture of more images is too large to look at
+_NAME_LENGTH = 80  # characters; the picture has room for fewer
+_ENDLESS = 1_000_000  # batches; nobody waits for so many
 
 
 def browse(
@@ -35,18 +44,18 @@ def browse(
     seconds: float = 10.0,
     needs: float | None = None,
 ) -> None:
-    """Draws the first images of an epoch, measures the input's rate, and prints what it found.
+    """Draws the first images of an epoch, and measures and prints the rate of the input.
 
     The images are those of a run of this config on one process, bit for bit, before mixup and
-    cutmix, which the device does.
+    cutmix, which run on the device.
 
     Args:
-      config: a recipe's.
-      out: the picture's file; one that is there is replaced.
-      count: how many images, 1 to 1000.
+      config: of a recipe.
+      out: the picture's file, replaced if it exists.
+      count: the number of images, 1 to 1000.
       epoch: 0 or more.
-      seconds: how long the rate is measured, after a warm-up; 0: not at all.
-      needs: images per second that the accelerator takes; None: measured, where there is one.
+      seconds: the time to measure the rate after a warm-up; 0 does not measure it.
+      needs: images per second that the accelerator takes; None measures it, if there is one.
 
     Raises:
       UserError: an argument, the config or the data is wrong; data.corrupt is "raise", and an image
@@ -57,51 +66,80 @@ def browse(
     from mbv2_jax.training import skipped
 
     as_given = config
-    config = config_lib.with_defaults(config)
-    config.model.bn_group_size = 0  # the network's: a batch of any size has pictures
-    config_lib.check(config)
-    data = config.data
+    config = config.copy_and_resolve_references()
+    config.model.bn_group_size = 0  # irrelevant here, and not possible with every batch size
+    config.model.num_classes = None  # the data's classes are shown, whatever the network has
+    settings = config_lib.read(config)
+    data, batch_size = settings.data, settings.run.batch_size
     source = sources.open_source(data.source, data.train_split, data.data_dir)
-    batches = _batches(config, source, epoch)
+    spec, task = config_lib.resolve(settings, source)
+    transform = pipeline.make_transform(data.train_transforms, spec.preprocessing.image_size)
+    batches = _batches(settings, source, transform, task, epoch)
     if data.workers:
-        _say(f"starting {_makers(data.workers)} on {loader.cores()} cores")
+        _say(f"starting {_worker_count(data.workers)} on {workers_lib.cores()} cores")
     with contextlib.closing(batches):
         take_out = skipped.Skipped(source, _say).take_out
-        images, labels = _first(batches, count, take_out)
-        at_a_time = loader.parallel(data.workers)
-        rate = _rate(batches, at_a_time, config.batch_size, seconds) if seconds else None
-    names = [_english(source.class_names[label]) for label in labels]
-    _save(grid(images, names, _caption(config, epoch, images.shape[1])), out)
-    print(f"{out}: what training sees first of epoch {epoch}")
+        images, names = _first(batches, count, take_out)
+        at_a_time = workers_lib.parallel(data.workers)
+        rate = _rate(batches, at_a_time, batch_size, seconds) if seconds else None
+    _save(grid(images, names, _caption(settings, task, epoch, *images.shape[1:3])), out)
+    print(f"{out}: the first images of epoch {epoch}")
     if rate is not None:
         _compare(as_given, source, rate, needs)
 
 
 def _check(out: str, count: int, epoch: int, seconds: float, needs: float | None) -> None:
+    """Raises UserError unless all arguments are possible."""
     if not 1 <= count <= MAX_COUNT:
         raise UserError(f"--count={count}: give 1 to {MAX_COUNT} images")
     if epoch < 0:
         raise UserError(f"--epoch={epoch}: the first epoch is 0")
     if not 0 <= seconds < math.inf:
-        raise UserError(f"--seconds={seconds:g}: give 0, for no measurement, or more")
+        raise UserError(f"--seconds={seconds:g}: give a number above 0, or 0 for no measurement")
     if needs is not None and not 0 < needs < math.inf:
         raise UserError(f"--needs={needs:g}: give a number of images per second")
     path = pathlib.Path(out)
     if path.suffix.lower() not in drawing.WRITABLE:
-        raise UserError(f"--out={out}: its ending names no kind of picture; give {path.stem}.png")
+        raise UserError(f"--out={out} has no ending of an image file; give {path.stem}.png")
     if not path.parent.is_dir():
         raise UserError(f"--out={out}: there is no folder {path.parent}")
 
 
-def _batches(config: ConfigDict, source: sources.Source, epoch: int) -> loader.Batches:
-    """Returns the run's batches from the beginning of an epoch on."""
-    data = config.data
-    steps = loader.steps_per_epoch(len(source), config.batch_size, data.last_batch)
+class _WithNames:
+    """A collator that adds "name", the text below an image, to another collator's arrays."""
+
+    def __init__(self, collator: loader.Collator, class_names: Sequence[str]):
+        self._collator, self._class_names = collator, class_names
+
+    def batch_spec(self, size: tuple[int, int]) -> dict[str, ArraySpec]:
+        name = ArraySpec((), np.dtype(("U", _NAME_LENGTH)))
+        return {**self._collator.batch_spec(size), "name": name}
+
+    def collate(self, samples: Sequence[Sample]) -> Mapping[str, np.ndarray]:
+        names = np.array([self._name(sample) for sample in samples])
+        return {**self._collator.collate(samples), "name": names}
+
+    def _name(self, sample: Sample) -> str:
+        label = sample.targets.get("label")
+        return sample.id if label is None else _english(self._class_names[label])
+
+
+def _batches(
+    settings: "Settings",
+    source: sources.Source,
+    transform: pipeline.Transform,
+    task: "Task",
+    epoch: int,
+) -> Batches:
+    """Returns the run's batches from the beginning of an epoch on, with "name"."""
+    data, batch_size = settings.data, settings.run.batch_size
+    steps = loader.steps_per_epoch(len(source), batch_size, data.last_batch)
     return loader.train_batches(
         source,
-        pipeline.make_transform(data.train_transforms, data.image_size),
-        batch_size=config.batch_size,
-        seed=config.seed,
+        transform,
+        _WithNames(task, source.class_names),
+        batch_size=batch_size,
+        seed=settings.run.seed,
         start=epoch * steps,
         stop=epoch * steps + _ENDLESS,
         workers=data.workers,
@@ -113,34 +151,34 @@ def _batches(config: ConfigDict, source: sources.Source, epoch: int) -> loader.B
 
 
 def _first(
-    batches: Iterator[loader.Batch], count: int, take_out: Callable[[loader.Batch], loader.Batch]
-) -> tuple[np.ndarray, list[int]]:
-    """Returns the first `count` images, (count, S, S, 3) uint8, and their labels.
+    batches: Iterator[Batch], count: int, take_out: Callable[[Batch], Batch]
+) -> tuple[np.ndarray, list[str]]:
+    """Returns the first `count` images, (count, H, W, 3) uint8, and their names.
 
-    `take_out` gets the batches, of the last one only the rows that are wanted.
+    `take_out` is called with the batches; with only the wanted rows of the last one.
     """
     images: list[np.ndarray] = []
-    labels: list[int] = []
-    while len(labels) < count:
-        wanted = slice(count - len(labels))
+    names: list[str] = []
+    while len(names) < count:
+        wanted = slice(count - len(names))
         batch = take_out({name: array[wanted] for name, array in next(batches).items()})
-        images.append(np.array(batch["image"]))  # a copy: workers' memory
-        labels += batch["label"].tolist()
-    return np.concatenate(images), labels
+        images.append(np.array(batch["image"]))  # a copy, since the memory is the workers'
+        names += batch["name"].tolist()
+    return np.concatenate(images), names
 
 
 def _rate(
-    batches: Iterator[loader.Batch],
+    batches: Iterator[Batch],
     at_a_time: int,
     batch_size: int,
     seconds: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> float:
-    """Returns images per second of batches that are taken as they come.
+    """Returns images per second of batches that are taken as soon as they are made.
 
-    Batches that are made at the same time come at about the same time. So they are counted from
-    the end of one such round to the end of another; the first round, in which workers start, is
-    the warm-up. As nobody lets batches pile up before, none is there that took no time.
+    Batches that are made in parallel are finished at about the same time. So time is counted from
+    the end of one such round to the end of another. The first round, in which workers start, is the
+    warm-up; since batches cannot pile up before it, none is ready ahead of time.
     """
     for _ in range(at_a_time):
         next(batches)
@@ -153,24 +191,23 @@ def _rate(
 
 
 def grid(images: np.ndarray, names: Sequence[str], caption: Sequence[str]) -> Image.Image:
-    """Draws images in rows, each with its name below.
+    """Returns a picture of images in rows, each with its name below.
 
     Args:
-      images: (N, S, S, 3) uint8 RGB, N at least 1; small ones are enlarged in whole steps.
-      names: of the images; those that are too long are cut.
-      caption: lines above.
+      images: (N, H, W, 3) uint8 RGB, N at least 1; small ones are enlarged by a whole factor.
+      names: of the images; long ones are shortened.
+      caption: lines above the images.
 
     Returns:
-      RGB.
+      The picture, mode "RGB".
     """
-    side = images.shape[1]
-    shown = side * -(-SMALLEST // side) if side < SMALLEST else min(side, LARGEST)
-    filter_ = Image.Resampling.NEAREST if shown > side else Image.Resampling.LANCZOS
-    columns = math.ceil(math.sqrt(2 * len(images)))  # about twice as wide as high
-    columns = min(columns, len(images))
+    width, height = _shown_size(*images.shape[1:3])
+    filter_ = Image.Resampling.LANCZOS if width < images.shape[2] else Image.Resampling.NEAREST
+    # About twice as wide as high.
+    columns = min(math.ceil(math.sqrt(2 * len(images))), len(images))
     rows = -(-len(images) // columns)
     top = GAP + CAPTION * len(caption)
-    size = (GAP + columns * (shown + GAP), top + GAP + rows * (shown + LABEL + GAP))
+    size = (GAP + columns * (width + GAP), top + GAP + rows * (height + LABEL + GAP))
     picture = Image.new("RGB", size, drawing.BACKGROUND)
     draw, lettering = ImageDraw.Draw(picture), drawing.font()
     for number, line in enumerate(caption):
@@ -179,15 +216,25 @@ def grid(images: np.ndarray, names: Sequence[str], caption: Sequence[str]) -> Im
         draw.text((GAP, GAP + CAPTION * number), text, ink, lettering)
     for number, (image, name) in enumerate(zip(images, names, strict=True)):
         row, column = divmod(number, columns)
-        left, upper = GAP + column * (shown + GAP), top + GAP + row * (shown + LABEL + GAP)
-        picture.paste(Image.fromarray(image).resize((shown, shown), filter_), (left, upper))
-        text = drawing.cut(name, shown, lettering)
-        draw.text((left, upper + shown + 4), text, drawing.INK, lettering)
+        left, upper = GAP + column * (width + GAP), top + GAP + row * (height + LABEL + GAP)
+        picture.paste(Image.fromarray(image).resize((width, height), filter_), (left, upper))
+        text = drawing.cut(name, width, lettering)
+        draw.text((left, upper + height + 4), text, drawing.INK, lettering)
     return picture
 
 
+def _shown_size(height: int, width: int) -> tuple[int, int]:
+    """Returns the (width, height) at which an image is drawn."""
+    longer = max(height, width)
+    if longer < SMALLEST:
+        factor = -(-SMALLEST // longer)
+        return width * factor, height * factor
+    scale = min(1, LARGEST / longer)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
 def _english(name: str) -> str:
-    """'tench' of 'n01440764'; another name as it is."""
+    """Returns 'tench' for 'n01440764', and any name that is not a WordNet id unchanged."""
     try:
         number = classes.IMAGENET_WNIDS.index(name)
     except ValueError:
@@ -195,16 +242,16 @@ def _english(name: str) -> str:
     return classes.IMAGENET_NAMES[number].partition(",")[0]
 
 
-def _caption(config: ConfigDict, epoch: int, side: int) -> list[str]:
-    data = config.data
+def _caption(settings: "Settings", task: "Task", epoch: int, height: int, width: int) -> list[str]:
+    """Returns the lines above the images."""
+    data = settings.data
     lines = [
-        f"{data.source}, {data.train_split}: first images of epoch {epoch}, seed {config.seed}, "
-        f"{side} x {side}",
+        f"{data.source}, {data.train_split}: first images of epoch {epoch}, seed "
+        f"{settings.run.seed}, {width} x {height}",
         data.train_transforms,
     ]
-    mixed = [name for name in ("mixup", "cutmix") if config[f"{name}_alpha"]]
-    if mixed:
-        lines.append(f"before {' and '.join(mixed)}, which the device does")
+    if task.augmentations:
+        lines.append(f"before {' and '.join(task.augmentations)}, which run on the device")
     return lines
 
 
@@ -216,20 +263,21 @@ def _save(picture: Image.Image, out: str) -> None:
 
 
 def _compare(config: ConfigDict, source: sources.Source, rate: float, needs: float | None) -> None:
-    """Prints the input's rate beside the accelerator's, and what to do about the difference."""
+    """Prints the rates of input and accelerator, and how to speed up an input that is too slow."""
     from mbv2_jax.training import input_wait
 
-    workers, cores = config.data.workers, loader.cores()
-    busy = min(cores, loader.parallel(workers))
-    how = _makers(workers)
-    print(f"input: {rate:,.0f} images/s with {how}: {rate / busy:,.0f} a core, {cores} cores here")
+    workers, cores = config.data.workers, workers_lib.cores()
+    busy = min(cores, workers_lib.parallel(workers))
+    how = _worker_count(workers)
+    per_core = f"{rate / busy:,.0f} per core, {cores} cores here"
+    print(f"input: {rate:,.0f} images/s with {how}: {per_core}")
     what = "as given"
     if needs is None:
         found = _accelerator(config, source)
         if found is None:
             print(
-                "accelerator: none here to compare with; --needs=IMAGES_PER_SECOND gives its rate, "
-                "which browse prints on a machine that has one"
+                "accelerator: none here to compare with; give its rate as "
+                "--needs=IMAGES_PER_SECOND, which browse prints on a machine that has one"
             )
             return
         needs, what = found
@@ -241,28 +289,30 @@ def _compare(config: ConfigDict, source: sources.Source, rate: float, needs: flo
     print(f"the input does not keep up: the accelerator would wait {wait:.0f} % of the time")
     print(
         f"to change that: {input_wait.remedy(config.data)}; "
-        f"at this rate a core, {math.ceil(needs * busy / rate)} would do"
+        f"at this rate per core, {math.ceil(needs * busy / rate)} cores are enough"
     )
 
 
-def _makers(workers: int) -> str:
-    """Returns what makes batches, such as "16 worker processes"."""
-    count = loader.parallel(workers)
+def _worker_count(workers: int) -> str:
+    """Returns the number of processes or threads that make batches: "16 worker processes"."""
+    count = workers_lib.parallel(workers)
     one, many = ("worker process", "worker processes") if workers else ("thread", "threads")
     return f"{count} {one if count == 1 else many}"
 
 
 def _accelerator(config: ConfigDict, source: sources.Source) -> tuple[float, str] | None:
-    """Returns the images per second that the accelerator takes, and what it is; None: no such."""
+    """Returns the accelerator's images per second, and its description; None if there is none."""
     from mbv2_jax.runtime import mesh as mesh_lib
+    from mbv2_jax.training import config as config_lib
     from mbv2_jax.training import step_rate
 
     mesh = mesh_lib.create()
     kind = mesh_lib.accelerator(mesh)
     if kind is None:
         return None
-    _say("measuring the training step on the accelerator; it is compiled first")
-    return step_rate.measure(config, source, mesh), f"this config's training step on {kind}"
+    _say("compiling the training step, to measure it on the accelerator")
+    settings = config_lib.read(config)
+    return step_rate.measure(settings, source, mesh), f"this config's training step on {kind}"
 
 
 def _say(line: str) -> None:

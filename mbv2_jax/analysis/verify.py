@@ -1,4 +1,4 @@
-"""Counts a dataset, decodes it, and names every record that is no training example."""
+"""Checks of a dataset: the number of its examples, and every record that cannot be used."""
 
 import contextlib
 import dataclasses
@@ -12,120 +12,123 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from mbv2_jax.data import classes, loader, sources
+from mbv2_jax import tasks
+from mbv2_jax.data import classes, sources
+from mbv2_jax.data import workers as workers_lib
 from mbv2_jax.data.decoding import decode
-from mbv2_jax.data.sources import parts
-from mbv2_jax.data.sources.folder import FolderSource
-from mbv2_jax.data.sources.tfds import TfdsSource
+from mbv2_jax.data.sources import Source, parts
 from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.errors import RunFailed, UserError, listed
 
-# Examples of ILSVRC 2012, by the names that TFDS and folders give its splits; and of each class
-# where all have as many (in train they have 732 to 1,300).
+# Examples of ILSVRC 2012 by the names of its splits in TFDS and folders, and examples per class of
+# the splits in which all classes have equally many (in train they have 732 to 1,300).
 _IMAGENET = {"train": 1_281_167, "val": 50_000, "validation": 50_000}
 _PER_CLASS = {"val": 50, "validation": 50}
 
-# A folder is taken for a copy of ImageNet, whole or not, where this share of its classes are
-# ImageNet's, and either the config is for all 1000 or the folder has so many of them. Otherwise it
-# is a choice of classes, such as ImageNet-100.
-_SHARE = 0.9
-_A_COPY = 900
+# A folder counts as a copy of ImageNet, complete or not, if this share of its classes is
+# ImageNet's, and if either the config has 1000 classes or the folder has this many of them.
+# Otherwise it is a selection of classes, such as ImageNet-100.
+_IMAGENET_SHARE = 0.9
+_MIN_IMAGENET_CLASSES = 900
 
-_AT_ONCE = 16  # records a report
-_WORTH_A_PROCESS = 2000  # records that pay for the start of a process
+_RECORDS_PER_REPORT = 16
+_RECORDS_PER_PROCESS = 2000  # records for which a process is worth its start
 
 
 def verify(
     config: ConfigDict, which: str = "both", sample: int | None = None, workers: int | None = None
 ) -> None:
-    """Prints what is wrong with the splits of a config, and one line of JSON last.
+    """Prints all faults of a config's splits, and one line of JSON last.
 
     The line is {"ok": bool, "splits": [{"split", "examples", "expected", "classes", "decoded",
     "bad"}, ...]}: `expected` is the number of examples in ImageNet's split of that name (None for
     other data, and for a part of a split), `decoded` the number of images that were read and
-    decoded whole, `bad` the number that could not be, or whose label is not a class.
+    decoded whole, `bad` the number of all others, and of those whose label is not a class.
+
+    If the config has 1000 classes (model.num_classes), a folder of ImageNet's classes should be all
+    of ImageNet: missing examples and classes are faults. If both splits are checked, examples in
+    both and classes in only one are faults, since training refuses them.
 
     Args:
-      config: a recipe's; its data section is read.
+      config: of a recipe; its data section is read.
       which: "train", "eval" or "both" of its splits.
-      sample: how many images of each split to decode, drawn with the config's seed; None: all.
-      workers: processes that decode; 0: threads; None: what keeps all cores busy.
-
-    A folder of ImageNet's classes under a config of 1000 classes (model.num_classes) should be all
-    of ImageNet: examples and classes that it lacks are faults. With both splits, so is what they
-    share, and a class that only one of them has: training refuses those.
+      sample: the number of images of each split to decode, drawn with the config's seed; None
+        decodes all.
+      workers: the number of processes that decode; 0 decodes in threads; None keeps all cores busy.
 
     Raises:
-      UserError: an argument is not possible, a transform cannot be read, or the data cannot be
+      UserError: an argument is impossible, a transform cannot be parsed, or the data cannot be
         opened.
-      RunFailed: something is wrong with the data.
+      RunFailed: the data has faults.
     """
     if sample is not None and sample < 1:
         raise UserError(f"--sample={sample}: give 1 image or more, or leave it out to decode all")
     if workers is not None and workers < 0:
-        raise UserError(f"--workers={workers}: give 0, for threads, or a number of processes")
+        raise UserError(f"--workers={workers}: give a number of processes, or 0 for threads")
     _check_transforms(config)
     data = config.data
     names = {"train": [data.train_split], "eval": [data.eval_split]}.get(
         which, [data.train_split, data.eval_split]
     )
     opened = {name: sources.open_source(data.source, name, data.data_dir) for name in names}
-    between = _unfit(names, [opened[name] for name in names])
-    for fault in between:  # at once: decoding may take hours
+    faults = _faults_between(config, names, [opened[name] for name in names])
+    for fault in faults:  # before the decoding, which may take hours
         _say(fault)
     splits = []
     for name, source in opened.items():
-        split = _Split(name, source, _expected(config, name, source))
+        split = _Split(name, source, _imagenet_split(config, name, source))
         _say(split.summary())
-        indices = _drawn(len(source), sample, config.seed)
+        indices = _draw(len(source), sample, config.seed)
         split.decode(indices, _processes(len(indices)) if workers is None else workers)
         splits.append(split)
-    faults = [f"{split.name}: {fault}" for split in splits for fault in split.faults()]
-    for fault in faults:
-        _say(fault)
-    faults = between + faults
+    for split in splits:
+        for fault in split.faults():
+            faults.append(f"{split.name}: {fault}")
+            _say(faults[-1])
     print(json.dumps({"ok": not faults, "splits": [split.line() for split in splits]}), flush=True)
     if faults:
-        raise RunFailed(f"{data.source} is not as it should be: {listed(faults)}")
+        raise RunFailed(f"{data.source} has faults: {listed(faults)}")
 
 
 def _check_transforms(config: ConfigDict) -> None:
-    """Raises UserError for transforms with which training would not begin."""
+    """Raises UserError for transforms that training refuses."""
     from mbv2_jax.training import config as config_lib  # here, because jax takes a second
     from mbv2_jax.training import evaluation
 
-    data = config_lib.with_defaults(config).data
-    pipeline.make_transform(data.train_transforms, data.image_size)
-    evaluation.transform(data.eval_transforms, data.image_size)
+    settings = config_lib.read(config)
+    spec, _ = config_lib.resolve(settings, None)
+    pipeline.make_transform(settings.data.train_transforms, spec.preprocessing.image_size)
+    evaluation.eval_transform(spec.preprocessing)
 
 
-def _unfit(names: Sequence[str], opened: Sequence[FolderSource | TfdsSource]) -> list[str]:
-    """Returns why training refuses these splits together; of one split alone: nothing."""
+def _faults_between(
+    config: ConfigDict, names: Sequence[str], opened: Sequence[Source]
+) -> list[str]:
+    """Returns the reasons for which training refuses two splits together; [] for one split."""
     if len(opened) < 2:
         return []
-    (train, evaluation), faults = opened, []
-    both = "{!r} and {!r}".format(*names)
-    if train.class_names != evaluation.class_names:
-        odd = sorted(set(train.class_names) ^ set(evaluation.class_names))
-        faults.append(f"the classes of {both} differ; in only one of them: {listed(odd)}")
-    if sources.overlap(train, evaluation):
+    quoted = [repr(name) for name in names]
+    fault = tasks.find(config.task).split_fault(*opened)
+    faults = [fault.format(*quoted)] if fault else []
+    if sources.overlap(*opened):
         faults.append(
-            f"{both} hold the same images, or some of them; name two splits, or parts of one that "
-            "share none, such as 'train[10%:]' and 'train[:10%]'"
+            f"{' and '.join(quoted)} hold the same images, or some of them; name two splits, or "
+            "parts of one that share none, such as 'train[10%:]' and 'train[:10%]'"
         )
     return faults
 
 
-def _expected(config: ConfigDict, name: str, source: sources.Source) -> str | None:
-    """Returns which split of ImageNet this should be, if any: a key of _IMAGENET."""
+def _imagenet_split(config: ConfigDict, name: str, source: Source) -> str | None:
+    """Returns the key of _IMAGENET that this split should be; None if it is not ImageNet's."""
     dataset = config.data.source
     if parts.is_expression(name):
         return None
     if dataset.startswith("folder:"):
-        known = _known(source)
-        if known < _SHARE * len(source.class_names):
+        known = _imagenet_classes(source)
+        if known < _IMAGENET_SHARE * len(source.class_names):
             return None
-        if known < _A_COPY and config.model.num_classes != len(classes.IMAGENET_WNIDS):
+        wants_all = config.model.num_classes == len(classes.IMAGENET_WNIDS)
+        if known < _MIN_IMAGENET_CLASSES and not wants_all:
             return None
         name = os.path.basename(os.path.normpath(getattr(source, "root", name))).lower()
     elif dataset.replace(":", "/").split("/")[0] != "imagenet2012":
@@ -133,31 +136,40 @@ def _expected(config: ConfigDict, name: str, source: sources.Source) -> str | No
     return name if name in _IMAGENET else None
 
 
-def _known(source: sources.Source) -> int:
-    """Returns how many of its classes are ImageNet's, by WordNet id."""
+def _imagenet_classes(source: Source) -> int:
+    """Returns the number of a source's classes that are ImageNet's, by WordNet id."""
     return len(set(classes.IMAGENET_WNIDS).intersection(source.class_names))
 
 
-def _drawn(count: int, sample: int | None, seed: int) -> np.ndarray:
-    """Returns the indices of `sample` of `count` examples, or of all, in rising order."""
+def _draw(count: int, sample: int | None, seed: int) -> np.ndarray:
+    """Returns the indices of `sample` random examples of `count`, or of all, in rising order."""
     if sample is None or sample >= count:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).choice(count, sample, replace=False))
 
 
 def _processes(count: int) -> int:
-    """Returns how many processes pay off for so many records; 0: threads do."""
-    cores = loader.cores()
-    return cores if cores > loader.parallel(0) and count >= _WORTH_A_PROCESS * cores else 0
+    """Returns the number of processes for decoding `count` records; 0 if threads are as fast."""
+    cores = workers_lib.cores()
+    is_worth_it = cores > workers_lib.parallel(0) and count >= _RECORDS_PER_PROCESS * cores
+    return cores if is_worth_it else 0
 
 
 @dataclasses.dataclass
 class _Split:
-    """A split, and what was found of it so far."""
+    """A split, and the findings about it so far.
+
+    Attributes:
+      name: of the split.
+      source: the split.
+      imagenet: the key of _IMAGENET that it should be, or None.
+      decoded: the number of images that were decoded.
+      bad: the number of images that cannot be used.
+    """
 
     name: str
-    source: sources.Source
-    imagenet: str | None  # which split of ImageNet it should be
+    source: Source
+    imagenet: str | None
     decoded: int = 0
     bad: int = 0
 
@@ -165,17 +177,18 @@ class _Split:
         self._per_class = np.zeros(len(self.source.class_names), np.int64)
 
     def summary(self) -> str:
+        """Returns a line about the numbers of examples and classes."""
         found = f"{len(self.source):,} examples of {len(self.source.class_names):,} classes"
         if self.imagenet is not None:
             found += f"; ImageNet has {_IMAGENET[self.imagenet]:,} of 1,000"
-        elif known := _known(self.source):
+        elif known := _imagenet_classes(self.source):
             found += f"; {known:,} of ImageNet's 1,000 classes"
         return f"{self.name}: {found}"
 
     def decode(self, indices: np.ndarray, workers: int) -> None:
-        """Reads and decodes examples; says of each bad one what is wrong."""
-        records = _Records(self.source, indices)
-        batches = loader.Batches(records, workers)
+        """Reads and decodes examples, and prints what is wrong with each bad one."""
+        reports = _Reports(self.source, indices)
+        batches = workers_lib.Batches(reports, workers)
         bar = tqdm.tqdm(
             total=len(indices),
             unit=" images",
@@ -184,22 +197,23 @@ class _Split:
         )
         with contextlib.closing(batches), bar:
             for number, batch in enumerate(batches):
-                for index, reason in zip(records.part(number), batch["reason"], strict=True):
+                for index, reason in zip(reports.part(number), batch["reason"], strict=True):
                     if reason:
                         self.bad += 1
                         _say(f"bad: {self.source.describe(int(index))}: {reason}")
                 sound = batch["label"][batch["reason"] == ""]
                 self.decoded += len(sound)
-                self._per_class += np.bincount(sound, minlength=len(self._per_class))
+                labels = sound[sound >= 0]
+                self._per_class += np.bincount(labels, minlength=len(self._per_class))
                 bar.update(len(batch["label"]))
 
     def faults(self) -> list[str]:
-        """Returns what is wrong with the split as a whole, a line each."""
+        """Returns the faults of the split as a whole, a line each."""
         faults = []
         if self.bad:
             faults.append(f"{self.bad:,} of {self.decoded + self.bad:,} images are bad")
         if self.imagenet is not None:
-            faults += self._unlike_imagenet(_IMAGENET[self.imagenet])
+            faults += self._differences_from_imagenet(_IMAGENET[self.imagenet])
         wanted = _PER_CLASS.get(self.imagenet or "")
         if wanted and self.decoded + self.bad == len(self.source):  # not a sample
             counted = zip(self.source.class_names, self._per_class, strict=True)
@@ -208,7 +222,7 @@ class _Split:
                 faults.append(f"classes without {wanted} sound images: {listed(odd)}")
         return faults
 
-    def _unlike_imagenet(self, expected: int) -> list[str]:
+    def _differences_from_imagenet(self, expected: int) -> list[str]:
         faults = []
         difference = len(self.source) - expected
         if difference:
@@ -231,11 +245,11 @@ class _Split:
             if missing:
                 faults.append(f"classes that are missing: {listed(missing)}")
             if unknown:
-                faults.append(f"folders that are no class of ImageNet: {listed(unknown)}")
+                faults.append(f"folders that are not a class of ImageNet: {listed(unknown)}")
         return faults
 
     def line(self) -> dict[str, Any]:
-        """Returns the split's part of the JSON."""
+        """Returns the split's entry in the JSON line."""
         return {
             "split": self.name,
             "examples": len(self.source),
@@ -247,38 +261,41 @@ class _Split:
 
 
 @dataclasses.dataclass
-class _Records:
-    """A sequence of reports, each of some records, as `loader.Batches` takes it."""
+class _Reports:
+    """A sequence of reports, each on several records, as `workers.Batches` takes it."""
 
-    source: sources.Source
+    source: Source
     indices: np.ndarray
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // _AT_ONCE)
+        return -(-len(self.indices) // _RECORDS_PER_REPORT)
 
     def part(self, number: int) -> np.ndarray:
-        """Returns which examples report `number` is of."""
-        return self.indices[number * _AT_ONCE : (number + 1) * _AT_ONCE]
+        """Returns the indices of the examples of report `number`."""
+        return self.indices[number * _RECORDS_PER_REPORT : (number + 1) * _RECORDS_PER_REPORT]
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        """Returns {"label": int32, "reason": str, "" of a sound record}, (records,) each."""
+        """Returns {"label": int32 or -1, "reason": str, "" for a sound record}, (records,) each."""
         found = [self._check(int(index)) for index in self.part(number)]
         labels, reasons = zip(*found, strict=True)
         return {"label": np.array(labels, np.int32), "reason": np.array(reasons, np.str_)}
 
     def _check(self, index: int) -> tuple[int, str]:
+        """Returns an example's label, -1 if it has none, and what is wrong with it."""
         try:
-            example = self.source[index]
-            label, count = example["label"], len(self.source.class_names)
-            decode(example["image"])
+            sample = self.source[index]
+            decode(sample.image)
         except UserError as error:
             return -1, str(error)
+        if "label" not in sample.targets:
+            return -1, ""
+        label, count = sample.targets["label"], len(self.source.class_names)
         if not 0 <= label < count:
             return -1, f"its label is {label}, and there are classes 0 to {count - 1}"
         return label, ""
 
 
 def _say(line: str) -> None:
-    """Prints a line above a bar that is there."""
+    """Prints a line above the progress bar, if there is one."""
     tqdm.tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()  # whoever follows it should not wait for the next few hundred
+    sys.stdout.flush()  # otherwise a reader would wait for the next few hundred lines

@@ -12,7 +12,7 @@ IMAGENET_WNIDS: tuple[str, ...]  # 'n01440764', 'n01443537', ...
 IMAGENET_NAMES: tuple[str, ...]  # 'tench, Tinca tinca', ...; 'crane' is both bird and machine
 
 # The share of positions in which names must agree. The first synonyms of mmpretrain's list and of
-# torchvision's differ in 2 of 1000 ('crane', 'crane bird'); those of other classes nearly always do.
+# torchvision's differ in 2 of 1000 ('crane', 'crane bird'), those of other classes nearly always.
 _ENOUGH = 0.9
 
 

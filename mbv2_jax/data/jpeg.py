@@ -43,9 +43,8 @@ def read_frame(encoded: bytes) -> Frame | None:
     Returns:
       The frame; None unless this is a complete JPEG file of 8 bits with a single sequential scan.
     """
-    if encoded[:2] != b"\xff\xd8" or not encoded.endswith(
-        _END
-    ):  # without an end marker, it is cut short
+    # A file without an end marker is cut short.
+    if encoded[:2] != b"\xff\xd8" or not encoded.endswith(_END):
         return None
     position, has_metadata, frame = 2, False, None
     while position + 4 <= len(encoded) and encoded[position] == 0xFF:

@@ -59,7 +59,7 @@ class Sample:
     size: tuple[int, int] | None = None
 
     def with_image(self, image: Image.Image) -> "Sample":
-        """Returns the sample with another image and the same targets, as after a change of colour."""
+        """Returns the sample with another image and the same targets: for changes of colour."""
         return dataclasses.replace(self, image=image)
 
 

@@ -1,19 +1,27 @@
-"""The pieces MobileNetV2 is made of: convolution, batch normalisation, and the two with ReLU6."""
+"""Convolution, batch normalisation, and the two with ReLU6, as layers with parameters."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from mbv2_jax.ops.convolution import pointwise_conv, stem_conv
-from mbv2_jax.ops.depthwise import depthwise_conv
-from mbv2_jax.ops.normalized_conv import Norm, normalize, normalized_conv, statistics
+from mbv2_jax.ops import conv as conv_ops
+from mbv2_jax.ops.normalization import (
+    Activation,
+    DeferredActivation,
+    Normalization,
+    batch_statistics,
+    normalize,
+)
+from mbv2_jax.spec import Backbone, TrainingMode
 
 # mmpretrain's KaimingInit(layer='Conv2d'): variance 2 / fan_out, where torch's fan_out of a
 # depthwise kernel is 9 x channels (not divided by the groups), as it is of a (3, 3, 1, C) here.
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+Statistics = tuple[jax.Array, jax.Array]
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
@@ -26,12 +34,12 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
 
 
 def parameter_dtype(dtype: Any) -> Any:
-    """The dtype of parameters and statistics under compute dtype `dtype`: float32 or wider."""
+    """Returns the dtype of parameters and statistics under a compute dtype: float32 or wider."""
     return jnp.promote_types(jnp.float32, dtype)
 
 
 class Conv(nn.Module):
-    """A convolution: 1x1, depthwise, or (the stem's) full.
+    """A convolution: 1x1, depthwise, or the stem's full one.
 
     Parameters: kernel (K, K, C, features), or (K, K, 1, features) where depthwise; bias (features,)
     where there is one.
@@ -39,31 +47,38 @@ class Conv(nn.Module):
     Attributes:
       features: output channels; for a depthwise convolution those of the input.
       kernel_size: 1 or 3.
-      stride: of both spatial axes; 1 where kernel_size is 1.
-      depthwise: each channel by itself.
-      padding: 'torch' or 'same', see `convolution.explicit_padding`.
-      dtype: of the arithmetic; the kernel is kept in float32 or wider.
-      frozen: the kernel gets no gradient.
-      bias: adds one; only a convolution into which its normalisation was folded has it.
-      relu6: min(max(y, 0), 6) at the end.
+      stride: stride of both spatial axes.
+      dilation: distance between neighbouring kernel elements.
+      depthwise: whether each channel has a kernel of its own.
+      padding: 'torch' or 'same', see `ops.conv.explicit_padding`.
+      dtype: dtype of the arithmetic; the kernel is kept in float32 or wider.
+      frozen: whether the kernel gets no gradient.
+      bias: whether to add one, as a convolution does into which its normalisation was folded.
+      relu6: whether min(max(y, 0), 6) ends it.
     """
 
     features: int
     kernel_size: int = 1
     stride: int = 1
+    dilation: int = 1
     depthwise: bool = False
-    padding: str = "torch"
-    dtype: Any = jnp.float32
+    padding: str = Backbone.padding
+    dtype: Any = jnp.dtype(TrainingMode.dtype)
     frozen: bool = False
     bias: bool = False
     relu6: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, norm: Norm | None = None, groups: int = 0) -> Any:
-        """(N, H, W, C) -> (N, ceil(H / stride), ceil(W / stride), features), in `dtype`.
+    def __call__(self, x: Activation, groups: int = 0) -> Any:
+        """Convolves x.
 
-        With `groups` also the result's mean and variance in so many groups, and x is normalised by
-        `norm` first: see `normalized_conv`.
+        Args:
+          x: (N, H, W, C).
+          groups: in training, the number of groups of the batch whose statistics are wanted.
+
+        Returns:
+          (N, ceil(H / stride), ceil(W / stride), features) in `dtype`. With `groups` also its mean
+          and variance, see `ops.conv.convolution_with_statistics`.
         """
         kept = parameter_dtype(self.dtype)
         inputs = 1 if self.depthwise else x.shape[-1]
@@ -71,46 +86,26 @@ class Conv(nn.Module):
         kernel = self.param("kernel", kaiming_normal, shape, kept)
         if self.frozen:
             kernel = lax.stop_gradient(kernel)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        window: dict[str, Any] = {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+        }
         if groups:
-            return normalized_conv(
-                x.astype(self.dtype),
-                norm,
-                kernel.astype(self.dtype),
-                stride=self.stride,
-                padding=self.padding,
-                depthwise=self.depthwise,
-                groups=groups,
+            return conv_ops.convolution_with_statistics(
+                x, kernel, groups=groups, depthwise=self.depthwise, **window
             )
         bias = None
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), kept)
             bias = bias.astype(self.dtype)
-        return self._convolve(x.astype(self.dtype), kernel.astype(self.dtype), bias)
-
-    def _convolve(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-        if self.kernel_size == 1:
-            return pointwise_conv(x, kernel, bias, relu6=self.relu6)
-        convolve = depthwise_conv if self.depthwise else stem_conv
-        return convolve(x, kernel, bias, stride=self.stride, padding=self.padding, relu6=self.relu6)
-
-
-class Pending(NamedTuple):
-    """A convolution's result whose normalisation and ReLU6 are still due.
-
-    In training the next convolution does both (`normalized_conv`).
-    """
-
-    x: jax.Array
-    norm: Norm
-
-
-def settle(x: jax.Array | Pending) -> jax.Array:
-    """Does what is due, if anything is."""
-    return nn.relu6(normalize(*x)) if isinstance(x, Pending) else x
+        convolve = conv_ops.depthwise_convolution if self.depthwise else conv_ops.convolution
+        return convolve(x, kernel, bias, relu6=self.relu6, **window)
 
 
 def count_groups(batch: int, group_size: int) -> int:
-    """Returns in how many groups a batch is normalised, 0 = all together.
+    """Returns the number of groups in which a batch is normalised; size 0 is the whole batch.
 
     Raises:
       ValueError: the batch doesn't divide into groups.
@@ -129,7 +124,8 @@ class BatchNorm(nn.Module):
     Three things differ from `flax.linen.BatchNorm`. The running variance is the unbiased one,
     n / (n - 1), as torch keeps it. Statistics can be taken per group of the batch: the recipe
     behind the published weights normalised each replica's 32 images by themselves. And the batch's
-    variance is, in float32 or wider, the mean of (x - mean)^2: see `_normalize`.
+    variance is, in float32 or wider, the mean of (x - mean)^2: see
+    `ops.normalization.batch_statistics`.
 
     Under `jax.jit` a batch sharded over devices is one array, so the statistics are global.
 
@@ -138,38 +134,35 @@ class BatchNorm(nn.Module):
 
     Attributes:
       epsilon: added to the variance.
-      momentum: what is kept of the running statistics each step, in Flax's sense (1 - torch's).
-      group_size: examples that are normalised together; consecutive ones. 0 = the whole batch.
+      momentum: share of the running statistics that each step keeps (1 - torch's momentum).
+      group_size: number of consecutive examples that are normalised together; 0 is the whole batch.
         Running statistics move by the mean of the groups' updates.
-      dtype: of the result.
-      frozen: scale and bias get no gradient. (The statistics are the caller's business: `train`.)
+      dtype: dtype of the result.
+      frozen: whether scale and bias get no gradient; `train` decides about the statistics.
+      relu6: whether min(max(y, 0), 6) follows.
     """
 
-    epsilon: float = 1e-5
-    momentum: float = 0.9
+    epsilon: float = Backbone.bn_epsilon
+    momentum: float = TrainingMode.bn_momentum
     group_size: int = 0
-    dtype: Any = jnp.float32
+    dtype: Any = jnp.dtype(TrainingMode.dtype)
     frozen: bool = False
+    relu6: bool = False
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        train: bool,
-        taken: tuple[jax.Array, jax.Array] | None = None,
-        later: bool = False,
-    ) -> Any:
-        """Normalises x (N, H, W, C) with the batch's statistics if `train`, else the running ones.
+        self, x: jax.Array, train: bool, statistics: Statistics | None = None
+    ) -> Activation:
+        """Normalises x.
 
         Args:
           x: (N, H, W, C).
-          train: whether the batch's statistics count, and move the running ones.
-          taken: the batch's statistics, where they are known already.
-          later: leaves it to the next convolution to normalise (and to cut off at 0 and 6): only
-            in training.
+          train: whether to normalise with the batch's statistics and to move the running ones by
+            them; else the running ones count.
+          statistics: the batch's mean and variance, if they are known already.
 
         Returns:
-          x normalised, in `dtype`; with `later` a `Pending`.
+          x normalised, in `dtype`. In training with `relu6`, a `DeferredActivation`.
 
         Raises:
           ValueError: training on a batch that doesn't divide into groups, or on groups that hold
@@ -185,7 +178,8 @@ class BatchNorm(nn.Module):
             scale, bias = lax.stop_gradient(scale), lax.stop_gradient(bias)
         if not train or self.is_initializing():
             factor = scale * lax.rsqrt(var.value + self.epsilon)
-            return ((x.astype(kept) - mean.value) * factor + bias).astype(self.dtype)
+            y = ((x.astype(kept) - mean.value) * factor + bias).astype(self.dtype)
+            return nn.relu6(y) if self.relu6 else y
 
         groups = count_groups(x.shape[0], self.group_size)
         count = x.size // groups // x.shape[-1]
@@ -194,11 +188,13 @@ class BatchNorm(nn.Module):
                 "batch normalisation needs more than 1 value per channel when training: "
                 f"got groups of {x.shape[0] // groups} at {x.shape[1]}x{x.shape[2]}"
             )
-        batch_mean, batch_var = taken or statistics(x, groups)
+        batch_mean, batch_var = statistics or batch_statistics(x, groups)
         self._update(mean, batch_mean)
         self._update(var, batch_var * (count / (count - 1)))
-        norm = Norm(batch_mean, scale * lax.rsqrt(batch_var + self.epsilon), bias)
-        return Pending(x, norm) if later else normalize(x, norm).astype(self.dtype)
+        norm = Normalization(batch_mean, scale * lax.rsqrt(batch_var + self.epsilon), bias)
+        if self.relu6:
+            return DeferredActivation(x, norm)
+        return normalize(x, norm).astype(self.dtype)
 
     def _update(self, running: nn.Variable, batch: jax.Array) -> None:
         """Moves a running statistic towards the groups' (G, 1, 1, 1, C)."""
@@ -210,37 +206,46 @@ class BatchNorm(nn.Module):
 class ConvNorm(nn.Module):
     """Convolution, batch normalisation, and ReLU6 (unless a linear bottleneck ends here).
 
-    Attributes: as `Conv`, and
-      relu6: min(max(x, 0), 6) at the end.
+    Attributes:
+      features, kernel_size, stride, dilation, depthwise, padding, dtype: see `Conv`.
+      relu6: whether min(max(y, 0), 6) ends it.
       bn_epsilon, bn_momentum, bn_group_size: see `BatchNorm`.
-      frozen: no parameter gets a gradient; the running statistics still follow `train`.
-      folded: the normalisation is part of the convolution, which has a bias (`folding.fold`).
+      frozen: whether no parameter gets a gradient; the running statistics still follow `train`.
+      folded: whether the normalisation is part of the convolution, which has a bias
+        (`folding.fold`).
     """
 
     features: int
     kernel_size: int = 1
     stride: int = 1
+    dilation: int = 1
     depthwise: bool = False
     relu6: bool = True
-    padding: str = "torch"
-    bn_epsilon: float = 1e-5
-    bn_momentum: float = 0.9
+    padding: str = Backbone.padding
+    bn_epsilon: float = Backbone.bn_epsilon
+    bn_momentum: float = TrainingMode.bn_momentum
     bn_group_size: int = 0
-    dtype: Any = jnp.float32
+    dtype: Any = jnp.dtype(TrainingMode.dtype)
     frozen: bool = False
     folded: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array | Pending, train: bool) -> jax.Array | Pending:
-        """(N, H, W, C) -> (N, ceil(H / stride), ceil(W / stride), features), in `dtype`.
+    def __call__(self, x: Activation, train: bool) -> Activation:
+        """Convolves, normalises and, with `relu6`, applies ReLU6.
 
-        In training a result that ends with ReLU6 is `Pending`, for the next convolution to finish.
+        Args:
+          x: (N, H, W, C).
+          train: see `BatchNorm`.
+
+        Returns:
+          (N, ceil(H / stride), ceil(W / stride), features) in `dtype`. In training with `relu6` it
+          is a `DeferredActivation`, which the next convolution computes.
         """
-        learn = train and not self.is_initializing()
         conv = Conv(
             self.features,
             self.kernel_size,
             self.stride,
+            self.dilation,
             self.depthwise,
             self.padding,
             self.dtype,
@@ -250,19 +255,18 @@ class ConvNorm(nn.Module):
             name="conv",
         )
         if self.folded:
-            return conv(settle(x))
+            return conv(x)
         norm = BatchNorm(
             self.bn_epsilon,
             self.bn_momentum,
             self.bn_group_size,
             self.dtype,
             self.frozen,
+            self.relu6,
             name="norm",
         )
-        if not learn:
-            y = norm(conv(settle(x)), train)
-            return nn.relu6(y) if self.relu6 else y
-        x, due = x if isinstance(x, Pending) else (x, None)
+        if not train or self.is_initializing():
+            return norm(conv(x), train)
         groups = count_groups(x.shape[0], self.bn_group_size)
-        y, *taken = conv(x, due, groups)
-        return norm(y, train, tuple(taken), later=self.relu6)
+        y, mean, var = conv(x, groups)
+        return norm(y, train, (mean, var))

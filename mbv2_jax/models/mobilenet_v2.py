@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mbv2_jax.models.layers import ConvNorm, Pending, make_divisible, parameter_dtype, settle
+from mbv2_jax.models.layers import ConvNorm, make_divisible, parameter_dtype
+from mbv2_jax.ops.normalization import Activation, materialize
 
 
 class Stage(NamedTuple):
@@ -52,9 +53,9 @@ class InvertedResidual(nn.Module):
     layer: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array | Pending, train: bool) -> jax.Array:
+    def __call__(self, x: Activation, train: bool) -> jax.Array:
         """(N, H, W, C) -> (N, ceil(H / stride), ceil(W / stride), channels)."""
-        inputs = (x.x if isinstance(x, Pending) else x).shape[-1]
+        inputs = x.shape[-1]
         inner = self.expansion * inputs
         y = x
         if self.expansion != 1:
@@ -65,7 +66,7 @@ class InvertedResidual(nn.Module):
         y = self.layer(self.channels, relu6=False, name="project")(y, train)  # (N, H/s, W/s, C')
         if self.stride != 1 or inputs != self.channels:
             return y
-        return settle(x) + y
+        return x + y
 
 
 class MobileNetV2(nn.Module):
@@ -162,7 +163,7 @@ class MobileNetV2(nn.Module):
                 )(y, learn and not frozen)
             features.append(y)
         last = layer(make_divisible(LAST_CHANNELS * max(self.width, 1.0)), name="last")
-        y = settle(last(y, learn))
+        y = materialize(last(y, learn))
         features.append(y)  # (N, H/32, W/32, 1280)
         if self.num_classes is None:
             return tuple(features[i] for i in sorted(set(self.out_indices)))

@@ -1,1 +1,1 @@
-"""How convolutions are computed."""
+"""The operations of the network, and how each platform computes them."""

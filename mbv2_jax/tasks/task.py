@@ -146,6 +146,11 @@ class Task(abc.ABC):
           UserError: a sample has no target of this kind; the message begins with its id.
         """
 
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """The names of the changes that `augment` makes, for people who look at the data."""
+        return ()
+
     # ---- What runs on the devices (pure functions, traced) ----
 
     def augment(self, key: "jax.Array", batch: Batch) -> Batch:

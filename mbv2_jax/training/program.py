@@ -69,7 +69,7 @@ def build(
     )
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array) -> Any:
-        # In context, for the fused training unit: on several CPU devices it runs on each of them.
+        # In context: on CPUs a training unit (ops/conv.py) runs on each device by itself.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return step_lib.train_step(state, batch, key, recipe)
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from mbv2_jax.data.decoding import decode
-from mbv2_jax.data.workers import Batch
 from mbv2_jax.data.sources import Source
+from mbv2_jax.data.workers import Batch
 from mbv2_jax.errors import UserError
 
 

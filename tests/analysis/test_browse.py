@@ -13,14 +13,14 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from mbv2_jax import command_line
-from mbv2_jax.analysis import browse
-from mbv2_jax.data import __main__ as command
-from mbv2_jax.data import loader, sources
+from mbv2_jax.analysis import browse, command
+from mbv2_jax.data import loader, sources, workers
+from mbv2_jax.data.sample import Sample
 from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.errors import UserError
 from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.training import loop, step_rate
-from tests.support.coded import CodedSource
+from tests.support.coded import CodedSource, LabelCollator
 
 SIZE = 128  # of which an image is shown as it is
 
@@ -82,6 +82,7 @@ def test_the_picture_holds_the_pixels_that_training_gets(run, photos):
     batches = loader.train_batches(
         sources.open_source(f"folder:{photos}", "train"),
         pipeline.make_transform(spec, SIZE),
+        LabelCollator(),
         batch_size=4,
         seed=0,
         start=6,
@@ -117,14 +118,28 @@ def test_a_grid_of_any_size_has_its_labels_below_the_images():
         assert (below.max(axis=2) < 100).any()
 
 
+def test_images_need_not_be_square():
+    images = np.full((3, 40, 90, 3), (200, 30, 30), np.uint8)
+    picture = np.asarray(browse.grid(images, ["name"] * 3, ["caption"])).astype(int)
+    red = (picture[..., 0] - picture[..., 1]) > 100
+    assert red.sum() == 3 * (2 * 40) * (2 * 90)
+
+
+def test_an_image_without_a_class_is_named_by_its_id():
+    named = browse._WithNames(LabelCollator(), ["cat"])
+    assert named._name(Sample(b"", "photo 3", {"boxes": None})) == "photo 3"
+    assert named._name(Sample(b"", "photo 3", {"label": 0})) == "cat"
+    assert named.batch_spec((4, 5))["image"].shape == (4, 5, 3)
+
+
 def test_mixing_is_said(run, photos):
     run(*flags(photos), "--config.mixup_alpha=0.2", "--config.cutmix_alpha=1.0")
     picture = np.asarray(Image.open("browse.png"))
     config = command_line.load_config("finetune_folder").copy_and_resolve_references()
     config.mixup_alpha = 0.2
-    assert browse._caption(config, 0, 224)[-1] == "before mixup, which the device does"
+    assert browse._caption(config, 0, 224, 224)[-1] == "before mixup, on the device"
     config.cutmix_alpha = 1.0
-    assert browse._caption(config, 0, 224)[-1] == "before mixup and cutmix, which the device does"
+    assert browse._caption(config, 0, 224, 224)[-1] == "before mixup and cutmix, on the device"
     # Three lines above the images.
     third = picture[browse.GAP + 2 * browse.CAPTION : browse.GAP + 3 * browse.CAPTION]
     assert (third < 128).any()
@@ -150,7 +165,7 @@ def test_a_bad_image_is_named_or_replaced(run, photos):
 
 
 def test_workers_are_announced(run, photos):
-    said = f"starting 1 worker process on {loader.cores()} cores"
+    said = f"starting 1 worker process on {workers.cores()} cores"
     assert said in run(*flags(photos), "--config.data.workers=1", "--count=1")
     assert "starting" not in run(*flags(photos), "--count=1")
 
@@ -178,7 +193,7 @@ def test_rate_is_of_whole_rounds_after_the_warm_up():
 
 @pytest.fixture
 def compare(capsys, monkeypatch):
-    monkeypatch.setattr(loader, "cores", lambda: 16)
+    monkeypatch.setattr(workers, "cores", lambda: 16)
 
     def compare(rate: float, needs: float | None, **data: object) -> str:
         config = command_line.load_config("mobilenet_v2_8xb32_in1k").copy_and_resolve_references()
@@ -191,19 +206,19 @@ def compare(capsys, monkeypatch):
 
 def test_rates_are_compared(compare):
     out = compare(4000.0, 1000.0, workers=8)
-    assert "input: 4,000 images/s with 8 worker processes: 500 a core, 16 cores here" in out
+    assert "input: 4,000 images/s with 8 worker processes: 500 per core, 16 cores here" in out
     assert "the input keeps up: 4.0 times what is needed" in out
     out = compare(2000.0, 8000.0, workers=8)
     assert "the accelerator would wait 75 % of the time" in out
     assert "--config.data.workers=16 (now 8)" in out
     assert "--config.data.train_decode=fast (now exact)" in out
-    assert "at this rate a core, 32 would do" in out
+    assert "at this rate per core, 32 cores are enough" in out
     out = compare(2000.0, 8000.0, workers=16, train_decode="fast")
     assert "to change that: more cores (now 16);" in out
     out = compare(2000.0, 8000.0, workers=20)
     assert "--config.data.workers=16 (now 20: more than the 16 cores)" in out
     out = compare(2000.0, 8000.0, workers=0)
-    assert "with 8 threads: 250 a core" in out
+    assert "with 8 threads: 250 per core" in out
     assert "--config.data.workers=16 (now 0: 8 threads)" in out
 
 

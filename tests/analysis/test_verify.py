@@ -1,5 +1,6 @@
 """`python -m mbv2_jax.data verify`: counts, decodes, names what is bad; and --help."""
 
+import dataclasses
 import importlib
 import io
 import json
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mbv2_jax.data import __main__ as command
+from mbv2_jax.analysis import command
 from mbv2_jax.data import classes, sources
 from mbv2_jax.errors import RunFailed, UserError
 from tests.support.coded import CodedSource
@@ -124,7 +125,8 @@ def test_a_sample_is_drawn_at_random_and_again_the_same(verify, monkeypatch):
 def test_labels_that_are_no_class_are_bad(verify, monkeypatch):
     class Mislabelled(CodedSource):
         def __getitem__(self, index):
-            return super().__getitem__(index) | {"label": {3: -1, 7: 10}.get(index, index % 10)}
+            label = {3: -1, 7: 10}.get(index, index % 10)
+            return dataclasses.replace(super().__getitem__(index), targets={"label": label})
 
     monkeypatch.setattr(sources, "open_source", lambda *_: Mislabelled(100))
     error, lines, result = verify("--config=digits", "--split=train")
@@ -151,7 +153,7 @@ def test_a_copy_of_imagenet_is_compared_with_it(verify, tmp_path):
         "val: 999 classes, not 1,000",
         "val: classes that are missing: n01440764 (tench, Tinca tinca); "
         "n01443537 (goldfish, Carassius auratus)",
-        "val: folders that are no class of ImageNet: n00000001",
+        "val: folders that are not a class of ImageNet: n00000001",
         f"val: classes without 50 sound images: {few}; and 994 more",
     ]
     assert result["splits"][0]["expected"] == 50_000

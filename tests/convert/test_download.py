@@ -150,7 +150,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(server):
 def test_what_was_kept_is_taken_up_by_the_next_command(server):
     server.breaks = [100_000] * download.TRIES
     line = refusal(f"{server.address}/model.pth")
-    assert line.endswith("after 100,000 of 300,000 bytes; the same command goes on from there")
+    assert line.endswith("after 100,000 of 300,000 bytes; the same command resumes from there")
     assert len(server.asked) == download.TRIES
     assert download.locate(f"{server.address}/model.pth").read_bytes() == CONTENT
     assert server.asked[-1] == "bytes=100000-"
@@ -342,7 +342,7 @@ def test_what_is_nothing(tmp_path):
     assert refusal("weights/resnet50") == "weights/resnet50 does not exist"
     assert refusal("resnet50.pth") == "resnet50.pth does not exist"
     assert "is a folder" in refusal(str(tmp_path))
-    assert "is no address" in refusal("https:///model.pth")
+    assert "is not an address" in refusal("https:///model.pth")
 
 
 def test_a_bar_on_a_terminal(server):

@@ -13,8 +13,8 @@ from tests.support import peers
 
 def crop(name: str, image: Image.Image) -> np.ndarray:
     """Our evaluation crop for published weights: (size, size, 3) uint8."""
-    weights = PUBLISHED[name]
-    transform = make_transform(weights.eval_transforms, weights.image_size)
+    preprocessing = PUBLISHED[name].preprocessing
+    transform = make_transform(preprocessing.eval_transforms, preprocessing.image_size)
     return np.asarray(transform(image, np.random.default_rng(0)))
 
 
@@ -89,7 +89,7 @@ def test_timms_entries(name, model, image):
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith("d-li14")])
 def test_d_li14s_crops(name, image):
     """Its imagenet.py resizes to int(size / 0.875) and crops, with torchvision's transforms."""
-    size = PUBLISHED[name].image_size
+    size = PUBLISHED[name].preprocessing.image_size
     peers.torchvision()
     from torchvision.transforms import CenterCrop, Resize
 

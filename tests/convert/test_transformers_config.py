@@ -1,4 +1,4 @@
-"""What is read of the JSON files that transformers keeps beside its weights."""
+"""The JSON files that transformers keeps beside its weights are read."""
 
 import json
 import pathlib
@@ -10,18 +10,14 @@ from mbv2_jax.convert import transformers_config
 from mbv2_jax.errors import UserError
 from tests.support import peers
 
-Known = tuple[dict[str, Any], tuple[str, ...]]
 
-
-def read(folder: pathlib.Path) -> Known:
-    known = transformers_config.read(folder / "model.safetensors")
-    assert known is not None
-    return known
+def read(folder: pathlib.Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    return transformers_config.read(folder / "model.safetensors")
 
 
 def test_without_config_nothing_is_known(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 99}}')
-    assert transformers_config.read(tmp_path / "model.safetensors") is None
+    assert read(tmp_path) == ({}, ())
 
 
 def test_what_transformers_itself_writes_is_read(tmp_path):

@@ -57,8 +57,8 @@ def test_training_starts_from_a_backbone_of_another_framework(folder, net, tmp_p
     assert code == 0, err
     assert "with a new classifier: it has none" in err
     trained = model_dir.read(workdir)
-    assert trained.class_names == ("cat", "dog")
-    assert trained.field("model.dropout") == 0.2  # the recipe's
+    assert trained.classes == ("cat", "dog")
+    assert trained.spec.mode.dropout == 0.2  # the recipe's
     ours, theirs = trained.params, peers.parameters(net)
     assert ours.pop("classifier")["kernel"].shape == theirs.pop("classifier")["kernel"].shape
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)

@@ -12,9 +12,10 @@ from PIL import Image
 
 from mbv2_jax.data import fast_decoding, jpeg
 from mbv2_jax.data.decoding import decode, resized_crop
-from mbv2_jax.data.transforms.operation import crop_and_resize
+from mbv2_jax.data.transforms.geometry import crop_and_resize_image
 from mbv2_jax.data.transforms.pipeline import make_transform
 from mbv2_jax.errors import UnreadableImage, UserError
+from tests.support.samples import pixels, pixels_from
 
 WIDTH, HEIGHT = 171, 203  # no multiple of any block's side
 
@@ -75,11 +76,13 @@ FILES = PLAIN | OTHER
 
 
 def crop(encoded: bytes, box, size: int = 32, decode_as: str = "exact", **options) -> np.ndarray:
-    return np.asarray(resized_crop(encoded, lambda *_: box, size, decode_as=decode_as, **options))
+    return np.asarray(
+        resized_crop(encoded, lambda *_: box, (size, size), decode_as=decode_as, **options).image
+    )
 
 
 def whole(encoded: bytes, box, size: int = 32, interpolation: str = "bilinear") -> np.ndarray:
-    return np.asarray(crop_and_resize(decode(encoded), box, size, interpolation))
+    return np.asarray(crop_and_resize_image(decode(encoded), box, (size, size), interpolation))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -90,7 +93,7 @@ def test_an_exact_crop_is_that_of_the_whole_image(name):
         seen.add(size)
         return 0, 0, 1, 1
 
-    resized_crop(FILES[name], choose, 8)
+    assert resized_crop(FILES[name], choose, (8, 8)).image_size in seen
     for box in BOXES:
         np.testing.assert_array_equal(crop(FILES[name], box), whole(FILES[name], box))
     assert seen == {decode(FILES[name]).size}  # the box is chosen for the image as people see it
@@ -246,6 +249,6 @@ def test_a_pipeline_gives_the_same_from_the_file_as_from_the_image(spec):
     for encoded in FILES.values():
         for seed in range(4):
             np.testing.assert_array_equal(
-                transform.from_encoded(encoded, np.random.default_rng(seed)),
-                transform(decode(encoded), np.random.default_rng(seed)),
+                pixels_from(transform, encoded, np.random.default_rng(seed)),
+                pixels(transform, decode(encoded), np.random.default_rng(seed)),
             )

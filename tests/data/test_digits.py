@@ -34,14 +34,14 @@ def test_both_splits_together_are_the_dataset(data_dir):
         assert len(source) == count
         assert source.class_names == tuple("0123456789")
         for i in range(count):
-            pixels = np.asarray(Image.open(io.BytesIO(source[i]["image"])))
-            found.append((pixels.tobytes(), source[i]["label"]))
+            pixels = np.asarray(Image.open(io.BytesIO(source[i].image)))
+            found.append((pixels.tobytes(), source[i].targets["label"]))
     assert sorted(found) == expected
 
 
 def test_each_class_is_held_out_alike(data_dir):
     source = open_source("digits", "test", data_dir)
-    labels = [source[i]["label"] for i in range(len(source))]
+    labels = [source[i].targets["label"] for i in range(len(source))]
     np.testing.assert_array_equal(np.bincount(labels), [36] * 10)
     assert labels != sorted(labels)
 
@@ -65,10 +65,10 @@ def test_command_writes_the_held_out_images(tmp_path, data_dir):
     assert len(list(tmp_path.iterdir())) == 12
     for i in range(12):
         (path,) = tmp_path.glob(f"digit_?_{i}.png")
-        assert path.name == f"digit_{source[i]['label']}_{i}.png"
+        assert path.name == f"digit_{source[i].targets['label']}_{i}.png"
         # What is predicted from is what is evaluated.
         np.testing.assert_array_equal(
-            np.asarray(decode(path.read_bytes())), np.asarray(decode(source[i]["image"]))
+            np.asarray(decode(path.read_bytes())), np.asarray(decode(source[i].image))
         )
 
 

@@ -23,6 +23,7 @@ from mbv2_jax.data.loader import train_batches
 from mbv2_jax.data.sources import open_source
 from mbv2_jax.data.transforms.pipeline import make_transform
 from tests.support import REPOSITORY
+from tests.support.coded import LabelCollator
 
 # One of the CMYK files and the PNG file are among them: TFDS knows them by their names.
 CMYK, PNG = "n01739381_1309.JPEG", "n02105855_2933.JPEG"
@@ -104,14 +105,16 @@ def test_folders(folders):
         process = run(f'tar -xf "$TARS/ILSVRC2012_{part}', folders)
         assert process.returncode == 0, process.stderr
     train = open_source(f"folder:{folders['PHOTOS']}", "train")
-    found = [(train.class_names[train[i]["label"]], train[i]["image"]) for i in range(len(train))]
+    found = [
+        (train.class_names[train[i].targets["label"]], train[i].image) for i in range(len(train))
+    ]
     assert found == [(name.partition("_")[0], photo(name)) for name in sorted(TRAIN)]
     validation = open_source(f"folder:{folders['PHOTOS']}", "validation")
     names = {photo(validation_name(number)): number for number in range(1, 5)}
     for i in range(4):
-        example = validation[i]
-        wordnet_id = validation.class_names[example["label"]]
-        assert wordnet_id == VALIDATION[names[example["image"]] - 1]
+        sample = validation[i]
+        wordnet_id = validation.class_names[sample.targets["label"]]
+        assert wordnet_id == VALIDATION[names[sample.image] - 1]
     process = run("--config.data.source=folder:", folders)
     # The classes of these photos are too few for ImageNet's; the photos themselves are read.
     assert '"decoded": 6' in process.stdout, process.stderr
@@ -154,7 +157,8 @@ def examples(data_dir: str, split: str) -> list[tuple[str, bytes]]:
     """(WordNet id, image file) of each example."""
     source = open_source("imagenet2012", split, data_dir)
     return [
-        (source.class_names[source[i]["label"]], source[i]["image"]) for i in range(len(source))
+        (source.class_names[source[i].targets["label"]], source[i].image)
+        for i in range(len(source))
     ]
 
 
@@ -193,6 +197,7 @@ def test_forms_of_the_same_data_give_the_same_batches(prepared):
         iterator = train_batches(
             open_source("imagenet2012", "train", prepared[form]),
             make_transform("random_resized_crop(size)|random_flip(0.5)", 32),
+            LabelCollator(),
             batch_size=4,
             seed=3,
             start=0,

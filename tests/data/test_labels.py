@@ -1,5 +1,6 @@
 """Which class of a model a class of a dataset is: by name, by WordNet id, or not at all."""
 
+import dataclasses
 import pickle
 
 import pytest
@@ -154,14 +155,16 @@ def test_relabelled_split_changes_nothing_but_labels():
     assert len(ours) == 20
     assert ours.class_names == ("a", "b", "c")
     for i in (0, 13):
-        example = source[i]
-        assert ours[i] == example | {"label": 10 * example["label"]}
+        sample = source[i]
+        assert ours[i] == dataclasses.replace(
+            sample, targets={"label": 10 * sample.targets["label"]}
+        )
         assert ours.describe(i) == source.describe(i)
 
 
 def test_missing_label_stays_missing():
     class Unlabelled(CodedSource):
         def __getitem__(self, index):
-            return super().__getitem__(index) | {"label": -1}
+            return dataclasses.replace(super().__getitem__(index), targets={"label": -1})
 
-    assert labels.Relabelled(Unlabelled(1), [5], "abcdef")[0]["label"] == -1
+    assert labels.Relabelled(Unlabelled(1), [5], "abcdef")[0].targets["label"] == -1

@@ -1,6 +1,7 @@
 """Order, epochs, shards and padding of batches, made in this process."""
 
 import contextlib
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from mbv2_jax.data.loader import eval_batches, steps_per_epoch, train_batches
 from mbv2_jax.data.transforms.pipeline import make_transform
 from mbv2_jax.errors import UnreadableImage, UserError
-from tests.support.coded import CodedSource, indices
+from tests.support.coded import CodedSource, LabelCollator, indices
 
+COLLATOR = LabelCollator()
 PLAIN = make_transform("resize(size)", 8)
 # Two epochs of 16 examples with seed 7, as of the first release.
 ORDER = [
@@ -56,6 +58,7 @@ def train(source, start, stop, *, transform=PLAIN, seed=7, batch_size=8, **optio
         train_batches(
             source,
             transform,
+            COLLATOR,
             batch_size=batch_size,
             seed=seed,
             start=start,
@@ -69,7 +72,7 @@ def train(source, start, stop, *, transform=PLAIN, seed=7, batch_size=8, **optio
 
 def evaluate(source, batch_size, **options):
     with contextlib.closing(
-        eval_batches(source, PLAIN, batch_size=batch_size, workers=0, **options)
+        eval_batches(source, PLAIN, COLLATOR, batch_size=batch_size, workers=0, **options)
     ) as batches:
         return list(batches)
 
@@ -299,8 +302,10 @@ class PartlyBroken(CodedSource):
     def __getitem__(self, index):
         if index in self._unreadable:
             raise UnreadableImage("cannot read the record: checksums differ")
-        example = super().__getitem__(index)
-        return example | ({"image": b"no image"} if index in self._undecodable else {})
+        sample = super().__getitem__(index)
+        if index in self._undecodable:
+            return dataclasses.replace(sample, image=b"no image")
+        return sample
 
 
 def test_skip_takes_the_next_readable_example_and_says_so():
@@ -363,7 +368,7 @@ def test_examples_without_a_label_are_refused():
 
     class Unlabelled(CodedSource):
         def __getitem__(self, index):
-            return super().__getitem__(index) | {"label": -1}
+            return dataclasses.replace(super().__getitem__(index), targets={"label": -1})
 
     with pytest.raises(UserError, match=r"coded/\d.png: has no label"):
         evaluate(Unlabelled(8), 8)
@@ -375,7 +380,9 @@ def test_a_crop_that_does_not_fit_names_the_image():
 
 
 def test_closing_ends_the_iterator():
-    batches = train_batches(CodedSource(8), PLAIN, batch_size=8, seed=0, start=0, stop=9, workers=0)
+    batches = train_batches(
+        CodedSource(8), PLAIN, COLLATOR, batch_size=8, seed=0, start=0, stop=9, workers=0
+    )
     next(batches)
     batches.close()
     batches.close()
@@ -401,7 +408,7 @@ def test_closing_ends_the_iterator():
 def test_impossible_arguments_are_explained(options, says):
     arguments = {"batch_size": 8, "seed": 0, "start": 0, "stop": 1, "workers": 0} | options
     with pytest.raises(UserError) as error:
-        train_batches(CodedSource(20), PLAIN, **arguments)
+        train_batches(CodedSource(20), PLAIN, COLLATOR, **arguments)
     assert says in str(error.value)
 
 
@@ -412,4 +419,4 @@ def test_an_empty_split_is_refused():
 
 def test_evaluation_refuses_a_random_transform():
     with pytest.raises(UserError, match="must not be random"):
-        eval_batches(CodedSource(8), RANDOM, batch_size=8, workers=0)
+        eval_batches(CodedSource(8), RANDOM, COLLATOR, batch_size=8, workers=0)

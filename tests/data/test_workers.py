@@ -18,7 +18,7 @@ import pytest
 from mbv2_jax.data.loader import eval_batches, train_batches
 from mbv2_jax.data.transforms.pipeline import make_transform
 from mbv2_jax.errors import UserError
-from tests.support.coded import CodedSource, PhotoSource, indices
+from tests.support.coded import CodedSource, LabelCollator, PhotoSource, indices
 
 RANDOM = make_transform("random_crop(size, padding=4)|random_flip(0.5)", 8)
 
@@ -27,14 +27,14 @@ RUN = """
 import contextlib, multiprocessing, signal, sys, time
 from mbv2_jax.data.loader import train_batches
 from mbv2_jax.data.transforms.pipeline import make_transform
-from tests.support.coded import CodedSource
+from tests.support.coded import CodedSource, LabelCollator
 
 def main():
     stopped = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
     signal.signal(signal.SIGINT, lambda *_: stopped.append(1))
-    batches = train_batches(CodedSource(100), make_transform("resize(size)", 8), batch_size=8,
-                            seed=0, start=0, stop=int(sys.argv[1]), workers=2)
+    batches = train_batches(CodedSource(100), make_transform("resize(size)", 8), LabelCollator(),
+                            batch_size=8, seed=0, start=0, stop=int(sys.argv[1]), workers=2)
     with contextlib.closing(batches):
         for number, batch in enumerate(batches):
             if number == 0:
@@ -77,6 +77,7 @@ def test_any_number_of_workers_gives_the_same_batches(workers, start, stop, opti
             train_batches(
                 source,
                 EVERYTHING,
+                LabelCollator(),
                 batch_size=8,
                 seed=7,
                 start=start,
@@ -105,7 +106,7 @@ def test_evaluation_scores_each_example_once_and_a_broken_one_is_named():
             seen.extend(np.array(indices(batch))[batch["mask"]].tolist())
 
     with contextlib.closing(
-        eval_batches(CodedSource(30, broken=29), plain, batch_size=8, workers=2)
+        eval_batches(CodedSource(30, broken=29), plain, LabelCollator(), batch_size=8, workers=2)
     ) as batches:
         with pytest.raises(UserError) as error:
             evaluate(batches)
@@ -117,7 +118,14 @@ def test_evaluation_scores_each_example_once_and_a_broken_one_is_named():
 
 def test_a_killed_worker_is_explained():
     batches = train_batches(
-        CodedSource(8), RANDOM, batch_size=8, seed=0, start=0, stop=1_000_000, workers=1
+        CodedSource(8),
+        RANDOM,
+        LabelCollator(),
+        batch_size=8,
+        seed=0,
+        start=0,
+        stop=1_000_000,
+        workers=1,
     )
     with contextlib.closing(batches):
         next(batches)

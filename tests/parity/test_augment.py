@@ -15,6 +15,7 @@ from mbv2_jax.data.transforms import augment, image_ops, timm_augment
 from mbv2_jax.data.transforms.inception_crop import InceptionCrop
 from mbv2_jax.data.transforms.pipeline import make_transform
 from tests.support import peers
+from tests.support.samples import change
 
 INTERPOLATIONS = ("nearest", "bilinear")  # torchvision's default, and what its recipes set
 BINS = 31  # torchvision's default
@@ -181,7 +182,7 @@ def test_policies_are_torchvisions_draw_by_draw(
         with monkeypatch.context() as patch:
             draw_from(np.random.default_rng(seed), patch)
             expected = theirs(image)
-        assert_same(ours(image, np.random.default_rng(seed)), expected, seed)
+        assert_same(change(ours, image, np.random.default_rng(seed)), expected, seed)
 
 
 JITTERS = [
@@ -204,7 +205,7 @@ def test_color_jitter_is_torchvisions_draw_by_draw(pictures, monkeypatch, argume
         with monkeypatch.context() as patch:
             draw_from(np.random.default_rng(seed), patch)
             expected = theirs(image)
-        assert_same(ours(image, np.random.default_rng(seed)), expected, seed)
+        assert_same(change(ours, image, np.random.default_rng(seed)), expected, seed)
 
 
 def test_adjustments_are_torchvisions_on_photos(photos):
@@ -259,7 +260,7 @@ def test_erasing_is_torchvisions_after_normalisation(pictures, monkeypatch):
         with monkeypatch.context() as patch:
             draw_from(np.random.default_rng(seed), patch)
             expected = RandomErasing(p=0.7)(before)
-        result = ours(image, np.random.default_rng(seed))
+        result = change(ours, image, np.random.default_rng(seed))
         actual = normalize(pil_to_tensor(result).float())
         inside = (expected != before).any(0)
         assert torch.equal(actual[:, ~inside], expected[:, ~inside])
@@ -282,7 +283,7 @@ def test_erasing_with_noise_is_timms_clipped():
         left, top, width, height = box
         inside = np.zeros((150, 200), bool)
         inside[top : top + height, left : left + width] = True
-        result = np.asarray(ours(image, np.random.default_rng(seed)))
+        result = np.asarray(change(ours, image, np.random.default_rng(seed)))
         assert (result[~inside] == (1, 2, 3)).all()
         values.append(result[inside])
     pixels = np.concatenate(values)
@@ -396,7 +397,7 @@ def test_timm_rand_augment_is_timms_draw_by_draw(
     for seed in range(300):
         image = pictures[seed % len(pictures)]
         draw_timm_from(np.random.default_rng(seed))
-        assert_same(ours(image, np.random.default_rng(seed)), theirs(image), seed)
+        assert_same(change(ours, image, np.random.default_rng(seed)), theirs(image), seed)
 
 
 def chi_square(counts: np.ndarray) -> float:
@@ -418,7 +419,7 @@ def test_every_operation_and_magnitude_is_as_likely(monkeypatch):
     rng, image = np.random.default_rng(0), Image.new("RGB", (4, 4))
     operation = augment.TrivialAugmentWide()
     for _ in range(14_000):
-        operation(image, rng)
+        change(operation, image, rng)
     names = [name for name, _ in drawn]
     counts = np.array([names.count(name) for name in augment.WIDE_TABLE])
     assert counts.sum() == 14_000
@@ -494,4 +495,4 @@ def test_inception_crop_is_the_box_resized_by_pillow(pictures):
         )
         crop = image.crop((left, top, left + width, top + height))
         expected = crop.resize((24, 24), Image.Resampling.BICUBIC)
-        assert_same(operation(image, np.random.default_rng(seed)), expected, seed)
+        assert_same(change(operation, image, np.random.default_rng(seed)), expected, seed)

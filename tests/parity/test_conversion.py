@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -20,7 +19,7 @@ from flax import linen as nn
 
 from mbv2_jax.convert import importer
 from mbv2_jax.model_dir import SavedModel
-from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from mbv2_jax.spec import TrainingMode
 from tests.support import peers
 
 # Small images keep this quick; 64 halves evenly five times, the odd sizes are Keras' business.
@@ -75,16 +74,15 @@ def of_torch(model: torch.nn.Module, ends: Sequence[torch.nn.Module], x: np.ndar
 def of_converted(saved: SavedModel, x: np.ndarray) -> Outputs:
     """Runs what the converter made of a file, in float64."""
     with jax.enable_x64(True):
-        # What plays no part in inference is the same for all, so that they share what is compiled.
-        model = saved.module(dtype=jnp.float64, dropout=0.0, bn_momentum=0.9)
-        variables = {"params": saved.params, "batch_stats": saved.batch_stats}
-        y, maps = _forward(model, jax.tree.map(np.float64, variables), x)
+        # The training mode has no effect here; one for all files lets them share compiled programs.
+        model = saved.task().network(saved.spec.backbone, TrainingMode(dtype="float64"))
+        y, maps = _forward(model, jax.tree.map(np.float64, saved.variables()), x)
     return Outputs([np.asarray(m) for m in maps], None if saved.features_only else np.asarray(y))
 
 
 @partial(jax.jit, static_argnums=0)
 def _forward(
-    model: MobileNetV2, variables: Mapping[str, Any], x: jax.Array
+    model: nn.Module, variables: Mapping[str, Any], x: jax.Array
 ) -> tuple[Any, list[jax.Array]]:
     def is_end(module: nn.Module, _: str) -> bool:
         return module.name in ENDS
@@ -110,8 +108,8 @@ def assert_same(got: Outputs, expected: Outputs, tolerance: float = TOLERANCE) -
 def convert(file: pathlib.Path, layout: str, width: float, **options: Any) -> SavedModel:
     """Converts a file, and asserts what was found out of it."""
     saved = importer.load(file, **options).saved
-    assert saved.info["origin"]["layout"] == layout
-    assert saved.field("model.width") == width
+    assert saved.description.origin["layout"] == layout
+    assert saved.spec.backbone.width == width
     return saved
 
 
@@ -172,7 +170,7 @@ def test_mmpretrain(tmp_path):
     }
     checkpoint.save_checkpoint(content, str(tmp_path / "epoch_300.pth"))
     saved = convert(tmp_path / "epoch_300.pth", "mmpretrain", 1.0)
-    assert saved.class_names == tuple(names)
+    assert saved.classes == tuple(names)
     model.forward = partial(model.forward, mode="tensor")
     assert_same(of_converted(saved, images()), of_torch(model, ends, images()))
 
@@ -190,7 +188,7 @@ def test_mmcls(tmp_path):
         _use_new_zipfile_serialization=False,
     )
     saved = convert(tmp_path / "latest.pth", "mmpretrain", 1.0)
-    assert saved.class_names == tuple(names)
+    assert saved.classes == tuple(names)
     model.forward = partial(model.forward, mode="tensor")
     assert_same(of_converted(saved, images()), of_torch(model, ends, images()))
 
@@ -327,8 +325,8 @@ def test_transformers_config(tmp_path):
     )
     model.save_pretrained(tmp_path)
     saved = convert(tmp_path / "model.safetensors", "transformers", 0.35)
-    assert saved.class_names == tuple(labels.values())
-    assert saved.field("data.image_size") == SIZE
+    assert saved.classes == tuple(labels.values())
+    assert saved.spec.preprocessing.image_size == SIZE
     assert_same(of_converted(saved, images()), of_torch(model, ends, images()))
 
 
@@ -350,9 +348,9 @@ def test_transformers_background_class(tmp_path):
     head = dropped.params["classifier"]
     logits = pooled @ head["kernel"].astype(np.float64) + head["bias"]
     assert abs(logits - expected.logits[:, 1:]).max() <= TOLERANCE * abs(expected.logits).max()
-    assert kept.class_names[0] == "background"
-    assert kept.class_names[1:] == dropped.class_names
-    assert dropped.class_names[0].startswith("tench")
+    assert kept.classes[0] == "background"
+    assert kept.classes[1:] == dropped.classes
+    assert dropped.classes[0].startswith("tench")
 
 
 def test_transformers_backbone_alone(tmp_path):

@@ -4,6 +4,7 @@ The model's arrays come from a torchvision network, not through the converter, a
 what the others are compared with.
 """
 
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -19,6 +20,9 @@ from flax.traverse_util import flatten_dict
 from mbv2_jax import command_line, model_dir
 from mbv2_jax.convert import __main__ as convert
 from mbv2_jax.convert.layouts import TARGETS
+from mbv2_jax.model_json import Description
+from mbv2_jax.spec import Backbone
+from mbv2_jax.tasks.classification.settings import Head
 from tests.support import REPOSITORY, peers, tiny_model
 
 CLASSES = ("cat", "dog", "eel", "fox", "gnu")
@@ -32,16 +36,18 @@ def network(width: float) -> torch.nn.Module:
     return model.eval()
 
 
-def write(folder: pathlib.Path, width: float, **fields: Any) -> pathlib.Path:
+# The conventions of transformers, which pads as TensorFlow does.
+TENSORFLOW = {"padding": "same", "bn_epsilon": 1e-3}
+
+
+def write(folder: pathlib.Path, width: float, **conventions: Any) -> pathlib.Path:
     """Writes `network(width)` as a model directory."""
     model = network(width)
-    sections = {
-        name: tiny_model.INFO[where][key] for name, (where, key) in model_dir.FIELDS.items()
-    }
-    fields = sections | {"model.width": width, "model.num_classes": len(CLASSES)} | fields
-    info = model_dir.describe(fields, CLASSES, {"kind": "made by a test"})
+    spec = dataclasses.replace(
+        tiny_model.SPEC, backbone=Backbone(width, **conventions), head=Head(len(CLASSES))
+    )
     arrays = peers.parameters(model), peers.statistics(model)
-    model_dir.write(folder / "model", *arrays, info)
+    model_dir.write(folder / "model", *arrays, Description(spec, CLASSES))
     return folder / "model"
 
 
@@ -111,8 +117,7 @@ def loaded_as_said(line: str) -> torch.nn.Module:
 
 def test_the_same_logits_in_transformers(run, tmp_path):
     """It pads as TensorFlow does, unless told otherwise: its network has to be asked itself."""
-    tensorflow = {"model.padding": "same", "model.bn_epsilon": 1e-3}
-    folder = write(tmp_path, 0.5, **tensorflow)
+    folder = write(tmp_path, 0.5, **TENSORFLOW)
     said = run(folder, "--to=transformers", f"--output={tmp_path / 'model.safetensors'}")
     transformers = peers.transformers()
     # Conventions aside, these are the arrays of the torchvision network.
@@ -129,8 +134,7 @@ def test_the_same_logits_in_transformers(run, tmp_path):
 
 
 def bits(folder: pathlib.Path) -> dict[str, bytes]:
-    saved = model_dir.read(folder)
-    trees = {"params": saved.params, "batch_stats": saved.batch_stats}
+    trees = model_dir.read(folder).variables()
     return {name: leaf.tobytes() for name, leaf in flatten_dict(trees, sep="/").items()}
 
 
@@ -139,9 +143,8 @@ TO_BOTH_FILES = {"torchvision": "m.safetensors", "safetensors": "m.safetensors"}
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_in_again_bit_for_bit(target, run, tmp_path):
-    tensorflow = {"model.padding": "same", "model.bn_epsilon": 1e-3}
     width = 1.0 if target == "tonylins" else 0.35  # which it does not have
-    folder = write(tmp_path, width, **(tensorflow if target == "transformers" else {}))
+    folder = write(tmp_path, width, **(TENSORFLOW if target == "transformers" else {}))
     file = tmp_path / TO_BOTH_FILES.get(target, "m.pth")
     assert len(bits(folder)) == 52 * 5 + 2  # arrays; what a file lacked could not differ
     run(folder, f"--to={target}", f"--output={file}")

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from mbv2_jax.data.decoding import decode
-from mbv2_jax.data.transforms.pipeline import RandomResizedCrop, make_transform
+from mbv2_jax.data.transforms.pipeline import make_transform
+from mbv2_jax.data.transforms.resize_and_crop import RandomFlip, RandomResizedCrop
 from tests.support import peers
+from tests.support.samples import change, pixels, pixels_from
 
 RNG = np.random.default_rng(0)  # for the transforms that draw nothing
 
@@ -41,7 +43,7 @@ def test_500_photos_give_the_crops_of_mmpretrain(check_data):
     different = []
     for filename, expected in zip(golden["filename"], golden["crop_sha256"], strict=True):
         (path,) = folder.rglob(str(filename).rsplit("/", 1)[-1])
-        crop = transform(decode(path.read_bytes()), RNG)
+        crop = pixels(transform, decode(path.read_bytes()), RNG)
         if hashlib.sha256(np.ascontiguousarray(crop).tobytes()).hexdigest() != str(expected):
             different.append(path.name)
     assert len(golden["filename"]) == 500
@@ -60,7 +62,7 @@ def test_resize_edge_and_center_crop_are_mmpretrains(mmpretrain_transforms, size
     transform = make_transform(
         f"resize_edge(101, interpolation='{interpolation}')|center_crop(90)", 224
     )
-    np.testing.assert_array_equal(transform(Image.fromarray(image), RNG), expected)
+    np.testing.assert_array_equal(pixels(transform, Image.fromarray(image), RNG), expected)
 
 
 # Ordinary sides; and so long ones that no box fits, for the central crop.
@@ -77,7 +79,7 @@ def test_random_resized_crop_is_mmpretrains_draw_by_draw(mmpretrain_transforms, 
             patch.setattr(np.random, "uniform", rng.uniform)
             patch.setattr(np.random, "randint", rng.integers)
             expected = theirs({"img": image})["img"]
-        crop = ours(Image.fromarray(image), np.random.default_rng(seed))
+        crop = change(ours, Image.fromarray(image), np.random.default_rng(seed))
         np.testing.assert_array_equal(np.asarray(crop), expected)
 
 
@@ -101,8 +103,8 @@ def test_500_photos_give_the_training_crops_of_mmpretrain(
             result = crop(load({"img_path": str(path)}))
         if rng.random() < 0.5:
             result, flips = flip(result), flips + 1
-        pixels = ours.from_encoded(path.read_bytes(), np.random.default_rng(seed))
-        if not np.array_equal(pixels, result["img"][..., ::-1]):
+        crop_of_ours = pixels_from(ours, path.read_bytes(), np.random.default_rng(seed))
+        if not np.array_equal(crop_of_ours, result["img"][..., ::-1]):
             different.append(path.name)
     assert len(paths) == 500
     assert 200 < flips < 300
@@ -117,7 +119,7 @@ def test_random_resized_crop_of_a_box_is_torchvisions():
     for seed in range(20):
         left, top, width, height = RandomResizedCrop(224).box(500, 375, np.random.default_rng(seed))
         expected = functional.resized_crop(image, top, left, height, width, [224, 224])
-        crop = RandomResizedCrop(224)(image, np.random.default_rng(seed))
+        crop = change(RandomResizedCrop(224), image, np.random.default_rng(seed))
         np.testing.assert_array_equal(np.asarray(crop), np.asarray(expected))
 
 
@@ -155,9 +157,7 @@ def test_random_flip_flips_as_mmcv(mmpretrain_transforms):
     _, mmcv_transforms = mmpretrain_transforms
     image = photo(40, 30)
     expected = mmcv_transforms.RandomFlip(prob=1.0)({"img": image})["img"]
-    flipped = make_transform("random_flip(1.0)|resize(30)", 30).operations[0](
-        Image.fromarray(image), RNG
-    )
+    flipped = change(RandomFlip(1.0), Image.fromarray(image), RNG)
     np.testing.assert_array_equal(np.asarray(flipped), expected)
 
 

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from mbv2_jax.configs import default
+from mbv2_jax.data.sample import Sample
+from mbv2_jax.data.sources.parts import Part
 from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.errors import RunFailed
 from mbv2_jax.runtime import mesh
@@ -115,15 +117,16 @@ class Pixels:
 
     def __init__(self, colours, labels):
         self.class_names: tuple[str, ...] = ("red", "green", "blue")
+        self.parts = [Part("pixels", 0, len(colours))]
         self.colours, self.labels = colours, labels
 
     def __len__(self) -> int:
         return len(self.colours)
 
-    def __getitem__(self, i: int) -> dict:
+    def __getitem__(self, i: int) -> Sample:
         encoded = io.BytesIO()
         Image.new("RGB", (2, 2), tuple(self.colours[i])).save(encoded, "PNG")
-        return {"image": encoded.getvalue(), "label": self.labels[i]}
+        return Sample(encoded.getvalue(), self.describe(i), {"label": self.labels[i]})
 
     def describe(self, i: int) -> str:
         return f"image {i}"

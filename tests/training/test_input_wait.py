@@ -17,7 +17,7 @@ import pytest
 from ml_collections import ConfigDict
 from tensorboardX.proto import event_pb2
 
-from mbv2_jax.data import loader
+from mbv2_jax.data import workers
 from mbv2_jax.training import input_wait
 from mbv2_jax.training import log as run_logging
 
@@ -246,7 +246,7 @@ def test_remedies_fit_the_config_and_the_machine():
     )
     assert remedy(16, "exact", 16).startswith("--config.data.train_decode=fast")
     assert remedy(16, "fast", 16) == "more cores (now 16)"
-    threads = loader.parallel(0)
+    threads = workers.parallel(0)
     assert remedy(0, "fast", 64).startswith(
         f"--config.data.workers=64 (now 0: {threads} threads), or more"
     )

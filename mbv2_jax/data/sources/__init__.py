@@ -11,7 +11,7 @@ Another kind of source is a file here, and an entry of `_PREFIXES`.
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from mbv2_jax.data.sample import Sample
@@ -32,7 +32,7 @@ class Source(Protocol):
     """
 
     class_names: tuple[str, ...]
-    parts: Sequence[Part]
+    parts: list[Part]
 
     def __len__(self) -> int: ...
 

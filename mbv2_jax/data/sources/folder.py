@@ -32,8 +32,8 @@ _OTHER_NAME = {"validation": "val", "val": "validation"}
 
 _CACHE_KIND = "folder-1"  # the number changes with the layout of a cached listing
 _MIN_CACHED = 10_000  # files; fewer are listed in a moment
-# A file that is added to a folder right after its listing may leave the folder's times unchanged, if
-# it is added within a tick of the file system's clock. The longest tick is FAT's, two seconds.
+# A file that is added to a folder within a tick of the file system's clock after the listing may
+# leave the folder's times unchanged. The longest tick is FAT's, two seconds.
 _SETTLED_NS = 2_000_000_000
 _SCAN_THREADS = 8  # they wait for a disk or a network
 

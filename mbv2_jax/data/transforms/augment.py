@@ -42,7 +42,7 @@ Table = Mapping[str, float | None]
 
 
 def usual_table(width: int, height: int) -> Table:
-    """Returns the table of RandAugment, and of AutoAugment but for `Invert`, for an image's size."""
+    """Returns RandAugment's table for an image's size; AutoAugment's has `Invert` besides."""
     return {
         "Identity": None,
         "ShearX": 0.3,  # slope

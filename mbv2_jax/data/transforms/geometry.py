@@ -163,7 +163,7 @@ def _crop_boxes(boxes: Boxes, box: Box) -> Boxes:
     left, top, width, height = box
     moved = boxes.corners - np.array([left, top, left, top], np.float32)
     clipped = moved.clip(0, np.array([width, height, width, height], np.float32))
-    kept = (_sides(clipped) > 0).all(axis=1)
+    kept = np.all(_sides(clipped) > 0, axis=1)
     share = _sides(clipped[kept]).prod(axis=1) / _sides(moved[kept]).prod(axis=1)
     boxes = boxes.take(kept)
     return dataclasses.replace(boxes, corners=clipped[kept], area=boxes.area * share)

@@ -94,6 +94,12 @@ class Classification(Task):
             "label": np.array([sample.targets["label"] for sample in samples], np.int32),
         }
 
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """Mixup and cutmix, as far as the settings have them."""
+        names = ("mixup", "cutmix")
+        return tuple(name for name in names if getattr(self.settings, f"{name}_alpha"))
+
     def augment(self, key: jax.Array, batch: Batch) -> Batch:
         """Applies mixup or cutmix; adds "mixed_label" (N,) and "share" () where it does."""
         pixels, targets = mix(

@@ -25,7 +25,7 @@ def files(source) -> list[str]:
     """Returns the files of a source, relative to its root, and reads them."""
     found = [source.describe(i) for i in range(len(source))]
     for i, name in enumerate(found):
-        assert name.endswith("/" + source[i]["image"].decode())
+        assert name.endswith("/" + source[i].image.decode())
     return [os.path.relpath(name, source.root) for name in found]
 
 
@@ -39,7 +39,7 @@ def root(tmp_path) -> pathlib.Path:
 def cache(tmp_path, monkeypatch) -> pathlib.Path:
     """An empty cache that takes these few files, which are only just written."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(folder, "_WORTH_CACHING", 0)
+    monkeypatch.setattr(folder, "_MIN_CACHED", 0)
     monkeypatch.setattr(folder, "_SETTLED_NS", 0)
     return tmp_path / "cache" / "mbv2_jax"
 
@@ -74,7 +74,7 @@ def test_a_folder_is_listed_once(root, cache, monkeypatch):
             "emu/é.jpg",
         ]
         assert source.class_names == ("cat", "dog", "emu")
-        assert [source[i]["label"] for i in range(5)] == [0, 0, 1, 1, 2]
+        assert [source[i].targets["label"] for i in range(5)] == [0, 0, 1, 1, 2]
     assert walked == [str(root)]
 
 
@@ -131,7 +131,7 @@ def test_a_link_to_another_folder_is_seen(root, cache, tmp_path):
 def test_folders_that_only_just_changed_are_not_trusted(root, cache, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
-    monkeypatch.setattr(folder, "_WORTH_CACHING", 0)
+    monkeypatch.setattr(folder, "_MIN_CACHED", 0)
     FolderSource(str(root), "train")
     assert not cache.exists()
 
@@ -233,7 +233,7 @@ def test_parts_are_random_and_stay_the_same(hundred):
         copy = pickle.loads(pickle.dumps(source))
         assert copy.describe(3) == source.describe(3)
         assert copy[3] == source[3]
-        assert [source[i]["label"] for i in range(len(source))] == [
+        assert [source[i].targets["label"] for i in range(len(source))] == [
             "abcde".index(name[0]) for name in files(source)
         ]
     held_out = files(open_source(hundred, "train[:30]"))
@@ -276,8 +276,8 @@ def test_parts_of_tfds_datasets_that_share_examples_are_known(tmp_path):
         ("train[:0]", "split 'train[:0]' of {path}/train is empty"),
         ("train[60:40]", "split 'train[60:40]' of {path}/train is empty"),
         ("trian[:9]", "no split 'trian' in {path}; did you mean 'train'?"),
-        ("train[:9]+val[:9]", "write parts of one split, such as 'train[10000:]'"),
-        ("train[:1shard]", "write parts of one split"),
+        ("train[:9]+val[:9]", "give parts of one split, such as 'train[10000:]'"),
+        ("train[:1shard]", "give parts of one split"),
     ],
 )
 def test_parts_that_cannot_be_are_explained(hundred, split, words):
@@ -298,7 +298,7 @@ def test_a_file_that_cannot_be_read_is_one_that_training_may_skip(hundred):
     os.unlink(source.describe(7))
     with pytest.raises(UnreadableImage, match="cannot read the image: No such file"):
         source[7]
-    assert source[8]["image"]
+    assert source[8].image
 
 
 def test_a_folder_in_a_bucket_is_refused():

@@ -1,11 +1,13 @@
 """Folders as torchvision's ImageFolder sees them, TFDS datasets, and every wrong name."""
 
+import dataclasses
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mbv2_jax.data.sample import Sample
 from mbv2_jax.data.sources import open_source
 from mbv2_jax.errors import UserError
 from tests.support import peers
@@ -52,13 +54,13 @@ def test_folder_is_in_the_order_of_torchvision(flowers):
     for i, (path, label) in enumerate(expected.samples):
         assert source.describe(i) == path
         with open(path, "rb") as file:
-            assert source[i] == {"image": file.read(), "label": label}
+            assert source[i] == Sample(file.read(), path, {"label": label})
 
 
 def test_a_split_may_be_given_directly(flowers):
     source = open_source(f"folder:{flowers / 'val'}", "val")
     assert source.class_names == ("Iris", "rose", "tulip")
-    assert [source[i]["label"] for i in range(len(source))] == [0, 1, 2]
+    assert [source[i].targets["label"] for i in range(len(source))] == [0, 1, 2]
 
 
 def test_hidden_folders_are_no_classes(flowers):
@@ -141,7 +143,7 @@ def test_tfds_datasets_are_opened_from_their_files(data_dir):
     """A builder of the user's own, whose code is not at hand."""
     letters, digits = (open_source(name, "test", str(data_dir)) for name in ("letters", "digits"))
     assert len(letters) == 360
-    assert letters[7] == digits[7]
+    assert letters[7] == dataclasses.replace(digits[7], id=letters.describe(7))
     assert letters.describe(7) == (
         "record 7 of letters[test] (number 7 in letters-test.array_record-00000-of-00001)"
     )
@@ -151,7 +153,7 @@ def test_tfds_split_expressions_work(data_dir):
     assert len(open_source("digits", "train[:10%]", str(data_dir))) == 144
     both = open_source("digits", "test+train[:5]", str(data_dir))
     assert len(both) == 365
-    assert both[360] == open_source("digits", "train", str(data_dir))[0]
+    assert both[360].image == open_source("digits", "train", str(data_dir))[0].image
     assert both.describe(362) == (
         "record 362 of digits[test+train[:5]] (number 2 in"
         " digits-train.array_record-00000-of-00001)"

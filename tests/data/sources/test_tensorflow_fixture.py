@@ -41,8 +41,8 @@ def test_images_and_labels_are_those_of_scikit_learn(data_dir):
     images, labels = (part[:11] for part in digits.load()["test"])
     everything = load_digits()
     for i in range(11):
-        assert source[i]["label"] == labels[i]
-        np.testing.assert_array_equal(pixels(source[i]["image"]), images[i])
+        assert source[i].targets["label"] == labels[i]
+        np.testing.assert_array_equal(pixels(source[i].image), images[i])
         # scikit-learn's grey levels are 0..16.
         same = (everything.images == np.round(images[i] / (255 / 16))).all(axis=(1, 2))
         assert labels[i] in everything.target[same]
@@ -56,7 +56,9 @@ def test_a_part_of_the_split_crosses_files(data_dir):
         ("test[10:]", [10]),
     ]:
         part = open_source("eleven_digits", expression, data_dir)
-        assert [part[i] for i in range(len(part))] == [whole[i] for i in rows]
+        for sample, row in zip(map(part.__getitem__, range(len(part))), rows, strict=True):
+            assert sample.image == whole[row].image
+            assert sample.targets == whole[row].targets
 
 
 def test_tensorflow_is_not_imported(data_dir):
@@ -64,7 +66,7 @@ def test_tensorflow_is_not_imported(data_dir):
         "import sys\n"
         "from mbv2_jax.data.sources import open_source\n"
         f"source = open_source('eleven_digits', 'test', {data_dir!r})\n"
-        "print(source[10]['label'])\n"
+        "print(source[10].targets['label'])\n"
         "sys.exit('tensorflow' in sys.modules)\n"
     )
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

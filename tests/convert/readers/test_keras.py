@@ -79,7 +79,7 @@ def test_keras_3(suffix, model, tmp_path):
     file = readers.read(path)
     assert len(file.tensors) == 262
     assert_same(file.tensors, weights(model))
-    assert (file.container, file.weights, file.guesses) == ("keras", "", ())
+    assert (file.container, file.contents.selection, file.contents.guesses) == ("keras", "", ())
 
 
 def keras_2(model: Any) -> dict[str, list[str]]:
@@ -113,7 +113,7 @@ def test_keras_2(whole_model, split, model, tmp_path):
                 group[entry] = arrays[entry.removesuffix(":0")]
     file = readers.read(tmp_path / "net.h5")
     assert_same(file.tensors, arrays)
-    assert file.guesses == ()
+    assert file.contents.guesses == ()
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".weights.h5", ".h5"])
@@ -167,7 +167,7 @@ def test_without_names_a_config_tells_them(model, tmp_path):
         archive.write(tmp_path / "net.weights.h5", "model.weights.h5")
     file = readers.read(tmp_path / "net.keras")
     assert_same(file.tensors, weights(model))
-    assert file.guesses == ()
+    assert file.contents.guesses == ()
 
 
 @pytest.mark.parametrize("include_top", [True, False])
@@ -177,7 +177,7 @@ def test_without_names_the_order_tells_them(include_top, tmp_path):
     strip_names(tmp_path / "net.weights.h5")
     file = readers.read(tmp_path / "net.weights.h5")
     assert_same(file.tensors, weights(model))
-    (guess,) = file.guesses
+    (guess,) = file.contents.guesses
     assert "order" in guess
 
 

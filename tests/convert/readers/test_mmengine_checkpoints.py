@@ -62,8 +62,8 @@ def test_the_files_are_of_the_kind_that_torch_refuses(trained):
 def test_what_is_read_is_what_mmengine_loads(name, trained, monkeypatch):
     file = readers.read(trained / name)
     assert_is(file.tensors, loaded(trained / name, monkeypatch).state_dict())
-    assert file.class_names == mmengine_training.CLASSES
-    assert file.weights == "state_dict" + " (averaged: EMA)" * name.startswith("ema")
+    assert file.contents.class_names == mmengine_training.CLASSES
+    assert file.contents.selection == "state_dict" + " (averaged: EMA)" * name.startswith("ema")
 
 
 def test_averaged_and_raw_weights(trained):
@@ -73,13 +73,15 @@ def test_averaged_and_raw_weights(trained):
     path = trained / "ema" / "epoch_2.pth"
     assert_is(readers.read(path, ema=True).tensors, averaged)
     assert_is(readers.read(path, ema=False).tensors, raw)
-    assert readers.read(path, ema=False).weights == "ema_state_dict (not the averaged ones)"
+    assert (
+        readers.read(path, ema=False).contents.selection == "ema_state_dict (not the averaged ones)"
+    )
 
 
 def test_without_averages(trained):
     path = trained / "plain" / "epoch_2.pth"
     assert_is(readers.read(path, ema=False).tensors, torch.load(trained / "plain" / "raw.pth"))
-    with pytest.raises(UserError, match="no weights averaged"):
+    with pytest.raises(UserError, match="no averaged"):
         readers.read(path, ema=True)
 
 

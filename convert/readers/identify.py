@@ -1,4 +1,4 @@
-"""What kind of file something is, by its content; and what it is instead, if it cannot be read."""
+"""The container of a weight file, told from the file's content."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ READABLE = "PyTorch (.pth, .pt), safetensors (.safetensors) and Keras (.keras, .
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, pickled
 
-# What is mistaken for weights, by its first bytes (in lower case), and what to do instead.
+# Files that are mistaken for weights, by their first bytes (in lower case), and the way out.
 _OTHERS = (
     (b"<!doctype html", "a web page, not weights: a login or error page was saved in their place"),
     (b"<html", "a web page, not weights: a login or error page was saved in their place"),
@@ -28,7 +28,7 @@ _OTHERS = (
     (b"rar!", "compressed (RAR): unpack it first"),
     (b"\x93numpy", "a numpy array without names"),
 )
-# The same by suffix, for formats without a mark of their own.
+# The same by suffix, for formats that have no magic number.
 _SUFFIXES = {
     ".onnx": "an ONNX model: convert the weights that it was made from",
     ".pb": "a TensorFlow graph: load it in Keras, and save the model as .keras",
@@ -39,11 +39,11 @@ _SUFFIXES = {
 }
 
 
-def identify(path: pathlib.Path) -> str:
-    """Returns "torch", "safetensors" or "keras".
+def container(path: pathlib.Path) -> str:
+    """Returns the container of a weight file: "torch", "safetensors" or "keras".
 
     Raises:
-      UserError: it is none of them; the message says what it seems to be.
+      UserError: it is none of them; the message says what kind of file it seems to be.
     """
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder; give the file of weights in it")
@@ -65,37 +65,38 @@ def identify(path: pathlib.Path) -> str:
     length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and length < 100_000_000:
         return "safetensors"
-    raise UserError(f"{path} {_what(path, head)}; readable are {READABLE}")
+    raise UserError(f"{path} {_other_kind(path, head)}; readable are {READABLE}")
 
 
-def _what(path: pathlib.Path, head: bytes) -> str:
-    """Says what a file is that cannot be read."""
+def _other_kind(path: pathlib.Path, head: bytes) -> str:
+    """Returns a clause on the kind of a file that cannot be read, such as "is a text file"."""
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    for mark, what in _OTHERS:
+    for mark, kind in _OTHERS:
         if start.startswith(mark):
-            return f"is {what}"
+            return f"is {kind}"
     if head[257:262] == b"ustar":
         return "is a tar archive: unpack it first"
     if head[4:8] == b"TFL3":
         return f"is {_SUFFIXES['.tflite']}"
-    for suffix, what in _SUFFIXES.items():
+    for suffix, kind in _SUFFIXES.items():
         if path.name.endswith(suffix):
-            return f"is {what}"
+            return f"is {kind}"
     if head.startswith(b"\x80") and b"." in head:
         return "is a pickle, but not one of torch.save"
     if not any(byte < 9 for byte in head):
         return "is a text file"
-    return "is not a file of weights, or a damaged one"
+    return "is not a weight file, or is damaged"
 
 
 def _zip_container(path: pathlib.Path) -> str:
+    """Returns the container of a zip archive: "torch" or "keras"."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    # By where the damage is: BadZipFile, UnicodeDecodeError, ... A file that was cut has no end.
+    # The error depends on the place of the damage: BadZipFile, UnicodeDecodeError, ...
     except Exception as error:
         raise UserError(
-            f"{path} is damaged or cut off; it begins as a file of torch.save or Keras: {error}"
+            f"{path} is damaged or cut off; it begins like a file of torch.save or Keras: {error}"
         ) from None
     members = {name.rpartition("/")[2] for name in names}
     if {"config.json", "model.weights.h5"} <= set(names):
@@ -111,6 +112,6 @@ def _zip_container(path: pathlib.Path) -> str:
     if all(name.endswith(".npy") for name in names):
         raise UserError(f"{path} is a numpy archive (.npz); readable are {READABLE}")
     raise UserError(
-        f"{path} is a zip archive, and none of torch.save or Keras: unpack it first; readable are"
-        f" {READABLE}"
+        f"{path} is a zip archive, but not one of torch.save or Keras: unpack it first; readable"
+        f" are {READABLE}"
     )

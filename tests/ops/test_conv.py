@@ -1,4 +1,4 @@
-"""The CPU lowerings are the convolution of `lax.conv_general_dilated`, forward and backward."""
+"""On CPUs the convolutions equal `lax.conv_general_dilated`'s, forward and backward."""
 
 from collections.abc import Callable
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from mbv2_jax.ops.convolution import explicit_padding, pointwise_conv, stem_conv
-from mbv2_jax.ops.depthwise import depthwise_conv
+from mbv2_jax.ops.conv import convolution, depthwise_convolution, explicit_padding, map_batch
+from mbv2_jax.ops.cpu import pieces
 
 
 def reference(
@@ -74,7 +74,9 @@ def test_depthwise_is_the_convolution(stride, padding, dilation, size, kernel_si
         x, kernel = arrays(*size, kernel_size=kernel_size)
 
         def ours(x, kernel):
-            return depthwise_conv(x, kernel, stride=stride, padding=padding, dilation=dilation)
+            return depthwise_convolution(
+                x, kernel, stride=stride, padding=padding, dilation=dilation
+            )
 
         def plain(x, kernel):
             return reference(x, kernel, stride, padding, dilation)
@@ -95,30 +97,37 @@ def test_depthwise_gradients_are_finite_differences(stride, dilation):
         x, kernel = arrays(5, 6)
 
         def ours(x, kernel):
-            y = depthwise_conv(x, kernel, stride=stride, padding="torch", dilation=dilation)
+            y = depthwise_convolution(x, kernel, stride=stride, padding="torch", dilation=dilation)
             return (y * jnp.cos(jnp.arange(y.size).reshape(y.shape))).sum()
 
         # Differences over 1e-4 of numbers about 100 keep ten digits; there is no curvature.
         jax.test_util.check_grads(ours, (x, kernel), order=1, modes=("rev",), eps=1e-4, rtol=1e-8)
 
 
+# Three channels are written out as sums; for eight, or a 1x1 with a stride, XLA's own is taken.
+@pytest.mark.parametrize(("channels", "kernel_size"), [(3, 3), (8, 3), (8, 1)])
 @pytest.mark.parametrize("size", [(8, 8), (7, 10), (1, 2)])
 @pytest.mark.parametrize("padding", ["torch", "same"])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_the_stem_is_the_convolution(stride, padding, size):
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (2, 2)])
+def test_full_convolutions(stride, dilation, padding, size, channels, kernel_size):
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
-        x = jnp.asarray(rng.standard_normal((2, *size, 3)))
-        kernel = jnp.asarray(rng.standard_normal((3, 3, 3, 5)))
+        x = jnp.asarray(rng.standard_normal((2, *size, channels)))
+        kernel = jnp.asarray(rng.standard_normal((kernel_size, kernel_size, channels, 5)))
 
         def plain(x, kernel):
-            margins = "SAME" if padding == "same" else ((1, 1), (1, 1))
+            margin = dilation * (kernel_size // 2)
             return lax.conv_general_dilated(
-                x, kernel, (stride,) * 2, margins, dimension_numbers=("NHWC", "HWIO", "NHWC")
+                x,
+                kernel,
+                (stride,) * 2,
+                "SAME" if padding == "same" else ((margin, margin),) * 2,
+                rhs_dilation=(dilation,) * 2,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
 
         def ours(x, kernel):
-            return stem_conv(x, kernel, stride=stride, padding=padding)
+            return convolution(x, kernel, stride=stride, padding=padding, dilation=dilation)
 
         got, expected = jax.jit(
             lambda: [result_and_gradients(convolve, x, kernel) for convolve in (ours, plain)]
@@ -140,18 +149,18 @@ def test_bias_and_relu6_come_after_the_sums(relu6):
             return np.clip(y + np.asarray(bias), 0, 6) if relu6 else y + np.asarray(bias)
 
         depthwise = jnp.asarray(rng.standard_normal((3, 3, 1, 4)))
-        got = depthwise_conv(x, depthwise, bias, stride=2, padding="same", relu6=relu6)
+        got = depthwise_convolution(x, depthwise, bias, stride=2, padding="same", relu6=relu6)
         expected = added(np.asarray(reference(x, depthwise, 2, "same", 1)))
         np.testing.assert_allclose(got, expected, atol=1e-12)  # 9 products of numbers about 1
 
         full = jnp.asarray(rng.standard_normal((3, 3, 4, 4)))
-        got = stem_conv(x, full, bias, stride=1, padding="torch", relu6=relu6)
+        got = convolution(x, full, bias, stride=1, padding="torch", relu6=relu6)
         y = lax.conv_general_dilated(
             x, full, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         np.testing.assert_allclose(got, added(np.asarray(y)), atol=1e-12)
 
-        product = pointwise_conv(x, full[:1, :1], bias, relu6=relu6)
+        product = convolution(x, full[:1, :1], bias, relu6=relu6)
         np.testing.assert_allclose(product, added(np.asarray(x @ full[0, 0])), atol=1e-12)
 
 
@@ -165,7 +174,7 @@ def test_pointwise_is_the_convolution():
                 x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
 
-        got = jax.jit(lambda: result_and_gradients(pointwise_conv, x, kernel))()
+        got = jax.jit(lambda: result_and_gradients(convolution, x, kernel))()
         expected = jax.jit(lambda: result_and_gradients(plain, x, kernel))()
         for a, b in zip(got, expected, strict=True):
             # Sums of at most 36 products of numbers about 1.
@@ -179,7 +188,7 @@ def test_depthwise_under_vmap_remat_and_without_jit(stride):
         kernels = jnp.stack([kernel, -2 * kernel])
 
         def ours(x, kernel):
-            return depthwise_conv(x, kernel, stride=stride, padding="torch")
+            return depthwise_convolution(x, kernel, stride=stride, padding="torch")
 
         def each(kernel):
             return result_and_gradients(jax.checkpoint(ours), x, kernel)
@@ -204,7 +213,7 @@ def test_depthwise_in_bfloat16_is_as_good_as_the_convolution(stride):
             kernel.astype(jnp.float64),
         )
     got = result_and_gradients(
-        lambda x, k: depthwise_conv(x, k, stride=stride, padding="torch"), x, kernel
+        lambda x, k: depthwise_convolution(x, k, stride=stride, padding="torch"), x, kernel
     )
     for a, b in zip(got, map(np.asarray, exact), strict=True):
         assert a.dtype == jnp.bfloat16
@@ -227,7 +236,7 @@ def test_depthwise_differentiates_twice():
 
             return jax.jit(jax.grad(norm, argnums=(0, 1)))
 
-        got = gradient_norm(lambda x, k: depthwise_conv(x, k, stride=2, padding="torch"))
+        got = gradient_norm(lambda x, k: depthwise_convolution(x, k, stride=2, padding="torch"))
         expected = gradient_norm(lambda x, k: reference(x, k, 2, "torch", 1))
         for a, b in zip(got(x, kernel), expected(x, kernel), strict=True):
             # Relative rounding of sums of some hundred products, with room for cancellation.
@@ -250,12 +259,27 @@ def test_same_padding_by_hand():
     assert explicit_padding("torch", (224, 7), kernel_size=3, stride=2) == ((1, 1), (1, 1))
     x = jnp.arange(1.0, 5.0).reshape(1, 1, 4, 1)  # 1 2 3 4
     row = jnp.zeros((3, 3, 1, 1)).at[1].set(jnp.array([1.0, 10.0, 100.0]).reshape(3, 1, 1))
-    same = depthwise_conv(x, row, stride=2, padding="same")
+    same = depthwise_convolution(x, row, stride=2, padding="same")
     assert same.ravel().tolist() == [321.0, 43.0]
-    torch = depthwise_conv(x, row, stride=2, padding="torch")
+    torch = depthwise_convolution(x, row, stride=2, padding="torch")
     assert torch.ravel().tolist() == [210.0, 432.0]
 
 
 def test_unknown_padding_is_refused():
     with pytest.raises(ValueError, match="'valid'"):
         explicit_padding("valid", (8, 8), kernel_size=3, stride=1)
+
+
+def test_a_batch_in_pieces_gives_the_results_of_the_whole(monkeypatch):
+    monkeypatch.setattr(pieces, "PIXELS", 3 * 4 * 5)  # three images
+    images = jnp.arange(6.0 * 4 * 5 * 2).reshape(6, 4, 5, 2)
+    seen = []
+
+    def function(images):
+        seen.append(images.shape[0])
+        return images.sum((1, 2)), images[:, ::2]
+
+    got = jax.jit(lambda images: map_batch(function, images))(images)
+    assert 3 in seen  # it was traced for pieces
+    for a, b in zip(got, function(images), strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -1,4 +1,4 @@
-"""PyTorch's weight files: opened without executing anything, and the weights found in them."""
+"""PyTorch's weight files, opened without executing anything in them."""
 
 import contextlib
 import pathlib
@@ -12,16 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from mbv2_jax.errors import UserError, listed
+from mbv2_jax.errors import UserError, first_line, listed
+
+from .contents import Contents, no_averages, strip_wrappers
 
 # In older versions a file could run code in spite of weights_only (CVE-2025-32434).
 _SAFE_TORCH = (2, 6)
 
-# What training programs write beside the weights, and nobody here needs: logs, counters, options.
-# Files name these; what they get is _Inert, also where mmengine and its like are not installed.
+# Types of the logs, counters and options that training programs write beside the weights. A file
+# may name them, and gets `_Inert` in their place, whether or not mmengine and the others are
+# installed.
 _HARMLESS = (
-    # mmengine's Runner: message_hub. HistoryBuffer pickles its methods by `getattr`, which is a
-    # way to any code there is, and so is never the real one.
+    # mmengine's Runner: message_hub. HistoryBuffer pickles its methods by `getattr`, which leads to
+    # any code, and therefore must never be the real one.
     "builtins.getattr",
     "mmengine.logging.history_buffer.HistoryBuffer",
     "numpy.core.multiarray._reconstruct",
@@ -34,19 +37,19 @@ _HARMLESS = (
     "argparse.Namespace",
 )
 
-# Where training programs put the weights, and their moving average.
+# The keys under which training programs keep the weights, and their moving average.
 _RAW = ("state_dict", "model", "model_state_dict", "net")
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict")
 
-# torch keeps its list of allowed names for the whole process.
+# torch has one list of allowed names for the whole process.
 _ALLOWING = threading.Lock()
 
 
 class _Inert:
-    """Takes the place of an object that a file names: it can be made and filled, and does nothing.
+    """Stands in for an object that a file names: it can be created and filled, and does nothing.
 
-    torch's loader calls the allowed names (REDUCE, NEWOBJ) and fills what they return (BUILD);
-    calling what they return it refuses.
+    torch's loader calls the allowed names (REDUCE, NEWOBJ) and sets the state of the objects that
+    they return (BUILD); it refuses to call those objects.
     """
 
     def __new__(cls, *args: object) -> "_Inert":
@@ -59,14 +62,33 @@ class _Inert:
         pass
 
     def __repr__(self) -> str:
-        return f"what {type(self).__name__} returns"
+        return f"the result of {type(self).__name__}"
 
 
 _STAND_INS = [(type(name, (_Inert,), {}), name) for name in _HARMLESS]
 
 
-def load(path: pathlib.Path) -> Any:
-    """Returns what torch.save wrote to `path`, on the CPU, with `_Inert` for what is not weights.
+def read(path: pathlib.Path, ema: bool | None) -> Contents:
+    """Reads the weights in a file of torch.save, and the class names beside them.
+
+    Args:
+      path: the file, in either of torch's serialisations.
+      ema: None selects the weights that the program which wrote the file would load for use: the
+        averaged ones where there are some (timm's load_checkpoint; torchvision publishes those;
+        mmengine puts them under `state_dict`). True selects the averaged weights, False the others.
+
+    Raises:
+      UserError: the file would run code, is damaged, or does not hold such weights; or torch is not
+        installed.
+    """
+    checkpoint = _load(path)
+    selection, weights = _select(path, checkpoint, ema)
+    tensors = strip_wrappers(path, _to_arrays(path, weights))
+    return Contents(tensors, selection, _class_names(checkpoint))
+
+
+def _load(path: pathlib.Path) -> Any:
+    """Returns the object in a file of torch.save, on the CPU, with `_Inert` in place of logs.
 
     Raises:
       UserError: the file would run code, is damaged, or torch is not installed.
@@ -81,7 +103,7 @@ def load(path: pathlib.Path) -> Any:
             f"reading {path} needs torch {'.'.join(map(str, _SAFE_TORCH))} or newer, here is"
             f" {torch.__version__}: pip install 'mbv2_jax[convert]'"
         )
-    _check_sums(path)
+    _check_crcs(path)
     try:
         with (
             open(path, "rb") as file,
@@ -91,38 +113,26 @@ def load(path: pathlib.Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
         raise UserError(_refusal(path, str(error))) from None
-    # By where the damage is: RuntimeError, EOFError, KeyError, IndexError, struct.error, ...
+    # The error depends on the place of the damage: RuntimeError, EOFError, struct.error, ...
     except Exception as error:
-        what = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is damaged or cut off: {what}") from None
+        raise UserError(f"{path} is damaged or cut off: {first_line(error)}") from None
 
 
-def choose(path: pathlib.Path, checkpoint: Any, ema: bool | None) -> tuple[str, dict[str, Any]]:
-    """Finds the weights in what a file holds.
-
-    Args:
-      path: the file, for messages.
-      checkpoint: what `load` returned.
-      ema: None = what the program that wrote the file would load for use: the averaged weights
-        where there are some (timm's load_checkpoint; torchvision publishes those; mmengine puts
-        them under `state_dict`). True = the averaged weights, False = the others.
-
-    Returns:
-      A word for the summary on which ones they are, "" where the file holds nothing else; and the
-      weights as {name: whatever the file has there}.
+def _select(path: pathlib.Path, checkpoint: Any, ema: bool | None) -> tuple[str, dict[str, Any]]:
+    """Returns a clause that names the weights, "" where there are no others; and the weights.
 
     Raises:
-      UserError: there are no such weights, or it is not clear which ones they are.
+      UserError: there are no such weights, or there are several sets of them.
     """
     if not isinstance(checkpoint, dict):
         raise UserError(
-            f"{path} holds no weights by name but a {type(checkpoint).__name__}; in the program"
+            f"{path} holds a {type(checkpoint).__name__} instead of weights by name; in the program"
             " that wrote it, save model.state_dict()"
         )
     held = [key for key in (*_RAW, *_AVERAGED) if isinstance(checkpoint.get(key), dict)]
     averaged = [key for key in held if key in _AVERAGED]
     if "ema_state_dict" in held and "steps" in checkpoint["ema_state_dict"]:
-        # mmengine's EMAHook exchanges the two when it saves, so that `state_dict` is for use.
+        # mmengine's EMAHook swaps the two when it saves: `state_dict` holds the averaged weights.
         averaged = [key for key in held if key == "state_dict"]
     raw = [key for key in held if key not in averaged]
     if not held:
@@ -132,15 +142,15 @@ def choose(path: pathlib.Path, checkpoint: Any, ema: bool | None) -> tuple[str, 
                 f" {_quoted((*_RAW, *_AVERAGED))}; it holds {_quoted(checkpoint) or 'nothing'}"
             )
         if ema:
-            raise UserError(f"{path} holds one set of weights, and calls none averaged (EMA)")
+            raise no_averages(path)
         return "", checkpoint
     found = averaged if ema or (ema is None and averaged) else raw
     if not found:
-        wanted, others = ("averaged (EMA)", raw) if ema else ("other than averaged", averaged)
-        raise UserError(f"{path} holds no weights {wanted}: only {_quoted(others)}")
+        wanted, others = ("averaged (EMA)", raw) if ema else ("raw", averaged)
+        raise UserError(f"{path} holds no {wanted} weights: only {_quoted(others)}")
     if len(found) > 1:
         raise UserError(
-            f"{path} holds several sets of weights: {_quoted(found)}; save the one that is meant"
+            f"{path} holds several sets of weights: {_quoted(found)}; save the right one"
             f" to a file of its own: torch.save(torch.load({path.name!r})[{found[0]!r}], ...)"
         )
     (key,) = found
@@ -148,11 +158,11 @@ def choose(path: pathlib.Path, checkpoint: Any, ema: bool | None) -> tuple[str, 
     return key + (note if averaged else ""), checkpoint[key]
 
 
-def arrays(path: pathlib.Path, weights: Mapping[Any, Any]) -> dict[str, np.ndarray]:
-    """Returns the weights as numpy arrays, copies, of the file's types; 16 bits become float32.
+def _to_arrays(path: pathlib.Path, weights: Mapping[Any, Any]) -> dict[str, np.ndarray]:
+    """Returns copies of the weights as numpy arrays; 16-bit floats become float32.
 
     Raises:
-      UserError: something is no tensor, or one that numpy cannot hold; all such are named.
+      UserError: some values are not tensors, or tensors that numpy cannot hold; lists them.
     """
     import torch
 
@@ -160,9 +170,9 @@ def arrays(path: pathlib.Path, weights: Mapping[Any, Any]) -> dict[str, np.ndarr
     found = {}
     for name, value in weights.items():
         if not isinstance(name, str):
-            faults.append(f"{name!r} is no name")
+            faults.append(f"{name!r} is not a name")
         elif not isinstance(value, torch.Tensor):
-            faults.append(f"{name} is no tensor but a {type(value).__name__}")
+            faults.append(f"{name} is a {type(value).__name__}, not a tensor")
         elif value.layout != torch.strided:
             faults.append(f"{name} is a {str(value.layout).removeprefix('torch.')} tensor")
         elif value.is_quantized:
@@ -181,8 +191,8 @@ def arrays(path: pathlib.Path, weights: Mapping[Any, Any]) -> dict[str, np.ndarr
     return found
 
 
-def class_names(checkpoint: Any) -> tuple[str, ...]:
-    """Returns the class names that mmcls 0.x and mmpretrain 1.x keep in `meta`, () without any."""
+def _class_names(checkpoint: Any) -> tuple[str, ...]:
+    """Returns the class names that mmcls 0.x and mmpretrain 1.x keep in `meta`; () without any."""
     meta = checkpoint.get("meta") if isinstance(checkpoint, dict) else None
     if not isinstance(meta, dict):
         return ()
@@ -195,9 +205,9 @@ def class_names(checkpoint: Any) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _only_harmless_names(serialization: Any) -> Iterator[None]:
-    """Lets torch's weights-only loader know the harmless names, and none that others registered.
+    """Restricts torch's weights-only loader to the harmless names.
 
-    What a user's own program allowed, `getattr` perhaps, would otherwise be run by a file.
+    Names that the user's own program has allowed, such as `getattr`, would let a file run code.
     """
     with _ALLOWING:
         others = serialization.get_safe_globals()
@@ -210,45 +220,50 @@ def _only_harmless_names(serialization: Any) -> Iterator[None]:
             serialization.add_safe_globals(others)
 
 
-def _check_sums(path: pathlib.Path) -> None:
-    """Checks the CRC of each member of a zip archive, which torch does not.
+def _check_crcs(path: pathlib.Path) -> None:
+    """Checks the CRC of each member of a zip archive, which torch does not do.
 
-    torch.save writes 0 in their place where a user has switched them off.
+    A user can switch the CRCs off: then torch.save writes 0.
     """
     if not zipfile.is_zipfile(path):
-        return  # torch's older serialisation has no check sums
+        return  # torch's older serialisation has no checksums
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
-                if member.external_attr & 0x10:  # torch would not read it, and not say so either
+                if member.external_attr & 0x10:  # torch would skip it silently
                     raise zipfile.BadZipFile(f"{member.filename} is marked as a folder")
                 if member.CRC:
                     with archive.open(member) as file:
                         while file.read(1 << 20):
                             pass
-    # By where the damage is: BadZipFile, EOFError, NotImplementedError, zlib.error, ...
+    # The error depends on the place of the damage: BadZipFile, EOFError, zlib.error, ...
     except Exception as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
 def _refusal(path: pathlib.Path, error: str) -> str:
-    """Says in a line what torch's loader did not want to do for the file."""
+    """Returns the line that explains why torch's loader refused a file.
+
+    Args:
+      error: torch's message, of several paragraphs.
+    """
     match = re.search(r"GLOBAL (.+?) (?:was not an allowed|whose module)", error)
     if not match:
-        what = error.rpartition("WeightsUnpickler error:")[2].partition("\n\nCheck the")[0].strip()
-        if "operand" in what:
-            what += ": it is damaged, or saved with another pickle protocol than torch.save's own"
-        return f"{path} was refused: {' '.join(what.split())}"
+        reason = error.rpartition("WeightsUnpickler error:")[2].partition("\n\nCheck the")[0]
+        reason = " ".join(reason.split())
+        if "operand" in reason:
+            reason += ": it is damaged, or written in another pickle protocol than torch.save's"
+        return f"{path} was refused: {reason}"
     name = match[1] if "." in match[1] else f"builtins.{match[1]}"
     if not name.isprintable():
         name = repr(name)
-    text = f"{path} was refused: opening it would run {name}"
+    line = f"{path} was refused: opening it would run {name}"
     if name.rpartition(".")[2][:1].isupper():
-        text += (
+        line += (
             "; if it is a whole model, open it in the program that wrote it, and save"
             " model.state_dict()"
         )
-    return text
+    return line
 
 
 def _quoted(names: Iterable[object], limit: int = 8) -> str:

@@ -65,7 +65,7 @@ def test_what_torch_saved(how, net, tmp_path):
     torch.save(net.state_dict(), tmp_path / "net.bin", **how)
     file = readers.read(tmp_path / "net.bin")
     assert_is(file.tensors, net.state_dict())
-    assert (file.container, file.weights, file.class_names) == ("torch", "", ())
+    assert (file.container, file.contents.selection, file.contents.class_names) == ("torch", "", ())
     assert file.sha256 == hashlib.sha256((tmp_path / "net.bin").read_bytes()).hexdigest()
 
 
@@ -93,8 +93,8 @@ def test_mmpretrains_file(check_data):
     saved = torch.load(path, weights_only=True)
     assert len(file.tensors) == 314
     assert_is(file.tensors, saved["state_dict"])
-    assert file.class_names == tuple(saved["meta"]["CLASSES"])
-    assert len(file.class_names) == 1000
+    assert file.contents.class_names == tuple(saved["meta"]["CLASSES"])
+    assert len(file.contents.class_names) == 1000
 
 
 @pytest.mark.parametrize(
@@ -106,13 +106,13 @@ def test_mmpretrains_file(check_data):
 )
 def test_class_names(meta, net, tmp_path):
     torch.save({"meta": meta, "state_dict": net.state_dict()}, tmp_path / "net.pth")
-    assert readers.read(tmp_path / "net.pth").class_names == ("cat", "dog")
+    assert readers.read(tmp_path / "net.pth").contents.class_names == ("cat", "dog")
 
 
 @pytest.mark.parametrize("meta", [{"CLASSES": None}, {"dataset_meta": {"classes": [1, 2]}}, None])
 def test_no_class_names(meta, net, tmp_path):
     torch.save({"meta": meta, "state_dict": net.state_dict()}, tmp_path / "net.pth")
-    assert readers.read(tmp_path / "net.pth").class_names == ()
+    assert readers.read(tmp_path / "net.pth").contents.class_names == ()
 
 
 # Wrappers
@@ -123,7 +123,7 @@ def test_wrapped(key, net, tmp_path):
     torch.save({"epoch": 3, key: net.state_dict(), "optimizer": {"state": {}}}, tmp_path / "a.pth")
     file = readers.read(tmp_path / "a.pth")
     assert_is(file.tensors, net.state_dict())
-    assert file.weights == key
+    assert file.contents.selection == key
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_torchvisions_training_checkpoint(net, tmp_path):
         (False, "model (not the averaged ones)", net.state_dict()),
     ):
         file = readers.read(tmp_path / "checkpoint.pth", ema=ema)
-        assert file.weights == weights
+        assert file.contents.selection == weights
         assert_is(file.tensors, expected)
 
 
@@ -331,8 +331,8 @@ def test_every_entry_that_is_no_weight_is_named(net, tmp_path):
     torch.save(weights, tmp_path / "net.pth")
     line = refusal(tmp_path / "net.pth")
     for fault in (
-        "lr is no tensor but a float",
-        "blocks is no tensor but a dict",
+        "lr is a float, not a tensor",
+        "blocks is a dict, not a tensor",
         "sparse is a sparse_coo tensor",
         "int8 is a quantized tensor",
         "phase is a tensor of complex numbers",
@@ -452,7 +452,7 @@ def test_a_zip_without_check_sums_is_read(net, tmp_path):
         ("frozen.pb", b"\x0a\x10\x0a\x05input" + bytes(100), "a TensorFlow graph"),
         ("net.bin", b"\x1c\x00\x00\x00TFL3" + bytes(100), "a TFLite model"),
         ("model.ckpt.data-00000-of-00001", bytes(100), "a TensorFlow checkpoint"),
-        ("net.pth", bytes(100), "not a file of weights"),
+        ("net.pth", bytes(100), "not a weight file"),
         ("net.pth", b"", "empty"),
     ],
 )
@@ -483,7 +483,7 @@ def test_safetensors(net, tmp_path):
     weights |= {"half": torch.ones(2).half() / 3, "bfloat16": torch.arange(6).bfloat16() / 7}
     safetensors.torch.save_file(weights, tmp_path / "net.pth", {"format": "pt", "by": "me"})
     file = readers.read(tmp_path / "net.pth")  # the content decides, whatever the name
-    assert (file.container, file.metadata) == ("safetensors", {"format": "pt", "by": "me"})
+    assert (file.container, file.contents.metadata) == ("safetensors", {"format": "pt", "by": "me"})
     expected = dict(net.state_dict())
     expected |= {name: weights[name].float() for name in ("half", "bfloat16")}
     assert_is(file.tensors, {name: expected[name] for name in file.tensors})
@@ -492,7 +492,7 @@ def test_safetensors(net, tmp_path):
 
 def test_safetensors_without_metadata(net, tmp_path):
     safetensors.torch.save_file(net.state_dict(), tmp_path / "a.safetensors")
-    assert readers.read(tmp_path / "a.safetensors").metadata == {}
+    assert readers.read(tmp_path / "a.safetensors").contents.metadata == {}
 
 
 def test_safetensors_that_are_no_plain_weights(net, tmp_path):

@@ -1,6 +1,6 @@
-"""Keras's weight files -> {"LAYER/VARIABLE": array}, read without Keras: JSON and HDF5 groups.
+"""Keras's weight files, read without Keras: JSON and HDF5 groups -> {"LAYER/VARIABLE": array}.
 
-Three layouts of HDF5 are about, by what wrote them:
+Keras has written three structures of HDF5:
 
   Keras 3, .weights.h5 and the same inside .keras    layers/conv2d_3/vars/0 ...
   Keras 2 (and 3, on request), .h5                   conv_1/conv_1/kernel:0, listed in attributes
@@ -21,8 +21,11 @@ import numpy as np
 
 from mbv2_jax.errors import UserError
 
-# What the variables of a layer are called, in the order in which Keras numbers them, by the name
-# that its class has in a file. Layers of other classes keep the numbers.
+from ..layouts import LAYOUTS, Layout
+from .contents import Contents, no_averages
+
+# The names of a layer's variables in the order in which Keras numbers them, by the layer's class as
+# files write it. Variables of other classes keep their numbers.
 _VARIABLES = {
     "conv2d": ("kernel", "bias"),
     "depthwise_conv2d": ("depthwise_kernel", "bias"),
@@ -33,33 +36,40 @@ _VARIABLES = {
 # Groups of layers inside a model's group; the second is Keras 2.13's.
 _CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
 
-# The state of random layers: no weights, and of no use elsewhere.
+# The state of random layers, which is not a weight.
 _RANDOM_STATES = ("StateVar", "seed_generator_state")
 
-# Bytes that a member of a .keras file may unpack to; the widest network here is far below it.
+# Bytes to which a member of a .keras file may unpack; the widest network needs far fewer.
 _LARGEST = 2 << 30
 
 _NO_NAMES = "the file has no layer names: they are taken from the layers' order, class by class"
 
 
 class _Layer(NamedTuple):
-    """A group that holds variables: its key in the file, such as conv2d_3, and the layer's name."""
+    """A group of variables.
+
+    Attributes:
+      key: of the group in the file, such as conv2d_3.
+      name: of the layer; "" where the file has none.
+      variables: by number.
+    """
 
     key: str
-    name: str  # "" where the file has none
-    variables: dict[str, np.ndarray]  # by number
+    name: str
+    variables: dict[str, np.ndarray]
 
 
-def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Reads a .keras, .weights.h5 or .h5 file.
+def read(path: pathlib.Path, ema: bool | None) -> Contents:
+    """Reads the layers' weights in a .keras, .weights.h5 or .h5 file.
 
-    Returns:
-      The layers' weights, and what had to be assumed. Optimizer, metrics and the states of random
-      layers are left out.
+    Optimizer, metrics and the states of random layers are left out.
 
     Raises:
-      UserError: the file is damaged or holds no layers, or h5py is not installed.
+      UserError: the file is damaged, or holds no layers, or no averaged weights where `ema` asks
+        for them; or h5py is not installed.
     """
+    if ema:
+        raise no_averages(path)
     try:
         import h5py
     except ImportError:
@@ -75,21 +85,22 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         with h5py.File(content, "r") as file:
             root = file.get("model_weights", file)
             if "layer_names" in root.attrs or "layer_names0" in root.attrs:
-                return _by_attributes(path, file, root), ()
+                return Contents(_by_attributes(path, file, root))
             layers = list(_walk(path, file, root, config))
     except UserError:
         raise
-    # By where the damage is: OSError, KeyError, RuntimeError, BadZipFile, JSONDecodeError, ...
+    # The error depends on the place of the damage: OSError, KeyError, BadZipFile, ...
     except Exception as error:
         raise UserError(f"{path} is damaged or cut off: {_one_line(error)}") from None
     if not layers:
         raise UserError(f"{path} is an HDF5 file, but holds no layers as Keras writes them")
     if any(layer.name for layer in layers):
-        return _flat(path, layers), ()
-    return _flat(path, _named_by_order(layers)), (_NO_NAMES,)
+        return Contents(_flatten(path, layers))
+    return Contents(_flatten(path, _name_by_order(layers)), guesses=(_NO_NAMES,))
 
 
 def _member(path: pathlib.Path, archive: zipfile.ZipFile, name: str) -> bytes:
+    """Returns a member of a zip archive; refuses one that unpacks to an implausible size."""
     size = archive.getinfo(name).file_size
     if size > _LARGEST:
         raise UserError(
@@ -100,7 +111,7 @@ def _member(path: pathlib.Path, archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _config_layers(config: Any) -> list[Any]:
-    """Returns the layers in a .keras file's config, [] where a model of another kind has none."""
+    """Returns the layers in a .keras file's config; [] where a model of another kind has none."""
     inner = config.get("config") if isinstance(config, dict) else None
     layers = inner.get("layers") if isinstance(inner, dict) else None
     return layers if isinstance(layers, list) else []
@@ -129,14 +140,14 @@ def _walk(path: pathlib.Path, file: Any, group: Any, config: list[Any]) -> Itera
                 yield _Layer(key, str(own or ""), variables)
 
 
-def _flat(path: pathlib.Path, layers: list[_Layer]) -> dict[str, np.ndarray]:
-    """Returns the variables by name, and by number in a layer of another class or make."""
+def _flatten(path: pathlib.Path, layers: list[_Layer]) -> dict[str, np.ndarray]:
+    """Returns the variables by name; by number in layers of other classes or variables."""
     found: dict[str, np.ndarray] = {}
     for layer in layers:
         names = _VARIABLES.get(_class_of(layer.key), ())
         count = len(layer.variables)
-        usual = count == len(names) or (count == 1 and "bias" in names)
-        known = dict(zip(map(str, range(count)), names, strict=False)) if usual else {}
+        complete = count == len(names) or (count == 1 and "bias" in names)
+        known = dict(zip(map(str, range(count)), names, strict=False)) if complete else {}
         for number, array in layer.variables.items():
             variable = known.get(number, number)
             name = f"{layer.name or layer.key}/{variable}"
@@ -147,21 +158,21 @@ def _flat(path: pathlib.Path, layers: list[_Layer]) -> dict[str, np.ndarray]:
 
 
 def _by_attributes(path: pathlib.Path, file: Any, root: Any) -> dict[str, np.ndarray]:
-    """Reads the layout of Keras 2, in which attributes list layers and weights."""
+    """Reads the structure of Keras 2, in which attributes list the layers and their weights."""
     found: dict[str, np.ndarray] = {}
     for layer in _listed(root, "layer_names"):
         group = root[layer]
         weights = {
             name: name.partition(":")[0].split("/") for name in _listed(group, "weight_names")
         }
-        # A model nested in a model is one group, and its layers' names are in the weights' names.
+        # A model nested in a model is one group; the weights' names contain its layers' names.
         nested = len({tuple(parts[:-1]) for parts in weights.values()}) > 1
         for weight, parts in weights.items():
             owner, variable = parts[-2] if nested and len(parts) > 1 else layer, parts[-1]
             if variable in _RANDOM_STATES:
                 continue
             if variable == "kernel" and "depthwise" in owner:
-                variable = "depthwise_kernel"  # Keras 3's name for it is kernel
+                variable = "depthwise_kernel"  # Keras 3 calls it kernel
             name = f"{owner}/{variable}"
             if name in found:
                 raise UserError(f"{path} has two layers named {owner!r}; rename one of them")
@@ -170,7 +181,7 @@ def _by_attributes(path: pathlib.Path, file: Any, root: Any) -> dict[str, np.nda
 
 
 def _listed(group: Any, name: str) -> list[str]:
-    """Reads an attribute that lists names; Keras splits long ones into name0, name1, ..."""
+    """Reads an attribute that lists names; Keras splits a long list into name0, name1, ..."""
     names = [name] if name in group.attrs else []
     while f"{name}{len(names)}" in group.attrs:
         names.append(f"{name}{len(names)}")
@@ -179,7 +190,7 @@ def _listed(group: Any, name: str) -> list[str]:
 
 
 def _array(path: pathlib.Path, file: Any, dataset: Any) -> np.ndarray:
-    """Reads a dataset that lies in `file` itself: HDF5 can also point to other files."""
+    """Reads a dataset; refuses one that lies in another file than `file`, as HDF5 allows."""
     if dataset.file != file or dataset.external or dataset.is_virtual:
         raise UserError(f"{path} was refused: its {dataset.name} lies in another file")
     array = np.asarray(dataset[()])
@@ -188,38 +199,43 @@ def _array(path: pathlib.Path, file: Any, dataset: Any) -> np.ndarray:
     return array
 
 
-def _named_by_order(layers: list[_Layer]) -> list[_Layer]:
-    """Names the layers as keras.applications.MobileNetV2's, if it has as many of each class."""
-    blocks = ["expanded_conv", *(f"block_{i}" for i in range(1, 17))]
-    parts = ("expand", "depthwise", "project")
-    convs = [f"{block}_{part}" for block in blocks for part in parts]
-    convs.remove("expanded_conv_expand")  # the first block has no expansion
-    names = {
-        "conv2d": ["Conv1", *(name for name in convs if "depthwise" not in name), "Conv_1"],
-        "depthwise_conv2d": [name for name in convs if "depthwise" in name],
-        "batch_normalization": ["bn_Conv1", *(f"{name}_BN" for name in convs), "Conv_1_bn"],
-        "dense": ["predictions"],
-    }
+def _name_by_order(layers: list[_Layer]) -> list[_Layer]:
+    """Names the layers as keras.applications does, if the network has as many of each class."""
+    names = _names_by_class(LAYOUTS["keras"])
     counts = Counter(_class_of(layer.key) for layer in layers)
-    wanted = {kind: len(listed) for kind, listed in names.items()}
-    if counts not in (Counter(wanted), Counter(wanted | {"dense": 0})):
+    wanted = Counter({kind: len(found) for kind, found in names.items()})
+    if counts not in (wanted, wanted - Counter(dense=1)):  # the latter: a backbone alone
         return layers
-    left = {kind: iter(listed) for kind, listed in names.items()}
-    return [layer._replace(name=next(left[_class_of(layer.key)])) for layer in layers]
+    remaining = {kind: iter(found) for kind, found in names.items()}
+    return [layer._replace(name=next(remaining[_class_of(layer.key)])) for layer in layers]
+
+
+def _names_by_class(layout: Layout) -> dict[str, list[str]]:
+    """Returns the names of a network's layers in its order, by class as files write it."""
+    names: dict[str, list[str]] = {kind: [] for kind in _VARIABLES}
+    for layer, row in layout.layers():
+        if len(row) == 1:
+            names["dense"].append(row[0])
+            continue
+        kind = "depthwise_conv2d" if layer.endswith("depthwise") else "conv2d"
+        names[kind].append(row[0])
+        names["batch_normalization"].append(row[1])
+    return names
 
 
 def _class_of(key: str) -> str:
+    """Returns the class in a group's key: conv2d_3 -> conv2d."""
     return re.sub(r"_\d+$", "", key)
 
 
 def _order(key: str) -> tuple[str, int]:
-    """Sorts conv2d_10 after conv2d_9."""
+    """Returns a sorting key by which conv2d_10 comes after conv2d_9."""
     number = key.removeprefix(_class_of(key))
     return _class_of(key), int(number[1:] or 0)
 
 
 def _snake_case(name: str) -> str:
-    """DepthwiseConv2D -> depthwise_conv2d, as Keras names groups after classes."""
+    """Returns a class's name as Keras writes it in files: DepthwiseConv2D -> depthwise_conv2d."""
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 

@@ -1,0 +1,56 @@
+"""The fields that weight files leave open: named as in a config, set by --set."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from mbv2_jax import spec as spec_lib
+from mbv2_jax.errors import UserError, nearest
+from mbv2_jax.spec import SECTIONS, ModelSpec
+
+T = TypeVar("T")
+
+# All that a model keeps; its arrays decide the width.
+SETTABLE = tuple(name for name in spec_lib.inherited() if name != "model.width")
+
+
+def settable(spec: ModelSpec) -> dict[str, Any]:
+    """Returns the values of the settable fields by their names in a config."""
+    values = spec.values()
+    return {name: values[name] for name in SETTABLE}
+
+
+def replace(spec: ModelSpec, values: Mapping[str, Any]) -> ModelSpec:
+    """Returns `spec` with other values of some settable fields.
+
+    Raises:
+      UserError: a field is unknown or not settable, or a value is impossible; lists every fault.
+    """
+    for name in values:
+        if name not in SETTABLE:
+            raise UserError(f"{name} cannot be set; {nearest(name, SETTABLE)}")
+    changed = dataclasses.replace(
+        spec,
+        backbone=_replace(spec.backbone, values),
+        preprocessing=_replace(spec.preprocessing, values),
+        mode=_replace(spec.mode, values),
+    )
+    faults = [
+        fault
+        for part in (changed.backbone, changed.preprocessing, changed.mode)
+        for fault in spec_lib.faults(type(part), vars(part), SECTIONS[type(part)])
+    ]
+    if faults:
+        raise UserError("; ".join(faults))
+    return changed
+
+
+def _replace(part: T, values: Mapping[str, Any]) -> T:
+    """Returns one dataclass of a spec with the values that are its own."""
+    section = SECTIONS[type(part)]
+    own = {
+        field.name: spec_lib.frozen(values[f"{section}.{field.name}"])
+        for field in dataclasses.fields(part)  # type: ignore[arg-type] # of the spec
+        if f"{section}.{field.name}" in values
+    }
+    return dataclasses.replace(part, **own)  # type: ignore[type-var] # of the spec

@@ -1,0 +1,97 @@
+"""Readers of weight files: a container -> {name: array}. Nothing in a file is executed.
+
+    torch          pytorch.py       torch.save, in either of its serialisations
+    safetensors    safetensors.py
+    keras          keras.py         .keras, .weights.h5 and .h5
+
+A reader of another container is a file here with a function `read(path, ema)`, an entry in
+`_READERS`, and a mark by which identify.py tells it.
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+
+from mbv2_jax.errors import UserError, listed
+
+from . import identify, keras, pytorch, safetensors
+from .contents import Contents
+
+_READERS: dict[str, Callable[[pathlib.Path, bool | None], Contents]] = {
+    "torch": pytorch.read,
+    "safetensors": safetensors.read,
+    "keras": keras.read,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ForeignFile:
+    """A weight file of another framework.
+
+    Attributes:
+      path: the file.
+      sha256: of the whole file, hex.
+      container: "torch", "safetensors" or "keras".
+      contents: its weights; float16 and bfloat16 as float32, other types as they are; every number
+        is finite.
+    """
+
+    path: pathlib.Path
+    sha256: str
+    container: str
+    contents: Contents
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The weights by name."""
+        return self.contents.tensors
+
+
+def read(path: str | os.PathLike[str], *, ema: bool | None = None) -> ForeignFile:
+    """Reads the weights in a file; its content, not its name, decides how.
+
+    Args:
+      path: a file of torch.save, a safetensors file, or Keras's .keras, .weights.h5 or .h5.
+      ema: for a file that holds averaged weights beside the raw ones: True selects the averaged
+        ones, False the raw ones, and None those that the program which wrote it would load for use.
+
+    Raises:
+      UserError: the file is missing, damaged or of another kind, would run code, or does not hold
+        the weights asked for.
+    """
+    path = pathlib.Path(path)
+    container = identify.container(path)
+    sha256 = _sha256(path)
+    contents = _READERS[container](path, ema)
+    if not contents.tensors:
+        raise UserError(f"{path} holds no weights")
+    tensors = {name: _to_float32(array) for name, array in contents.tensors.items()}
+    _check_finite(path, tensors)
+    return ForeignFile(path, sha256, container, dataclasses.replace(contents, tensors=tensors))
+
+
+def _to_float32(array: np.ndarray) -> np.ndarray:
+    """Returns float16 and bfloat16 as float32, which is exact; other types as they are."""
+    if array.dtype in (np.float16, ml_dtypes.bfloat16):
+        return array.astype(np.float32)
+    return array
+
+
+def _check_finite(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
+    faults = [
+        f"{name} has {np.count_nonzero(~np.isfinite(array)):,} of {array.size:,}"
+        for name, array in tensors.items()
+        if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all()
+    ]
+    if faults:
+        raise UserError(f"{path} holds numbers that are NaN or infinite: {listed(faults)}")
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
