@@ -88,9 +88,8 @@ def ours(job: Job, file: str = OURS) -> Step:
         return lambda: classifier(images).block_until_ready()
     variables = {"params": saved.params, "batch_stats": saved.batch_stats}
     train = our_training(job, variables, "float32", jax.devices())
-    release_freed_memory = cache(
-        memory.release_freed_memory
-    )  # once, after the first step: as a training run does
+    # Once, after the first step, as in a training run.
+    release_freed_memory = cache(memory.release_freed_memory)
 
     def step() -> Any:
         _, metrics = jax.block_until_ready(train())

@@ -94,8 +94,8 @@ def write(path: pathlib.Path, params: Any, batch_stats: Any, description: Descri
       OSError, ValueError (Orbax's): it cannot be written, for want of space perhaps.
     """
     arrays = {"params": params, "batch_stats": batch_stats}
-    atomic.check_space(path.absolute().parent, size(arrays))
     with atomic.replace_folder(path, mark="model.json") as folder:
+        atomic.check_space(folder, size(arrays))
         with _checkpointer() as checkpointer:
             checkpointer.save(folder / "arrays", args=ocp.args.PyTreeSave(arrays))
         info = description.to_json() | {"arrays_sha256": _sha256(folder / "arrays")}

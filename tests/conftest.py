@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 # Before jax is imported anywhere: its devices are fixed at first use.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -43,3 +43,29 @@ def few_layers() -> Iterator[None]:
 
     with short_network.in_use():
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+    """Returns the arguments of a run of the tiny config in a workdir."""
+    from tests.support import commands
+
+    folder = tmp_path_factory.mktemp("tiny")
+    config = folder / "tiny.py"
+    config.write_text(commands.TINY)
+
+    def arguments(workdir: pathlib.Path, workers: int = 0) -> list[str]:
+        return [
+            f"--config={config}",
+            f"--workdir={workdir}",
+            f"--config.data.data_dir={folder / 'data'}",
+            f"--config.data.workers={workers}",
+        ]
+
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder for compiled programs, which the commands that tests start share."""
+    return tmp_path_factory.mktemp("compiled")

@@ -113,7 +113,7 @@ class StepTrace:
         jax.profiler.start_trace(self._folder, profiler_options=options)
 
     def _write(self) -> None:
-        """Ends the trace and moves its files to the workdir; a failure to do so is only reported."""
+        """Ends the trace and moves its files to the workdir; a failure is only reported."""
         assert self._folder is not None
         folder, self._folder = pathlib.Path(self._folder), None
         try:

@@ -3,9 +3,9 @@
 A bucket has no lock that ends with the process that holds it. It has conditional writes: an object
 is written only if its generation is the expected one. The run that wrote `.lock` last owns the
 workdir, and rewrites it every few seconds to show that it is alive. A run that finds a lease which
-nobody has renewed for a while takes it over: its owner was killed, and this may be the continuation.
-A run that has lost its lease, because its host slept or lost its network, stops before it writes
-anything more, since another run may be at work.
+nobody has renewed for a while takes it over, since its owner was killed and this may be the
+continuation. A run that has lost its lease, because its host slept or lost its network, stops
+before it writes anything more, since another run may be at work.
 """
 
 import contextlib

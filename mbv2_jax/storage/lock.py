@@ -23,13 +23,13 @@ _POLL = 1.0  # seconds between two attempts at a lock
 
 
 @contextlib.contextmanager
-def exclusive(folder: pathlib.Path) -> Iterator[Callable[[], None]]:
+def exclusive(folder: pathlib.Path, *, acquire: bool = True) -> Iterator[Callable[[], None]]:
     """Keeps every other run out of a workdir for as long as the block lasts.
-
-    Of the processes of one run, which share the workdir, only one may call it.
 
     Args:
       folder: the run's workdir, on a disk or in a bucket.
+      acquire: whether this process takes the lock. The processes of a run share its workdir, and
+        only one of them may take it.
 
     Yields:
       A function that raises RunFailed if the workdir belongs to another run by now. On a disk that
@@ -38,6 +38,9 @@ def exclusive(folder: pathlib.Path) -> Iterator[Callable[[], None]]:
     Raises:
       UserError: another run is at work there, or the folder cannot be written or locked.
     """
+    if not acquire:
+        yield _do_nothing
+        return
     if bucket.is_address(folder):
         with Lease(folder) as lease:
             yield lease.check
@@ -48,7 +51,7 @@ def exclusive(folder: pathlib.Path) -> Iterator[Callable[[], None]]:
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "machine": _machine()}
         json.dump(owner, file)
         file.flush()
-        yield lambda: None
+        yield _do_nothing
 
 
 def check_free(folder: pathlib.Path) -> None:
@@ -63,6 +66,10 @@ def check_free(folder: pathlib.Path) -> None:
     if not bucket.is_address(folder) and (folder / ".lock").exists():
         with _open_lock(folder) as file:
             _acquire(file, folder)
+
+
+def _do_nothing() -> None:
+    """Stands for the check of a lock that cannot be lost."""
 
 
 def _open_lock(folder: pathlib.Path) -> TextIO:

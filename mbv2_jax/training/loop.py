@@ -138,14 +138,12 @@ def _claimed(run: Plan) -> Iterator[Callable[[], None]]:
     """
     workdir_lib.make_writable(run.workdir)
     shared_folder.check_shared(run.workdir, run.group)
-    with contextlib.ExitStack() as stack:
-        still_ours = None
-        if run.group.index == 0:  # the processes of one run share a workdir
-            still_ours = stack.enter_context(lock.exclusive(run.workdir))
+    with lock.exclusive(run.workdir, acquire=run.group.index == 0) as still_ours:
+        if run.group.index == 0:
             check_current(run)
             checkpoints_lib.set_aside(run.workdir, run.damaged)
         run.group.exchange("readiness of the workdir", True)
-        yield still_ours or (lambda: None)
+        yield still_ours
 
 
 def _first_state(run: Plan, functions: Program, checkpoints: Checkpoints) -> TrainState:

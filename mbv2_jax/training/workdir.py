@@ -40,5 +40,5 @@ def reading(path: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         raise RunFailed(
             f"{error.filename or path} cannot be read now: {first_line(error)}. Nothing is "
-            "lost: once that is mended, the same command goes on from there"
+            "lost: once the cause is fixed, the same command resumes from there"
         ) from None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import pathlib
 import subprocess
@@ -318,13 +319,13 @@ def test_a_fault_in_mid_write_leaves_what_was_there(run, folder, tmp_path, monke
     assert run(folder / "6.pth", "--to=torchvision", f"--output={file}")[0] == 0
     before = file.read_bytes()
 
-    def full(self: pathlib.Path, content: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(content[:1000])
-        raise OSError(28, "No space left on device")
+    class FullDisk(io.FileIO):
+        def write(self, content) -> int:
+            super().write(content[:1000])
+            raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pathlib.Path, "write_bytes", full)
+        patch.setattr(pathlib.Path, "open", lambda path, mode, **_: FullDisk(path, mode[0]))
         outcome = run(folder / "6.pth", "--to=torchvision", f"--output={file}", "--force")
     assert (outcome[0], outcome[1]) == (2, "")
     assert outcome[2].splitlines()[-1].endswith("cannot be written: No space left on device")

@@ -16,7 +16,7 @@ from mbv2_jax.configs import default
 from mbv2_jax.errors import UserError
 from mbv2_jax.runtime import processes
 from tests.support import commands, groups
-from tests.training.test_resume import checkpoints, logged_step
+from tests.support.commands import checkpoints, logged_step
 
 STEPS = 20
 # 30 steps are an epoch. In float64 and with a low rate rounding stays rounding: in float32, or with
@@ -352,32 +352,35 @@ def test_slurm_tells_the_processes_apart(tiny, cache, tmp_path):
     assert status == 2 and "error: batch_size is 0" in err
 
 
-PLACE = processes.Place("10.0.0.1:1234", 2, 0)
+HOST0 = processes.Address("10.0.0.1:1234", 2, 0)
 
 
 @pytest.mark.parametrize(
-    ("place", "message"),
+    ("address", "message"),
     [
-        (processes.Place(num_processes=2), "--num_processes=N and --process_id=I go together"),
-        (PLACE._replace(coordinator_address="here"), "--coordinator_address=here: give HOST:PORT"),
-        (PLACE._replace(process_id=2), "--process_id=2 of --num_processes=2: processes are num"),
+        (processes.Address(num_processes=2), "--num_processes=N and --process_id=I go together"),
+        (
+            HOST0._replace(coordinator_address="here"),
+            "--coordinator_address=here: give HOST:PORT",
+        ),
+        (HOST0._replace(process_id=2), "--process_id=2 of --num_processes=2: processes are num"),
     ],
 )
-def test_places_that_are_not_possible_are_refused(place, message):
-    refused(place, message)
+def test_addresses_that_are_not_possible_are_refused(address, message):
+    refused(address, message)
 
 
-def test_an_address_in_the_environment_is_a_part_of_the_place(monkeypatch):
+def test_an_address_in_the_environment_is_a_part_of_it(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "here")
-    refused(processes.Place(None, 2, 0), "--coordinator_address=here: give HOST:PORT")
+    refused(processes.Address(None, 2, 0), "--coordinator_address=here: give HOST:PORT")
     # Alone it would have each host train by itself.
-    refused(processes.Place(), "--num_processes=N and --process_id=I go together")
+    refused(processes.Address(), "--num_processes=N and --process_id=I go together")
 
 
-def refused(place: processes.Place, message: str) -> None:
+def refused(address: processes.Address, message: str) -> None:
     timeouts = default.get_config().distributed
     with (
         pytest.raises(UserError, match=re.escape(message)),
-        processes.together(place, timeouts, heeds_sigterm=False),
+        processes.join(address, timeouts, heeds_sigterm=False),
     ):
         raise AssertionError("joined")

@@ -16,7 +16,7 @@ from orbax.checkpoint._src.path import gcs_utils
 
 from mbv2_jax import model_dir
 from mbv2_jax.errors import RunFailed, UserError
-from mbv2_jax.storage import bucket, mirror
+from mbv2_jax.storage import atomic, bucket, mirror
 from mbv2_jax.storage.lease import Lease
 from mbv2_jax.training import checkpoint
 from tests.support import fake_gcs, tiny_model
@@ -32,7 +32,7 @@ def forget() -> None:
 
 @pytest.fixture(scope="module")
 def server():
-    bucket._configure()
+    bucket._configure_libraries()
     with fake_gcs.Server("bucket", "private") as server, pytest.MonkeyPatch.context() as patch:
         server.forbidden.add("private")
         for name, value in server.environment.items():
@@ -45,18 +45,18 @@ def server():
 
 
 def workdir(name: str) -> pathlib.Path:
-    return bucket.place(f"gs://bucket/{name}", "--workdir")
+    return bucket.parse_path(f"gs://bucket/{name}", "--workdir")
 
 
-def lease(name: str, lapse: float = 1.0) -> Lease:
-    return Lease(workdir(name), renew=0.1, lapse=lapse)
+def lease(name: str, lifetime: float = 1.0) -> Lease:
+    return Lease(workdir(name), interval=0.1, lifetime=lifetime)
 
 
 def test_a_second_run_is_refused_while_the_first_lives(server, capsys):
-    with lease("lives", lapse=30) as first:
+    with lease("lives", lifetime=30) as first:
         start = time.monotonic()
         with pytest.raises(UserError, match="another run is at work in gs://bucket/lives"):
-            lease("lives", lapse=30).__enter__()
+            lease("lives", lifetime=30).__enter__()
         assert time.monotonic() - start < 15  # a sign of life is enough
         first.check()
         assert f"process {os.getpid()}" in capsys.readouterr().err
@@ -67,7 +67,7 @@ def test_a_second_run_is_refused_while_the_first_lives(server, capsys):
 
 def test_the_lease_of_a_killed_run_is_taken_over_and_the_killed_run_stops_if_it_wakes(server):
     asleep = lease("sleeps")
-    asleep._claim()  # and no sign of life after that
+    asleep._acquire()  # and no sign of life after that
     with lease("sleeps") as second:
         second.check()
         with pytest.raises(RunFailed, match="another run took over gs://bucket/sleeps "):
@@ -81,7 +81,7 @@ def test_the_lease_of_a_killed_run_is_taken_over_and_the_killed_run_stops_if_it_
 def test_a_lease_whose_answer_was_lost_is_not_taken_for_another_runs(server, monkeypatch):
     from google.api_core import exceptions
 
-    one = lease("lost", lapse=3600)
+    one = lease("lost", lifetime=3600)
     write = one._write
 
     def unheard() -> None:
@@ -100,12 +100,34 @@ def test_a_lease_whose_answer_was_lost_is_not_taken_for_another_runs(server, mon
 
 
 def test_a_lease_that_was_written_long_ago_costs_no_time(server):
-    lease("old", lapse=3600)._claim()
+    lease("old", lifetime=3600)._acquire()
     server.age("bucket", "old/.lock", 3601)
     start = time.monotonic()
-    with lease("old", lapse=3600) as second:
+    with lease("old", lifetime=3600) as second:
         second.check()
     assert time.monotonic() - start < 5
+
+
+def test_an_object_is_written_complete_or_not_at_all(server):
+    path = workdir("atomic/lines")
+    with pytest.raises(TypeError), atomic.open_file(path) as file:
+        file.writelines(["new", 1])
+    assert not server.names("bucket", "atomic")
+    with atomic.open_file(path) as file:
+        file.writelines(["ä\n", "b\n"])
+    assert server.read("bucket", "atomic/lines") == "ä\nb\n".encode()
+    with pytest.raises(UserError, match="--out=gs://bucket/atomic/lines exists already"):
+        atomic.check_writable(path, "--out")
+
+
+def test_a_folder_in_a_bucket_loses_its_mark_first(server):
+    for name in ("old", "mark"):
+        server.put("bucket", f"replaced/{name}", b"")
+    with atomic.replace_folder(workdir("replaced"), mark="mark") as folder:
+        assert not server.names("bucket", "replaced")
+        for name in ("new", "mark"):
+            (folder / name).write_text("")
+    assert server.names("bucket", "replaced") == ["replaced/mark", "replaced/new"]
 
 
 def test_a_model_is_written_and_read_bit_for_bit_and_replaced(server, tmp_path):
@@ -206,7 +228,7 @@ def test_logs_are_copied_when_they_changed_and_only_while_the_workdir_is_ours(se
     ("address", "said"),
     [
         ("gs://nowhere/run", "there is no bucket gs://nowhere"),
-        ("gs://private/run", "no permission for gs://private. Needed are the roles Storage Object"),
+        ("gs://private/run", "no permission for gs://private. It needs the roles Storage Object"),
         ("gs://bucket", "give a folder in a bucket, gs://BUCKET/FOLDER"),
         ("gs:///run", "give a folder in a bucket, gs://BUCKET/FOLDER"),
         ("s3://bucket/run", "give a folder on a disk, or gs://BUCKET/FOLDER"),
@@ -214,7 +236,7 @@ def test_logs_are_copied_when_they_changed_and_only_while_the_workdir_is_ours(se
 )
 def test_a_bucket_that_cannot_be_used_is_told_in_a_line(server, address, said):
     with pytest.raises(UserError) as error:
-        bucket.place(address, "--workdir")
+        bucket.parse_path(address, "--workdir")
     assert str(error.value).startswith(f"--workdir={address}: {said}")
     assert "\n" not in str(error.value)
 
@@ -222,7 +244,7 @@ def test_a_bucket_that_cannot_be_used_is_told_in_a_line(server, address, said):
 def test_a_missing_package_is_told_with_the_extra_that_brings_it(server, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UserError, match=r"needs pip install 'mbv2_jax\[gcs\]'"):
-        bucket.place("gs://bucket/run", "--workdir")
+        bucket.parse_path("gs://bucket/run", "--workdir")
 
 
 def test_missing_credentials_are_told_with_where_they_come_from(server, monkeypatch, tmp_path):
@@ -231,5 +253,5 @@ def test_missing_credentials_are_told_with_where_they_come_from(server, monkeypa
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
     monkeypatch.setattr(shutil, "which", lambda *_: None)  # no gcloud
-    with pytest.raises(UserError, match="no credentials of Google Cloud are found: `gcloud auth"):
-        bucket.place("gs://another/run", "--workdir")
+    with pytest.raises(UserError, match="no Google Cloud credentials were found: run `gcloud auth"):
+        bucket.parse_path("gs://another/run", "--workdir")

@@ -99,6 +99,19 @@ def metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return lines
 
 
+def logged_step(workdir: pathlib.Path) -> int:
+    """Returns the last step in metrics.jsonl; 0 where there is none."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith(b"\n")), default=0)
+
+
+def checkpoints(workdir: pathlib.Path) -> list[int]:
+    """Returns the steps of the checkpoints, complete as far as their names tell."""
+    found = workdir.glob("checkpoints/*")
+    return sorted(int(path.name) for path in found if path.name.isdecimal())
+
+
 def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Returns every array that Orbax saved at `path`, by name."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:

@@ -1,5 +1,7 @@
 """Checkpoints that are damaged, and disks that are full: what was saved before is not lost."""
 
+import errno
+import os
 import pathlib
 import resource
 import shutil
@@ -8,8 +10,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from mbv2_jax.errors import RunFailed
+from mbv2_jax.training import loop
 from tests.support import commands
-from tests.training.test_resume import checkpoints
+from tests.support.commands import checkpoints
 
 
 def largest(folder: pathlib.Path) -> pathlib.Path:
@@ -144,3 +148,19 @@ def test_save_that_fails_stops_the_run_and_leaves_the_earlier_ones(tiny, cache, 
     status, out, err = commands.run(cache, *tiny(workdir))
     assert status == 0, err
     assert out.splitlines()[-1] == line
+
+
+def test_run_whose_disk_goes_away_ends_in_a_line(tmp_path, monkeypatch):
+    is_dir = pathlib.Path.is_dir
+
+    def stale(path: pathlib.Path) -> bool:
+        if path.name == "checkpoints":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return is_dir(path)
+
+    monkeypatch.setattr(pathlib.Path, "is_dir", stale)
+    with (
+        pytest.raises(RunFailed, match=r"^why; last good checkpoint: it cannot be seen now$"),
+        loop._naming_last_checkpoint(tmp_path),
+    ):
+        raise RunFailed("why")

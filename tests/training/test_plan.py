@@ -9,6 +9,7 @@ from PIL import Image
 
 from mbv2_jax.configs import digits
 from mbv2_jax.errors import RunFailed, UserError
+from mbv2_jax.runtime import processes
 from mbv2_jax.training import plan
 
 
@@ -30,7 +31,7 @@ def config(tmp_path):
 
 def made(config, train: str, held_out: str, workdir: pathlib.Path) -> plan.Plan:
     config.data.train_split, config.data.eval_split = train, held_out
-    return plan.plan(config, str(workdir), None)
+    return plan.plan(config, str(workdir), None, processes.single())
 
 
 def test_a_part_of_the_training_split_may_be_held_out(config, tmp_path):

@@ -1,6 +1,5 @@
 """A run that is killed and started again ends with the same bits as one that never stopped."""
 
-import json
 import os
 import pathlib
 import signal
@@ -14,6 +13,7 @@ import PIL.Image
 import pytest
 
 from tests.support import commands, fake_gcs
+from tests.support.commands import checkpoints, logged_step
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:
@@ -28,17 +28,6 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None
 def kill(process: subprocess.Popen) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-
-
-def logged_step(workdir: pathlib.Path) -> int:
-    path = workdir / "metrics.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return max((json.loads(line)["step"] for line in lines if line.endswith(b"\n")), default=0)
-
-
-def checkpoints(workdir: pathlib.Path) -> list[int]:
-    found = workdir.glob("checkpoints/*")
-    return sorted(int(path.name) for path in found if path.name.isdecimal())
 
 
 def kill_inside_a_save(workdir: pathlib.Path, process: subprocess.Popen) -> int:

@@ -1,16 +1,15 @@
-"""One run at a time in a workdir on a disk."""
+"""One run at a time in a workdir on a disk; tests/storage/test_bucket.py has those in a bucket."""
 
 import errno
 import fcntl
 import json
 import os
-import pathlib
 import threading
 
 import pytest
 
-from mbv2_jax.errors import RunFailed, UserError
-from mbv2_jax.training import loop, workdir
+from mbv2_jax.errors import UserError
+from mbv2_jax.storage import lock
 
 
 def test_lock_of_a_host_that_died_is_waited_for(tmp_path, capsys):
@@ -21,42 +20,26 @@ def test_lock_of_a_host_that_died_is_waited_for(tmp_path, capsys):
         fcntl.flock(file, fcntl.LOCK_EX)
         lapse = threading.Timer(2, fcntl.flock, (file, fcntl.LOCK_UN))
         lapse.start()
-        with workdir.alone_in(tmp_path):
+        with lock.exclusive(tmp_path):
             assert not lapse.is_alive()
     said = capsys.readouterr().err
     assert f"another run is or was at work in {tmp_path} (elsewhere, process 7): waiting" in said
 
 
 def test_lock_of_a_host_that_lives_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(workdir, "_LAPSE", 1.5)
+    monkeypatch.setattr(lock, "_NFS_TIMEOUT", 1.5)
     with (tmp_path / ".lock").open("w") as file:
         json.dump({"host": "elsewhere", "pid": 7, "machine": "another"}, file)
         file.flush()
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError, match=r"at work in .* \(elsewhere, process 7\): wait for it"):
-            workdir.check_alone(tmp_path)
+            lock.check_free(tmp_path)
 
 
-def test_run_whose_disk_goes_away_ends_in_a_line(tmp_path, monkeypatch):
-    is_dir = pathlib.Path.is_dir
-
-    def stale(path: pathlib.Path) -> bool:
-        if path.name == "checkpoints":
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
-        return is_dir(path)
-
-    monkeypatch.setattr(pathlib.Path, "is_dir", stale)
-    with (
-        pytest.raises(RunFailed, match=r"^why; last good checkpoint: it cannot be seen now$"),
-        loop._ending_in_a_line(tmp_path),
-    ):
-        raise RunFailed("why")
-
-
-def test_lock_that_is_another_users_is_said(tmp_path):
+def test_lock_of_another_user_is_reported(tmp_path):
     (tmp_path / ".lock").mkdir()  # root may write what is another's, but no folder
     with pytest.raises(UserError, match=r"--workdir .* cannot be written: Is a directory"):
-        workdir.check_alone(tmp_path)
+        lock.check_free(tmp_path)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
@@ -67,6 +50,11 @@ def test_file_system_without_locks_is_refused(tmp_path, monkeypatch, number):
     monkeypatch.setattr(fcntl, "flock", flock)
     with (
         pytest.raises(UserError, match="its file system cannot lock a file"),
-        workdir.alone_in(tmp_path),
+        lock.exclusive(tmp_path),
     ):
         raise AssertionError("locked")
+
+
+def test_processes_that_share_a_run_do_not_lock(tmp_path):
+    with lock.exclusive(tmp_path), lock.exclusive(tmp_path, acquire=False) as check:
+        check()
