@@ -1,4 +1,4 @@
-"""Which class of a model a class of a dataset is: by name, by WordNet id, or not at all."""
+"""Matching of a dataset's classes with a model's: by name, by WordNet id, or not at all."""
 
 import dataclasses
 import pickle
@@ -154,6 +154,7 @@ def test_relabelled_split_changes_nothing_but_labels():
     ours = pickle.loads(pickle.dumps(ours))  # it goes to worker processes
     assert len(ours) == 20
     assert ours.class_names == ("a", "b", "c")
+    assert ours.parts == source.parts
     for i in (0, 13):
         sample = source[i]
         assert ours[i] == dataclasses.replace(

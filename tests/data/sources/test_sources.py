@@ -1,14 +1,16 @@
 """Folders as torchvision's ImageFolder sees them, TFDS datasets, and every wrong name."""
 
 import dataclasses
+import hashlib
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mbv2_jax.data import sources
 from mbv2_jax.data.sample import Sample
-from mbv2_jax.data.sources import open_source
+from mbv2_jax.data.sources import identity, open_source
 from mbv2_jax.errors import UserError
 from tests.support import peers
 
@@ -55,6 +57,23 @@ def test_folder_is_in_the_order_of_torchvision(flowers):
         assert source.describe(i) == path
         with open(path, "rb") as file:
             assert source[i] == Sample(file.read(), path, {"label": label})
+
+
+def test_the_identity_of_a_split_is_its_size_its_classes_and_its_ends(flowers):
+    source = open_source(f"folder:{flowers}", "train")
+    assert identity(source, "training") == {
+        "training examples": 9,
+        "SHA-256 of training classes": hashlib.sha256(b"Iris\nrose\ntulip").hexdigest(),
+        "first and last of training": ["10.jpg", "b.jpg"],
+    }
+
+
+def test_another_kind_of_source_is_an_entry_of_the_table(monkeypatch, data_dir):
+    opened = []
+    monkeypatch.setitem(sources._PREFIXES, "pairs", lambda *where: opened.append(where))
+    open_source("pairs:/data:1", "val")
+    assert opened == [("/data:1", "val")]
+    assert "'folder:PATH', 'pairs:PATH'" in fails("mine", data_dir=data_dir)
 
 
 def test_a_split_may_be_given_directly(flowers):
