@@ -173,7 +173,7 @@ def test_every_epoch_holds_every_example_once_in_an_order_of_its_own():
     for epoch in epochs:
         assert sorted(epoch) == list(range(400))
     for first, second in itertools.combinations([*epochs, list(range(400))], 2):
-        # Two random orders of 400 agree in one place on average; ten would be a miracle.
+        # Two random orders of 400 agree in one place on average, and hardly ever in ten.
         assert sum(a == b for a, b in zip(first, second, strict=True)) < 10
 
 
@@ -328,7 +328,7 @@ def test_repeats_bring_an_example_several_times_each_augmented_anew(last_batch):
     source = CodedSource(40)
     plain = epoch_of(train(source, 0, 5, last_batch=last_batch))
     repeated = train(source, 0, 5, repeats=4, last_batch=last_batch)
-    # Two examples a batch of eight; neighbours, which mixup would mix, are never the same.
+    # A batch of eight holds two examples, and neighbours, which mixup would mix, are different.
     assert [indices(batch) for batch in repeated] == [
         plain[2 * i : 2 * i + 2] * 4 for i in range(5)
     ]
@@ -338,10 +338,10 @@ def test_repeats_bring_an_example_several_times_each_augmented_anew(last_batch):
         for batch in crops
         for example in (0, 1)
     ]
-    assert np.mean(different) > 3.5  # of 81 crops two of four rarely agree
+    assert np.mean(different) > 3.5  # two of four crops out of 81 rarely agree
     once = np.concatenate([batch["image"] for batch in train(source, 0, 5, transform=RANDOM)])
     first = np.concatenate([batch["image"][:2] for batch in crops])
-    np.testing.assert_array_equal(first, once[:10])  # the first is as without repeats
+    np.testing.assert_array_equal(first, once[:10])  # the first repeat is the one without repeats
 
 
 def test_repeats_that_do_not_divide_the_batch_go_on_in_the_next():
@@ -372,7 +372,7 @@ class PartlyBroken(CodedSource):
 
 def test_skip_takes_the_next_readable_example_and_says_so():
     whole = epoch_of(train(CodedSource(32), 0, 4))
-    # Two in a row, and the last of the epoch, after which comes its first.
+    # Two in a row, and the last of the epoch, which is followed by its first.
     broken = [whole[5], whole[6], whole[31]]
     source = PartlyBroken(32, undecodable=broken[:1], unreadable=broken[1:])
     batches = train(source, 0, 4, corrupt="skip")
