@@ -17,6 +17,7 @@ from PIL import Image
 from mbv2_jax import command_line, model_dir
 from mbv2_jax.convert import __main__ as convert
 from mbv2_jax.data import classes
+from mbv2_jax.spec import Backbone, ModelSpec, Preprocessing, TrainingMode
 from tests.support import REPOSITORY, peers, tiny_model
 
 
@@ -375,3 +376,70 @@ def test_a_size_set_alone_keeps_the_share_that_the_file_states(run, tmp_path):
     assert run(file, f"--output={tmp_path / 'again'}", "--set=data.image_size=64")[0] == 0
     saved = model_dir.read(tmp_path / "again")
     assert saved.spec.preprocessing.eval_transforms == "resize_edge(72)|center_crop(size)"
+
+
+def with_description(file: pathlib.Path, text: str) -> pathlib.Path:
+    """Gives one of our .safetensors files another model.json."""
+    arrays = safetensors.numpy.load_file(file)
+    safetensors.numpy.save_file(arrays, file, {"model.json": text})
+    return file
+
+
+def test_our_own_file_with_a_description_of_format_1_is_read(run, tmp_path):
+    tiny_model.write(tmp_path / "m")
+    file = tmp_path / "m.safetensors"
+    assert run(tmp_path / "m", "--to=safetensors", f"--output={file}")[0] == 0
+    info = {
+        "format": 1,
+        "task": "classification",
+        "architecture": {
+            "name": "mobilenet_v2",
+            "width": 0.1,
+            "strides": [2, 1, 2, 2, 2, 1, 2, 2],
+            "num_classes": len(tiny_model.CLASSES),
+        },
+        "conventions": {
+            "dropout": 0.3,
+            "padding": "same",
+            "bn_epsilon": 0.001,
+            "bn_momentum": 0.99,
+        },
+        "preprocessing": {
+            "image_size": 48,
+            "eval_transforms": "resize(size)",
+            "mean": [1.0, 2.0, 3.0],
+            "std": [4.0, 5.0, 6.0],
+        },
+        "class_names": list(tiny_model.CLASSES),
+        "origin": {"kind": "made by a test"},
+    }
+    with_description(file, json.dumps(info))
+    code, _, err = run(file, f"--output={tmp_path / 'again'}")
+    assert (code, err) == (0, "")
+    saved = model_dir.read(tmp_path / "again")
+    assert saved.classes == tiny_model.CLASSES
+    assert saved.spec == ModelSpec(
+        task="classification",
+        backbone=Backbone(0.1, (2, 1, 2, 2, 2, 1, 2, 2), "same", 1e-3),
+        head=tiny_model.SPEC.head,
+        preprocessing=Preprocessing(48, "resize(size)", (1, 2, 3), (4, 5, 6)),
+        mode=TrainingMode(dropout=0.3, bn_momentum=0.99),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("{", "model.json in its metadata is not JSON"),
+        ("[]", "model.json in its metadata has format None"),
+        ('{"format": 3}', "model.json in its metadata has format 3; this version reads 1 and 2"),
+        ('{"format": 2, "task": "classification"}', "backbone is missing"),
+    ],
+)
+def test_a_damaged_description_is_refused(run, tmp_path, text, named):
+    tiny_model.write(tmp_path / "m")
+    file = tmp_path / "m.safetensors"
+    assert run(tmp_path / "m", "--to=safetensors", f"--output={file}")[0] == 0
+    with_description(file, text)
+    assert named in refused(run(file, f"--output={tmp_path / 'again'}"))
+    assert not (tmp_path / "again").exists()

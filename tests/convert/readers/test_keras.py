@@ -14,6 +14,7 @@ import pytest
 from mbv2_jax.convert import importer, readers
 from mbv2_jax.errors import UserError
 from tests.support import peers
+from tests.support.weight_files import refusal
 
 # Keras's own, on its torch backend with numpy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -62,14 +63,6 @@ def assert_same(found: Arrays, expected: Arrays) -> None:
     assert sorted(found) == sorted(expected)
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name, strict=True)
-
-
-def refusal(path: pathlib.Path) -> str:
-    with pytest.raises(UserError) as caught:
-        readers.read(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".weights.h5", ".h5"])

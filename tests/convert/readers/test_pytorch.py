@@ -1,60 +1,27 @@
-"""What torch, timm, mmcls and safetensors write is read as it is, and nothing in it is executed."""
+"""Files of torch, timm and mmcls are read as they are, and nothing in them is executed."""
 
 import argparse
-import contextlib
 import hashlib
 import os
 import pathlib
 import pickle
-import random
-import sys
 import zipfile
-from collections import OrderedDict
 
-import numpy as np
 import pytest
-import safetensors.torch
 import torch
-from PIL import Image
 
 from mbv2_jax.convert import readers
 from mbv2_jax.errors import UserError
 from tests.support import peers
+from tests.support.weight_files import assert_is, flipped, refusal
 
 ZIP = pytest.param({}, id="zip")
 LEGACY = pytest.param({"_use_new_zipfile_serialization": False}, id="legacy")
 
 
-@pytest.fixture
-def net() -> torch.nn.Module:
-    """Two layers of the kinds that MobileNetV2 has, statistics and counter included."""
-    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, bias=False), torch.nn.BatchNorm2d(4))
-    peers.randomize(net, seed=0)
-    return net
-
-
 def other(net: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Weights of the same names and other values."""
     return {name: tensor + 1 for name, tensor in net.state_dict().items()}
-
-
-def assert_is(found: dict[str, np.ndarray], expected: dict[str, torch.Tensor]) -> None:
-    """The same names in the same order, the same types, the same bits."""
-    assert list(found) == list(expected)
-    for name, tensor in expected.items():
-        wanted = tensor.detach().numpy()
-        assert found[name].dtype == wanted.dtype, name
-        np.testing.assert_array_equal(found[name], wanted, err_msg=name, strict=True)
-
-
-def refusal(path: pathlib.Path, ema: bool | None = None) -> str:
-    """The line with which a file is refused; it names the file."""
-    with pytest.raises(UserError) as caught:
-        readers.read(path, ema=ema)
-    line = str(caught.value)
-    assert str(path) in line
-    assert "\n" not in line
-    return line
 
 
 # Plain weights
@@ -345,21 +312,6 @@ def test_tensors_without_data(tmp_path):
     assert "a is a tensor without data" in refusal(tmp_path / "net.pth")
 
 
-def test_numbers_that_are_not_finite_are_named(net, tmp_path):
-    weights = net.state_dict()
-    weights["1.weight"][2] = torch.nan
-    weights["0.weight"][1, 2, :2, 1] = torch.inf
-    for path, save in (
-        (tmp_path / "net.pth", torch.save),
-        (tmp_path / "net.safetensors", safetensors.torch.save_file),
-    ):
-        save(weights, path)
-        line = refusal(path)
-        assert "0.weight has 2 of 108" in line
-        assert "1.weight has 1 of 4" in line
-        assert "running" not in line
-
-
 # Damage
 
 
@@ -370,15 +322,6 @@ def test_cut_off(how, net, tmp_path):
     for length in [0, 1, 10, *range(40, len(whole), len(whole) // 40), len(whole) - 1]:
         (tmp_path / "cut.pth").write_bytes(whole[:length])
         refusal(tmp_path / "cut.pth")
-
-
-def flipped(whole: bytes, tries: int):
-    """Yields the bytes with one bit of them turned, at random places."""
-    chosen = random.Random(0)
-    for _ in range(tries):
-        content = bytearray(whole)
-        content[chosen.randrange(len(whole))] ^= 1 << chosen.randrange(8)
-        yield bytes(content)
 
 
 def test_a_turned_bit_in_a_zip_is_noticed(net, tmp_path):
@@ -406,22 +349,6 @@ def test_numbers_that_torch_would_leave_out_are_noticed(net, tmp_path):
     assert "net/data/0" in refusal(tmp_path / "net.pth")
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_turned_bit_is_never_a_traceback(suffix, net, tmp_path):
-    """torch's legacy serialisation and safetensors have no check sums: numbers may differ."""
-    path = tmp_path / f"net{suffix}"
-    if suffix == ".pth":
-        torch.save(net.state_dict(), path, _use_new_zipfile_serialization=False)
-    else:
-        safetensors.torch.save_file(net.state_dict(), path)
-    read = 0
-    for content in flipped(path.read_bytes(), tries=300):
-        path.write_bytes(content)
-        with contextlib.suppress(UserError):
-            read += len(readers.read(path).tensors) > 0
-    assert 0 < read < 300
-
-
 def test_a_zip_without_check_sums_is_read(net, tmp_path):
     """A user of torch can switch them off."""
     torch.serialization.set_crc32_options(False)
@@ -433,94 +360,7 @@ def test_a_zip_without_check_sums_is_read(net, tmp_path):
     assert_is(readers.read(tmp_path / "net.pth").tensors, net.state_dict())
 
 
-# Other files
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "says"),
-    [
-        ("net.pth", b"\n<!DOCTYPE html>\n<html><head><title>Log in</title>", "a web page"),
-        ("net.pth", b"<html>\n<head><title>404 Not Found</title></head>", "a web page"),
-        (
-            "net.pth",
-            b"version https://git-lfs.github.com/spec/v1\noid sha256:3b2d\n",
-            "git lfs pull",
-        ),
-        ("net.pth", b"not weights\n" * 10, "a text file"),
-        ("net.pth.gz", b"\x1f\x8b\x08\x00" + bytes(100), "gzip"),
-        ("net.onnx", b"\x08\x07\x12\x07pytorch" + bytes(100), "an ONNX model"),
-        ("frozen.pb", b"\x0a\x10\x0a\x05input" + bytes(100), "a TensorFlow graph"),
-        ("net.bin", b"\x1c\x00\x00\x00TFL3" + bytes(100), "a TFLite model"),
-        ("model.ckpt.data-00000-of-00001", bytes(100), "a TensorFlow checkpoint"),
-        ("net.pth", bytes(100), "not a weight file"),
-        ("net.pth", b"", "empty"),
-    ],
-)
-def test_other_files_say_what_they_are(name, content, says, tmp_path):
-    (tmp_path / name).write_bytes(content)
-    assert says in refusal(tmp_path / name)
-
-
-def test_other_files_of_other_programs(tmp_path):
-    path = tmp_path / "net.pth"
-    Image.new("RGB", (8, 8)).save(path, "JPEG")
-    assert "JPEG" in refusal(path)
-    with open(path, "wb") as file:
-        np.savez(file, a=np.ones(3))
-    assert "npz" in refusal(path)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("weights/net.pth", b"")
-    assert "unpack it first" in refusal(path)
-    assert "a folder" in refusal(tmp_path)
-    assert "there is no file" in refusal(tmp_path / "missing.pth")
-
-
-# safetensors
-
-
-def test_safetensors(net, tmp_path):
-    weights = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
-    weights |= {"half": torch.ones(2).half() / 3, "bfloat16": torch.arange(6).bfloat16() / 7}
-    safetensors.torch.save_file(weights, tmp_path / "net.pth", {"format": "pt", "by": "me"})
-    file = readers.read(tmp_path / "net.pth")  # the content decides, whatever the name
-    assert (file.container, file.contents.metadata) == ("safetensors", {"format": "pt", "by": "me"})
-    expected = dict(net.state_dict())
-    expected |= {name: weights[name].float() for name in ("half", "bfloat16")}
-    assert_is(file.tensors, {name: expected[name] for name in file.tensors})
-    assert len(file.tensors) == len(expected)
-
-
-def test_safetensors_without_metadata(net, tmp_path):
-    safetensors.torch.save_file(net.state_dict(), tmp_path / "a.safetensors")
-    assert readers.read(tmp_path / "a.safetensors").contents.metadata == {}
-
-
-def test_safetensors_that_are_no_plain_weights(net, tmp_path):
-    path = tmp_path / "a.safetensors"
-    safetensors.torch.save_file({"w": torch.ones(2).to(torch.float8_e4m3fn)}, path)
-    assert "w is F8_E4M3" in refusal(path)
-    safetensors.torch.save_file(net.state_dict(), path)
-    assert "one set of weights" in refusal(path, ema=True)
-    path.write_bytes(path.read_bytes()[:-4])
-    assert "damaged or cut off" in refusal(path)
-
-
-def test_names_do_not_reach_the_terminal_as_they_are(tmp_path):
-    torch.save({"\x1b[2J\n": torch.tensor(torch.nan)}, tmp_path / "a.pth")
-    assert r"\x1b[2J\n" in refusal(tmp_path / "a.pth")
-
-
 # Libraries that are not installed
-
-
-@pytest.mark.parametrize(
-    ("library", "save"), [("torch", torch.save), ("safetensors", safetensors.torch.save_file)]
-)
-def test_a_missing_library_is_named(library, save, net, tmp_path, monkeypatch):
-    save(OrderedDict(net.state_dict()), tmp_path / "net")
-    monkeypatch.setitem(sys.modules, library, None)
-    line = refusal(tmp_path / "net")
-    assert f"needs {library}: pip install 'mbv2_jax[convert]'" in line
 
 
 def test_a_torch_that_is_not_safe_is_refused(net, tmp_path, monkeypatch):
