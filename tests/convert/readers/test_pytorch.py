@@ -20,7 +20,7 @@ LEGACY = pytest.param({"_use_new_zipfile_serialization": False}, id="legacy")
 
 
 def other(net: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Weights of the same names and other values."""
+    """Returns weights of the same names and other values."""
     return {name: tensor + 1 for name, tensor in net.state_dict().items()}
 
 
@@ -28,7 +28,7 @@ def other(net: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("how", [ZIP, LEGACY])
-def test_what_torch_saved(how, net, tmp_path):
+def test_files_of_torch_save(how, net, tmp_path):
     torch.save(net.state_dict(), tmp_path / "net.bin", **how)
     file = readers.read(tmp_path / "net.bin")
     assert_is(file.tensors, net.state_dict())
@@ -117,7 +117,7 @@ def test_a_name_with_and_without_prefix(net, tmp_path):
 
 
 def test_torchvisions_training_checkpoint(net, tmp_path):
-    # As references/classification/train.py writes it; its ExponentialMovingAverage is this class.
+    # references/classification/train.py writes this; its ExponentialMovingAverage is this class.
     averaged = torch.optim.swa_utils.AveragedModel(net)
     averaged.module.load_state_dict(other(net))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
@@ -186,7 +186,7 @@ def test_weights_that_are_not_there(net, tmp_path):
 
 
 class Call:
-    """Pickles as a call of a function; `load` runs it."""
+    """An object that pickles as a call of a function: unpickling it runs the call."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -195,15 +195,15 @@ class Call:
         return self.call
 
     def __call__(self):
-        """Lets pickle take what the call returns for a function."""
+        """Makes the result of the call look like a function to pickle."""
 
 
 def side_effects(file: pathlib.Path) -> dict[str, object]:
-    """Objects which, unpickled, make `file`; and what a message should name."""
+    """Returns objects that create `file` when unpickled, by the name that a refusal has to give."""
     code = f"open({str(file)!r}, 'w')"
     from mmengine.logging import HistoryBuffer
 
-    # In the shape of mmengine's files, which name HistoryBuffer and get its methods by `getattr`.
+    # This has the form of mmengine's files, which name HistoryBuffer and `getattr` its methods.
     method = Call(getattr, HistoryBuffer, "mean")
     names = Call(getattr, method, "__globals__")
     get = Call(getattr, names, "__getitem__")
@@ -243,8 +243,8 @@ def test_code_that_pickle_itself_would_run_is_not_run(tmp_path):
 
 
 @pytest.mark.parametrize("how", [ZIP, LEGACY])
-def test_what_others_allowed_is_neither_run_nor_forgotten(how, net, tmp_path):
-    """A program may have allowed the real getattr for loads of its own."""
+def test_names_allowed_by_others_are_neither_called_nor_forgotten(how, net, tmp_path):
+    """A program may have allowed the real getattr for its own files."""
     calls = []
 
     def record(*arguments):
@@ -265,7 +265,7 @@ def test_what_others_allowed_is_neither_run_nor_forgotten(how, net, tmp_path):
     assert len(calls) == 1
 
 
-def test_whole_models_say_what_to_do(tmp_path):
+def test_whole_models_are_refused_with_advice(tmp_path):
     torchvision = peers.torchvision()
     torch.save(torchvision.models.mobilenet_v2(width_mult=0.1), tmp_path / "net.pth")
     line = refusal(tmp_path / "net.pth")
@@ -273,7 +273,7 @@ def test_whole_models_say_what_to_do(tmp_path):
     assert "model.state_dict()" in line
 
 
-def test_what_torchscripts_refusal_advises_works(net, tmp_path, monkeypatch):
+def test_the_advice_on_torchscript_works(net, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.jit.trace(net.eval(), torch.zeros(1, 3, 8, 8)).save("net.pt")
     line = refusal(pathlib.Path("net.pt"))
@@ -282,11 +282,11 @@ def test_what_torchscripts_refusal_advises_works(net, tmp_path, monkeypatch):
     assert_is(readers.read("weights.pth").tensors, net.state_dict())
 
 
-# Contents that are no weights
+# Values that are not weights
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated:UserWarning:")  # torch's, at quantizing
-def test_every_entry_that_is_no_weight_is_named(net, tmp_path):
+def test_every_value_that_is_not_a_weight_is_named(net, tmp_path):
     weights = dict(net.state_dict())
     weights |= {
         "lr": 0.1,
@@ -324,10 +324,10 @@ def test_cut_off(how, net, tmp_path):
         refusal(tmp_path / "cut.pth")
 
 
-def test_a_turned_bit_in_a_zip_is_noticed(net, tmp_path):
-    """Also in the numbers, where torch.load itself does not notice."""
+def test_a_flipped_bit_in_a_zip_is_noticed(net, tmp_path):
+    """This includes the numbers, where torch.load itself does not notice."""
     torch.save(net.state_dict(), tmp_path / "net.pth")
-    path = tmp_path / "turned.pth"
+    path = tmp_path / "flipped.pth"
     refused = 0
     for content in flipped((tmp_path / "net.pth").read_bytes(), tries=300):
         path.write_bytes(content)
@@ -339,18 +339,18 @@ def test_a_turned_bit_in_a_zip_is_noticed(net, tmp_path):
 
 
 def test_numbers_that_torch_would_leave_out_are_noticed(net, tmp_path):
-    """Its zip reader takes a member with this bit for a folder, and leaves memory as it is."""
+    """torch treats a member with this bit as a folder, and leaves the memory uninitialised."""
     torch.save(net.state_dict(), tmp_path / "net.pth")
     content = bytearray((tmp_path / "net.pth").read_bytes())
     entry = content.rindex(b"net/data/0") - 46  # in the central directory
     assert content[entry : entry + 4] == b"PK\1\2"
-    content[entry + 38] |= 0x10  # external attributes: MS-DOS's bit of folders
+    content[entry + 38] |= 0x10  # external attributes: the folder bit of MS-DOS
     (tmp_path / "net.pth").write_bytes(content)
     assert "net/data/0" in refusal(tmp_path / "net.pth")
 
 
-def test_a_zip_without_check_sums_is_read(net, tmp_path):
-    """A user of torch can switch them off."""
+def test_a_zip_without_checksums_is_read(net, tmp_path):
+    """Users of torch can switch the checksums off."""
     torch.serialization.set_crc32_options(False)
     try:
         torch.save(net.state_dict(), tmp_path / "net.pth")

@@ -1,4 +1,4 @@
-"""Faults that every reader has to notice."""
+"""Faults that the readers have in common."""
 
 import contextlib
 import sys
@@ -34,8 +34,8 @@ def test_names_do_not_reach_the_terminal_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_turned_bit_is_never_a_traceback(suffix, net, tmp_path):
-    """torch's legacy serialisation and safetensors have no check sums: numbers may differ."""
+def test_a_flipped_bit_is_never_a_traceback(suffix, net, tmp_path):
+    """torch's legacy serialisation and safetensors have no checksums: numbers may differ."""
     path = tmp_path / f"net{suffix}"
     if suffix == ".pth":
         torch.save(net.state_dict(), path, _use_new_zipfile_serialization=False)

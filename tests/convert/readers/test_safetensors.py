@@ -11,7 +11,7 @@ def test_safetensors(net, tmp_path):
     weights = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
     weights |= {"half": torch.ones(2).half() / 3, "bfloat16": torch.arange(6).bfloat16() / 7}
     safetensors.torch.save_file(weights, tmp_path / "net.pth", {"format": "pt", "by": "me"})
-    file = readers.read(tmp_path / "net.pth")  # the content decides, whatever the name
+    file = readers.read(tmp_path / "net.pth")  # the content decides, not the name
     assert (file.container, file.contents.metadata) == ("safetensors", {"format": "pt", "by": "me"})
     expected = dict(net.state_dict())
     expected |= {name: weights[name].float() for name in ("half", "bfloat16")}
