@@ -26,7 +26,7 @@ from .readers import ForeignFile
 _RECOGNISED = 0.5
 
 # Several widths have the same channel counts: the customary ones come first, then the rounder ones.
-_WIDTHS = sorted({variant.width for variant in VARIANTS.values()}, reverse=True)
+_WIDTHS = sorted({variant.backbone.width for variant in VARIANTS.values()}, reverse=True)
 _WIDTHS += [tenths / 10 for tenths in range(1, 41)]
 _WIDTHS += [hundredths / 100 for hundredths in range(5, 401)]
 

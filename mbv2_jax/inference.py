@@ -1,5 +1,6 @@
 """A trained model for use: pixels in, named predictions or features out."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -378,7 +379,7 @@ def init_model(checkpoint: str | os.PathLike[str], *, seed: int = 0) -> Classifi
 def _random(name: str, seed: int) -> model_dir.SavedModel:
     """Returns the variant `name` with random weights and ImageNet's classes."""
     variant = VARIANTS[name]
-    network = MobileNetV2(**variant.architecture)
+    network = MobileNetV2(**dataclasses.asdict(variant.backbone))
     fields = {
         "model.width": network.width,
         "model.strides": network.strides,
@@ -387,10 +388,10 @@ def _random(name: str, seed: int) -> model_dir.SavedModel:
         "model.padding": network.padding,
         "model.bn_epsilon": network.bn_epsilon,
         "model.bn_momentum": network.bn_momentum,
-        "data.image_size": variant.image_size,
-        "data.eval_transforms": variant.eval_transform,
-        "data.mean": variant.mean,
-        "data.std": variant.std,
+        "data.image_size": variant.preprocessing.image_size,
+        "data.eval_transforms": variant.preprocessing.eval_transforms,
+        "data.mean": variant.preprocessing.mean,
+        "data.std": variant.preprocessing.std,
     }
     origin = {"kind": "random", "variant": name, "seed": seed}
     info = model_dir.describe(fields, classes.IMAGENET_NAMES, origin)
