@@ -21,7 +21,6 @@ from mbv2_jax.command_line import flatten
 from mbv2_jax.data import loader
 from mbv2_jax.errors import UserError
 from mbv2_jax.models import profile
-from mbv2_jax.tasks.classification.settings import Head
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training.schedule import schedule
 from tests.support import peers
@@ -273,7 +272,7 @@ def test_cosines_are_by_step_from_the_first_to_the_last(name, epochs):
 def test_networks_are_of_the_published_sizes(name, width, params, multiply_adds):
     spec, task = config_lib.resolve(config_lib.read(recipe(*name.split(":"))), None)
     assert spec.backbone.width == width
-    network = task.for_model(Head(1000), ()).network(spec.backbone, spec.mode)
+    network = task.network(spec.backbone, spec.mode)
     measured = profile.profile(network, spec.preprocessing.image_size)
     assert (measured.params, measured.multiply_adds) == (params, multiply_adds)
 
