@@ -7,11 +7,10 @@ settings of each task (mbv2_jax/tasks/). `python -m mbv2_jax.main --help` prints
 
 from ml_collections import ConfigDict
 
+from mbv2_jax import tasks
 from mbv2_jax.training import settings
 
 
-def get_config(task: str = "classification") -> ConfigDict:
-    """Returns the locked config of defaults of a built-in task."""
-    config = settings.make_config(task)
-    config.task = task
-    return config
+def get_config(task: str = tasks.DEFAULT) -> ConfigDict:
+    """Returns the locked config of defaults of a task."""
+    return settings.make_config(task)

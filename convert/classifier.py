@@ -78,7 +78,7 @@ def choose_names(given: Sequence[str], own: Sequence[str], head: Head | None) ->
         )
     if head is None:
         return ClassNames((), "none")
-    count = head.num_classes
+    count = head.num_classes or 0
     if given and len(given) != count:
         raise UserError(f"{len(given)} class names were given, but there are {count} classes")
     if given:
@@ -100,7 +100,7 @@ def warnings(chosen: ClassNames, own: Sequence[str], head: Head | None, command:
     """
     if head is None:
         return ["there is no classifier in the file: the model gives features only"]
-    count = head.num_classes
+    count = head.num_classes or 0
     lines = []
     if count == 1001:
         lines.append(

@@ -178,12 +178,13 @@ def _check_keys(config: ConfigDict, arguments: Sequence[str]) -> None:
 
 
 def _config_help() -> str:
+    from mbv2_jax import tasks
     from mbv2_jax.training import settings
 
     return (
         "Config:\n  --config=FILE.py[:ARG] or --config=NAME[:ARG] of an installed recipe\n"
         "  --config.KEY=VALUE changes one field, e.g. --config.schedule.base_lr=0.1\n\n"
-        f"Fields of a config:\n{settings.explain('classification')}"
+        f"Fields of a config:\n{settings.explain(tasks.DEFAULT)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Pictures that show a photo with what was predicted of it, and their lettering."""
+"""Pictures of photos with their predictions, and lettering for other pictures."""
 
 import io
 import itertools
@@ -20,16 +20,16 @@ BAR = 6
 FONT_SIZE = 15
 
 BACKGROUND = (255, 255, 255)
-TRACK = (232, 234, 237)  # what a bar runs in
+TRACK = (232, 234, 237)  # the background of a bar
 FIRST, OTHER = (26, 115, 232), (154, 190, 240)  # the bars of the first class and of the others
 INK, FAINT = (32, 33, 36), (95, 99, 104)
 
-# What Pillow writes by these names; any other name gets .png after it.
+# Endings of the formats that Pillow writes; any other name gets .png appended.
 WRITABLE = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 
 def annotate(photo: Image.Image, predictions: Sequence[tuple[str, float]]) -> Image.Image:
-    """Draws the photo, and the predictions below it with bars and percentages.
+    """Draws a photo with the predictions below it, as bars and percentages.
 
     Args:
       photo: upright, RGB, any size; scaled to a longer side of 160..640.

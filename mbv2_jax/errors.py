@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake of the user's: the message says what, where, and what would be right.
+    """A user's mistake; the message names the fault, its place, and the remedy.
 
     The commands print it without a traceback and exit with status 2.
     """
@@ -46,13 +46,13 @@ def report(error: BaseException) -> int:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns what an error of another library says, in one line."""
+    """Returns the first line of another library's error message."""
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return text.splitlines()[0]
 
 
 def listed(faults: Iterable[str], limit: int = 5, separator: str = "; ") -> str:
-    """Joins faults for a message; says how many more there are beyond `limit`."""
+    """Joins faults for a message; beyond `limit` only their number is given."""
     # Names are a file's, and might steer a terminal.
     faults = [fault if fault.isprintable() else ascii(fault) for fault in faults]
     more = [f"and {len(faults) - limit} more"] if len(faults) > limit else []
@@ -63,8 +63,8 @@ def nearest(name: object, options: Iterable[object]) -> str:
     """Returns the sentence that helps after an unknown `name`.
 
     Args:
-      name: what the user wrote.
-      options: everything that would have been accepted.
+      name: the name that the user wrote.
+      options: all accepted names.
 
     Returns:
       "did you mean 'X'?" where one option is close, "known are 'X', 'Y', ..." where none is; both

@@ -1,4 +1,4 @@
-"""A trained model for use: pixels in, named predictions or features out."""
+"""Prediction with a trained model: images in, predictions or features out."""
 
 import dataclasses
 import functools
@@ -99,7 +99,7 @@ class Predictor:
         """Predicts any number of images of any size.
 
         Args:
-          images: what `list_images` takes: an image, a folder, or several of either.
+          images: an image, a folder, or several of either: see `list_images`.
           batch_size: how many go through the network at once.
 
         Returns:
@@ -141,7 +141,7 @@ class Predictor:
         out_indices: Sequence[int] = (LAST,),
         batch_size: int = BATCH_SIZE,
     ) -> jax.Array | tuple[jax.Array, ...]:
-        """Returns what the network sees in images (mmpretrain's extract_feat, channels last).
+        """Returns features of images (mmpretrain's extract_feat, channels last).
 
         Args:
           images: (N, H, W, 3) as `__call__` takes them, which nothing resizes; or what

@@ -3,14 +3,14 @@
 Examples:
   Train the demo (handwritten digits, a CPU is enough); the same command again continues it:
     python -m mbv2_jax.main --config=configs/digits.py --workdir=runs/digits
-  Evaluate what was trained; the last line printed is JSON:
+  Evaluate the trained model; the last line printed is JSON:
     python -m mbv2_jax.main --config=configs/digits.py --mode=eval --checkpoint=runs/digits
   Change any field of the config (listed below):
     python -m mbv2_jax.main --config=digits --workdir=runs/narrow --config.model.width=0.25
   Fine-tune on folders of your own photos, train/CLASS/*.jpg and val/CLASS/*.jpg:
     python -m mbv2_jax.main --config=configs/finetune_folder.py --workdir=runs/mine \\
         --config.data.source=folder:PHOTOS --checkpoint=runs/digits
-  Check published weights on ImageNet's validation images, against what was published:
+  Check published weights on ImageNet's validation images against their published figures:
     python -m convert mmpretrain --output=runs/mm
     python -m mbv2_jax.main --config=mobilenet_v2_8xb32_in1k --mode=eval --checkpoint=runs/mm
   Several processes: the same command on each host. TPU slices, Slurm and Open MPI are recognised;
@@ -19,7 +19,7 @@ Examples:
         --coordinator_address=10.0.0.1:1234 --num_processes=2 --process_id=0
   Parameters and multiply-adds, layer by layer:
     python -m mbv2_jax.main --config=configs/mobilenet_v2_8xb32_in1k.py --mode=info
-  Does a recipe fit a TPU slice, and what does a step cost there? No TPU is needed, only libtpu:
+  Find out whether a recipe fits a TPU slice, and the cost of a step; this needs libtpu, no TPU:
     pip install 'mbv2_jax[tpu]'
     python -m mbv2_jax.main --config=mobilenet_v2_tpu_4096 --mode=compile --topology=v5e:16x16
 """

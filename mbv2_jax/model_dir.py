@@ -3,9 +3,9 @@
     DIR/arrays/      {"params", "batch_stats"}: float32, named as models/mobilenet_v2.py names them
     DIR/model.json   the network, its preprocessing, its classes, and where it came from
 
-Whoever opens one needs nothing else. A training workdir can be opened too: its `model/`, or while
-the run goes on, its newest checkpoint, which carries the same model.json. So can the weights of
-another framework, which convert/ reads.
+A model directory is all that is needed to use a model. A training workdir can be opened too: its
+`model/` or, while the run continues, its newest checkpoint, which has the same model.json. So can
+the weights of another framework, which convert/ reads.
 """
 
 import contextlib
@@ -108,7 +108,7 @@ def size(arrays: Any) -> int:
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    """Reads and writes in this process alone, whatever others the run has."""
+    """Returns a checkpointer that reads and writes in this process alone."""
     index = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=index,
@@ -121,17 +121,17 @@ def _checkpointer() -> ocp.Checkpointer:
 
 @contextlib.contextmanager
 def _without_hints() -> Iterator[None]:
-    """Keeps from the user that the part of a checkpoint that is read is not a whole one."""
+    """Silences Orbax's warning that the part of a checkpoint it reads is not a whole one."""
     logger = logging.getLogger("absl")  # Orbax's
 
-    def is_news(record: logging.LogRecord) -> bool:
+    def is_relevant(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("Metadata file does not exist")
 
-    logger.addFilter(is_news)
+    logger.addFilter(is_relevant)
     try:
         yield
     finally:
-        logger.removeFilter(is_news)
+        logger.removeFilter(is_relevant)
 
 
 def read(path: str | os.PathLike[str]) -> SavedModel:
@@ -139,10 +139,11 @@ def read(path: str | os.PathLike[str]) -> SavedModel:
 
     Args:
       path: a model directory; a workdir with `model/`, or with a checkpoint; one checkpoint; or
-        what `python -m convert` takes: a file, an https address, or the name of published weights.
+        or anything that `python -m convert` takes: a file, an https address, or the name of
+        published weights.
 
     Raises:
-      UserError: there is nothing of the kind at `path`, or arrays and model.json disagree.
+      UserError: there is no model at `path`, or its arrays and its model.json disagree.
     """
     source = os.path.expanduser(path)
     if bucket.is_address(source):
@@ -186,7 +187,7 @@ def _read_folder(path: pathlib.Path) -> SavedModel:
 
 
 def _read_workdir(path: pathlib.Path, steps: list[int]) -> SavedModel:
-    """Reads `model/`, unless the run went on after it was written: then the newest checkpoint."""
+    """Reads `model/`, or the newest checkpoint if the run continued after `model/` was written."""
     if (path / "model" / "model.json").is_file():
         saved = _read_model(path / "model")
         if not steps or saved.description.origin.get("step", 0) >= max(steps):
@@ -276,9 +277,9 @@ def _read_arrays(path: pathlib.Path) -> dict[str, Any]:
         with _checkpointer() as checkpointer:
             with _without_hints():
                 metadata = checkpointer.metadata(path).item_metadata
-            if metadata is None:  # so Orbax says that it found nothing readable
+            if metadata is None:  # Orbax found nothing readable
                 raise ValueError("files are missing or damaged")
-            # As numpy: the devices that wrote it need not be here.
+            # As numpy arrays: the devices that wrote it need not be here.
             restore = jax.tree.map(
                 lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree
             )
@@ -298,7 +299,7 @@ def _check(saved: SavedModel) -> None:
 
 
 def shape_faults(wanted: Any, found: Any) -> list[str]:
-    """Returns one line for each array that is missing, superfluous or of another shape."""
+    """Returns a line for each array that is missing, superfluous or of another shape."""
     shapes = [
         {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in flat}
         for flat in (jax.tree_util.tree_leaves_with_path(tree) for tree in (wanted, found))

@@ -35,7 +35,7 @@ class Values:
     options: tuple[Any, ...] = ()
 
     def fault(self, value: Any) -> str:
-        """Returns what is wrong with `value` and what would be right; "" if nothing is."""
+        """Returns the fault of `value` with its remedy; "" if it is possible."""
         if self.accepts(value):
             return ""
         if self.options:
@@ -255,7 +255,7 @@ KEPT = tuple(f.name for f in dataclasses.fields(TrainingMode) if f.metadata["inh
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """All that `model.json` says of a network: what its arrays do not tell.
+    """A network and its preprocessing, except for the arrays.
 
     Attributes:
       task: the name of the task, see `mbv2_jax.tasks.find`.
@@ -317,7 +317,7 @@ def faults(cls: type, values: Mapping[str, Any], section: str = "") -> list[str]
     Args:
       cls: a dataclass of declared fields.
       values: some of its fields by name.
-      section: what stands before a field's name in the lines, such as "model".
+      section: the prefix of a field's name in the lines, such as "model".
     """
     declared = {f.name: f for f in dataclasses.fields(cls)}
     found = []

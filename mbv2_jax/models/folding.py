@@ -26,7 +26,7 @@ def fold(
     if "conv" in params:
         return {"conv": _fold_layer(params["conv"], params["norm"], batch_stats["norm"], epsilon)}
     return {
-        # What has no statistics is the classifier.
+        # A part without statistics, such as the classifier, stays as it is.
         name: fold(part, batch_stats[name], epsilon) if name in batch_stats else dict(part)
         for name, part in params.items()
     }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Name -> the class, in a module that imports jax.
 BUILT_IN = {"classification": "mbv2_jax.tasks.classification.task:Classification"}
+DEFAULT = "classification"
 
 
 def find(name: str) -> "type[Task]":

@@ -4,8 +4,8 @@
     WORKDIR/checkpoints/STEP/config/    the config it was trained with
     WORKDIR/checkpoints/STEP/model/     model.json, so that model_dir.py can open the workdir
 
-Orbax writes into a temporary directory and renames it when all is there: a process that dies in
-the middle of a save leaves the checkpoints before it, and nothing that looks like a new one.
+Orbax writes into a temporary directory and renames it when it is complete: a process that dies in
+the middle of a save leaves the earlier checkpoints, and nothing that looks like a new one.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from orbax.checkpoint import checkpoint_managers
 
-from mbv2_jax import model_dir, model_json, spec, tasks
+from mbv2_jax import model_dir, model_json, spec
 from mbv2_jax.command_line import flatten
 from mbv2_jax.errors import RunFailed, UserError, first_line
 from mbv2_jax.model_json import Description
@@ -38,25 +38,25 @@ from mbv2_jax.training import workdir as workdir_lib
 from mbv2_jax.training.settings import Checkpoint
 from mbv2_jax.training.state import TrainState
 
-_ECHO = 3.0  # seconds
+_MESSAGES_WITHIN = 3.0  # seconds
 _POLL = 0.02  # seconds
 
 
 def _save_arrays_whole() -> None:
-    """Has one device write what all of them hold.
+    """Configures Orbax to write each replicated array from one device.
 
-    By default each writes a part, and cutting it out takes a program for every shape: of 50 MB in
-    all that is 4 s for nothing at the first save.
+    By default each device writes a part, and cutting it out takes a program for every shape: 4 s at
+    the first save, for 50 MB in all.
     """
     handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
     level = absl_logging.get_verbosity()
-    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns that it does what it is told
+    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns about the override
     ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
     absl_logging.set_verbosity(level)
 
 
 class _OneLine(logging.Filter):
-    """Takes tracebacks off what Orbax logs: a save that fails, it logs in each of its threads."""
+    """Removes tracebacks from Orbax's log, which has one for each thread of a failed save."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and "orbax" in record.pathname:
@@ -69,16 +69,16 @@ _ONE_LINE = _OneLine()
 
 
 def _print_unraisable(unraisable: Any) -> None:
-    """Python's hook, but for what tensorstore says of each array once nobody waits for it."""
+    """Calls Python's hook, except for tensorstore's errors about arrays nobody waits for."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, which says at once that a save failed, and leaves preemption to stop.py.
+    """Orbax's manager, which reports a failed save at once and leaves preemption to stop.py.
 
-    Where a process cannot write its part of a checkpoint, Orbax's thread there waits 20 minutes for
-    the others, which wait for that part, before it says why; and whoever asks it waits with it.
+    If a process cannot write its part of a checkpoint, Orbax's thread waits 20 minutes for the
+    other processes, which wait for that part, before it raises; and its callers wait with it.
     """
 
     _failure: BaseException | None = None
@@ -91,16 +91,16 @@ class _Manager(ocp.CheckpointManager):
             raise
 
     def check_for_errors(self) -> None:
-        """Raises what kept the save in the background from being written.
+        """Raises the error of the save in the background, if it failed.
 
-        Not by asking the thread that saves, which tells it once: the one that finalizes must hear
-        it, or it would delete the old checkpoints in favour of the one that failed.
+        The saving thread is not asked: it raises its error only once, and the finalizing thread
+        must see it, or it would delete the old checkpoints in favour of the failed one.
         """
         if self._failure is not None:
             raise self._failure
 
     def wait_until_finished(self) -> None:
-        """Waits for the save in the background; raises what kept it from being written."""
+        """Waits for the save in the background; raises its error if it failed."""
         while self._finalize_thread.map(lambda thread: thread is not None and thread.is_alive()):
             if self._failure is not None:
                 raise self._failure
@@ -108,17 +108,17 @@ class _Manager(ocp.CheckpointManager):
         super().wait_until_finished()
 
     def reached_preemption(self, step: int) -> bool:
-        """Says no: else Orbax would ask JAX, in the background, with the step of a save.
+        """Returns False: otherwise Orbax would ask JAX, in the background, with a save's step.
 
-        JAX takes that for the step this process has come to, and processes could then stop after
-        different ones.
+        JAX would take that for the step that this process has reached, and processes could stop
+        after different steps.
         """
         del step
         return False
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. A context manager: leaving it waits for what is being saved.
+    """The checkpoints of one workdir. A context manager: leaving it waits for a running save.
 
     Args:
       workdir: the run's directory; `checkpoints/` is made in it.
@@ -134,7 +134,7 @@ class Checkpoints:
         if settings.keep_best:
             best = checkpoint_managers.BestN(
                 get_metric_fn=lambda metrics: metrics[metric],
-                reverse=metric == "loss",  # less is better
+                reverse=metric == "loss",  # smaller is better
                 n=settings.keep_best,
                 keep_checkpoints_without_metrics=False,
             )
@@ -162,8 +162,8 @@ class Checkpoints:
         if kind is None:
             with self._writing():
                 self._manager.close()
-        elif processes.count() == 1:  # others might not be there any more for Orbax to wait for
-            with contextlib.suppress(Exception):  # what failed already is what matters
+        elif processes.count() == 1:  # Orbax would wait for other processes, which may be gone
+            with contextlib.suppress(Exception):  # the failure under way matters more
                 self._manager.close()
 
     def check(self) -> None:
@@ -178,19 +178,19 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Says in a line that a checkpoint cannot be written."""
+        """Converts an error of writing a checkpoint to a RunFailed with one line."""
         try:
             with bucket.as_oserror(self.directory):
                 yield
         except (OSError, RuntimeError, ValueError) as error:
-            for each in (error, error.__cause__):  # Orbax makes TimeoutErrors of some
-                if isinstance(each, jax.errors.JaxRuntimeError):  # of another process that is gone
+            for each in (error, error.__cause__):  # Orbax wraps some in a TimeoutError
+                if isinstance(each, jax.errors.JaxRuntimeError):  # another process is gone
                     raise each from None
-            _let_echo()
+            _wait_for_messages()
             reason = "the disk is full" if _no_space(error) else first_line(error)
             raise RunFailed(
-                f"a checkpoint cannot be saved in {self.directory}: {reason}. The newest that was "
-                "saved stays: once that is mended, the same command goes on from it"
+                f"a checkpoint cannot be saved in {self.directory}: {reason}. The newest saved "
+                "one stays: once that is fixed, the same command continues from it"
             ) from None
 
     def save(
@@ -209,7 +209,7 @@ class Checkpoints:
           metrics: of an evaluation of this very state, by which the best are kept; else None.
 
         Raises:
-          RunFailed: it cannot be written, or the one before, whose writing just ended, could not.
+          RunFailed: this checkpoint, or the one whose writing just ended, cannot be written.
         """
         info = description.to_json()
         if processes.index() == 0:
@@ -228,8 +228,8 @@ class Checkpoints:
         """Returns the state of checkpoint `step`.
 
         Args:
-          step: one that is there.
-          like: shapes, dtypes and shardings that it should have.
+          step: of an existing checkpoint.
+          like: the shapes, dtypes and shardings that the state should have.
           config: the run's resolved config, to name the changed fields when shapes differ.
 
         Raises:
@@ -254,32 +254,32 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _reading(path: pathlib.Path) -> Iterator[None]:
-    """Says in a line that a checkpoint, whole or not, cannot be read now."""
+    """Converts an error of reading a checkpoint to a RunFailed with one line."""
     try:
         with workdir_lib.reading(path):
             yield
-    except jax.errors.JaxRuntimeError:  # of another process that is gone
+    except jax.errors.JaxRuntimeError:  # another process is gone
         raise
     except (RuntimeError, ValueError) as error:
         raise RunFailed(f"{path} cannot be read now: {first_line(error)}") from None
 
 
 def newest_faults(workdir: pathlib.Path, steps: Sequence[int]) -> dict[int, str]:
-    """Returns {step: what is wrong} of the checkpoints that are newer than the newest whole one.
+    """Returns {step: fault} of the damaged checkpoints that are newer than the newest intact one.
 
     Args:
-      workdir: the run's.
-      steps: its checkpoints.
+      workdir: of the run.
+      steps: of its checkpoints.
 
     Raises:
-      RunFailed: a checkpoint cannot be read now, which says nothing of what is in it.
+      RunFailed: a checkpoint cannot be read now, so that nobody can tell whether it is damaged.
     """
     faults: dict[int, str] = {}
     for step in sorted(steps, reverse=True):
-        # First by itself: Orbax does not tell what cannot be read from what is damaged, and its
+        # Read the files first: Orbax does not tell unreadable files from damaged ones, and its
         # threads print a traceback for every array.
         _read_all(workdir / "checkpoints" / str(step))
-        fault = _fault(workdir, step) and _fault(workdir, step)  # a second time: it may have passed
+        fault = _fault(workdir, step) and _fault(workdir, step)  # the first fault may be transient
         if not fault:
             break
         faults[step] = fault
@@ -287,7 +287,7 @@ def newest_faults(workdir: pathlib.Path, steps: Sequence[int]) -> dict[int, str]
 
 
 def _fault(workdir: pathlib.Path, step: int) -> str | None:
-    """Returns why a checkpoint cannot be read; None if it can be."""
+    """Returns the fault of a checkpoint; None if it is intact."""
     try:
         with bucket.as_oserror(workdir):
             saved_config(workdir, step)
@@ -298,14 +298,14 @@ def _fault(workdir: pathlib.Path, step: int) -> str | None:
 
 
 def _read_all(folder: pathlib.Path) -> None:
-    """Reads every file of a checkpoint, whatever is in it; raises RunFailed where that fails."""
-    with workdir_lib.reading(folder), contextlib.suppress(FileNotFoundError):  # a link to nothing
+    """Reads every file of a checkpoint, whatever its content; raises RunFailed if that fails."""
+    with workdir_lib.reading(folder), contextlib.suppress(FileNotFoundError):  # a dangling link
         for _ in bucket.contents(folder):
             pass
 
 
 def set_aside(workdir: pathlib.Path, steps: Sequence[int]) -> None:
-    """Moves checkpoints that are damaged to WORKDIR/damaged/, out of the way of new ones."""
+    """Moves damaged checkpoints to WORKDIR/damaged/, out of the way of new ones."""
     for step in steps:
         source, target = workdir / "checkpoints" / str(step), workdir / "damaged" / str(step)
         if bucket.is_address(target):
@@ -328,20 +328,20 @@ def saved_description(workdir: pathlib.Path, step: int) -> Description:
     return model_json.parse(json.loads(file.read_text()))
 
 
-def _let_echo() -> None:
-    """Lets what Orbax had under way say that it failed too, so that our line comes after it."""
-    time.sleep(_ECHO)
-    # Its coroutines say so only when they are collected.
+def _wait_for_messages() -> None:
+    """Waits for Orbax's own messages about a failed save, so that our line comes after them."""
+    time.sleep(_MESSAGES_WITHIN)
+    # Its coroutines warn only when they are collected.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     gc.collect()
 
 
 def _no_space(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, is of a full disk; tensorstore's are only words."""
+    """Whether an error, or a cause of it, is about a full disk; tensorstore sets no errno."""
     while error is not None:
-        words = str(error)
-        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in words:
+        text = str(error)
+        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in text:
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -354,8 +354,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """
     after = {name: spec.frozen(value) for name, value in flatten(new).items()}
     before = {name: spec.frozen(value) for name, value in flatten(old).items()}
-    task = after["task"] if after["task"] in tasks.BUILT_IN else "classification"
-    defaults = {name: field.default for name, field in settings_lib.declared(task).items()}
+    fields = settings_lib.declared(after["task"])
+    defaults = {name: field.default for name, field in fields.items()}
     changes = []
     for name in sorted(before.keys() | after.keys()):
         was, now = (config.get(name, defaults.get(name)) for config in (before, after))

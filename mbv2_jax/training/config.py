@@ -74,8 +74,7 @@ def read(config: ConfigDict) -> Settings:
     """
     given = {name: spec_lib.frozen(value) for name, value in flatten(config.to_dict()).items()}
     task = tasks.find(given["task"])
-    built_in = given["task"] if given["task"] in tasks.BUILT_IN else "classification"
-    for name, field in settings_lib.declared(built_in).items():
+    for name, field in settings_lib.declared(given["task"]).items():
         if given[name] is None and (field.metadata["inherited"] or field.metadata["optional"]):
             continue
         fault = field.metadata["values"].fault(given[name])

@@ -1,4 +1,4 @@
-"""How long the devices wait for input, and what to change where that is long."""
+"""The time for which the devices wait for input, and advice for making it shorter."""
 
 import queue
 import threading
@@ -13,21 +13,21 @@ from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.data.transforms.operation import ResizedCrop
 from mbv2_jax.training.settings import Data
 
-# The share of the time, in percent, from which waiting is worth a word.
-WORTH_A_WORD = 10.0
+# Percent of the time above which waiting is reported.
+REPORTED_ABOVE = 10.0
 
-_PATIENCE = 60.0  # seconds; devices that take longer are not waited for
+_PATIENCE = 60.0  # seconds to wait for the devices at the end
 
 T = TypeVar("T")
 
 
 class _Started(NamedTuple):
-    """A step that was given to the devices.
+    """A step that the devices have been given.
 
     Attributes:
-      asked: when the host began to wait for its batch, by time.monotonic().
-      got: when the batch was there.
-      output: an array that the step makes.
+      asked: the time.monotonic() at which the host began to wait for its batch.
+      got: the time.monotonic() at which the batch came.
+      output: an array that the step computes.
     """
 
     asked: float
@@ -36,15 +36,14 @@ class _Started(NamedTuple):
 
 
 class InputWait:
-    """Measures how long the devices have nothing to do because their next batch is not there.
+    """Measures the time for which the devices are idle because their next batch is not ready.
 
-    That is from when the host asks for the batch, or from when the devices finish the step before,
-    whichever is later, until the batch comes. What else keeps the host from starting a step, a
-    compilation, an evaluation or a checkpoint, is not input, and does not count; nor does the wait
-    for the first batch of all, which nothing comes before.
+    The wait begins when the host asks for the batch or when the devices finish the previous step,
+    whichever is later, and ends when the batch comes. Compilation, evaluation and checkpoints delay
+    a step too, but are not input and do not count; neither does the wait for the very first batch.
 
-    Only a thread that waits for each step's end knows when that is: the host runs ahead of the
-    devices, and must not wait for them.
+    A thread waits for the end of each step, since the host runs ahead of the devices and must not
+    wait for them.
     """
 
     def __init__(self) -> None:
@@ -55,7 +54,7 @@ class InputWait:
         self._thread.start()
 
     def batches(self, batches: Iterator[T]) -> Iterator[T]:
-        """Yields the batches; notes when each was asked for and when it came."""
+        """Yields the batches; records the times at which each was asked for and came."""
         while True:
             self._asked = time.monotonic()
             try:
@@ -66,28 +65,28 @@ class InputWait:
             yield batch
 
     def started(self, output: Any) -> None:
-        """Notes that the step with the last batch was started.
+        """Records that the step with the last batch was started.
 
         Args:
-          output: one of the arrays that it makes, which no later step is given to overwrite.
+          output: an array that the step computes and that no later step may overwrite.
         """
         self._steps.put(_Started(self._asked, self._got, output))
 
     def close(self) -> None:
-        """Ends the thread, which waits for the devices to finish what they were given.
+        """Ends the thread, after the devices have finished their steps.
 
-        A thread that is inside of jax when the interpreter ends would abort the process.
+        A thread that is inside jax when the interpreter exits would abort the process.
         """
         self._steps.put(None)
         self._thread.join(_PATIENCE)
 
     def _watch(self) -> None:
-        finished = float("inf")  # of the step before
+        finished = float("inf")  # time of the previous step's end
         while (step := self._steps.get()) is not None:
             self.seconds += max(0.0, step.got - max(step.asked, finished))
             try:
                 jax.block_until_ready(step.output)
-            except Exception:  # of the step: whoever reads its metrics is told
+            except Exception:  # the step failed, which the reader of its metrics will see
                 return
             finished = time.monotonic()
 

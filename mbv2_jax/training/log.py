@@ -1,4 +1,4 @@
-"""What a run tells its user: a progress bar, metrics.jsonl, TensorBoard events and curves.png."""
+"""The log of a run: a progress bar, metrics.jsonl, TensorBoard events and curves.png."""
 
 import collections
 import contextlib
@@ -20,17 +20,17 @@ from mbv2_jax.spec import is_number
 from mbv2_jax.storage import atomic
 from mbv2_jax.storage.mirror import Mirror
 from mbv2_jax.tasks.task import Task
-from mbv2_jax.training.input_wait import WORTH_A_WORD, InputWait, remedy
+from mbv2_jax.training.input_wait import REPORTED_ABOVE, InputWait, remedy
 from mbv2_jax.training.plan import Plan
 
 T = TypeVar("T")
 
-# Metrics are read this many steps late, when the device has finished them, so that it never waits.
+# Metrics are read this many steps late, when they are computed, so that the device never waits.
 LAG = 2
 CURVES_INTERVAL = 60.0  # seconds between two drawings of curves.png
-# That the devices wait for input is said when it holds for two lines, since workers that start or
-# a disk that hiccups are no reason to change a config; and again after so many lines.
-SAY_AGAIN = 20
+# Waiting for input is reported when two lines in a row have it, since starting workers or a slow
+# disk are no reason to change a config; and again after this many lines.
+REPORT_AGAIN = 20
 
 
 class RunLog:
@@ -94,11 +94,11 @@ class RunLog:
             self._mirror.close()
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
-        """Yields the batches of the steps; the time until one comes may be waiting for input."""
+        """Yields the batches of the steps, and measures the wait for each."""
         return self._input.batches(batches)
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Takes the metrics of a step that was just started; reads those of a few steps ago.
+        """Queues the metrics of a step that was just started; reads those of a few steps ago.
 
         Raises:
           RunFailed: the loss or the gradient of a step was not finite.
@@ -111,7 +111,7 @@ class RunLog:
             self._bar.update()
 
     def flush(self) -> None:
-        """Reads the metrics of every step so far, waiting for them, and writes them to disk.
+        """Waits for the metrics of every step so far, and writes them to disk.
 
         Raises:
           RunFailed: the loss or the gradient of a step was not finite.
@@ -119,7 +119,7 @@ class RunLog:
         while self._pending:
             self._read_one()
         if self._writes:
-            # A checkpoint vouches for the lines before it: they must outlive this process.
+            # A checkpoint is saved next: the lines before it must outlive this process.
             self._lines.flush()
             os.fsync(self._lines.fileno())
             self._board.flush()
@@ -130,7 +130,7 @@ class RunLog:
         self._write(step, "eval", dict(result))
         text = _in_words(result, self._run.task.figures)
         self.say(f"epoch {self._epoch(step):.4g} (step {step}): evaluation  {text}")
-        self._mark(step)  # evaluation is not training time
+        self._mark(step)  # the time of the evaluation does not count
 
     def say(self, text: str) -> None:
         """Prints a line for the user, above the bar."""
@@ -139,7 +139,7 @@ class RunLog:
             sys.stderr.flush()
 
     def say_everywhere(self, text: str) -> None:
-        """Prints a line that only this process can tell, above the bar where there is one."""
+        """Prints a line about this process, above the bar if it has one."""
         if self._writes:
             self.say(text)
         else:
@@ -170,7 +170,7 @@ class RunLog:
             self._training(step, metrics)
 
     def _mark(self, step: int) -> None:
-        """From here on the rate and the wait for input are taken."""
+        """Begins a new interval for the rate and for the wait for input."""
         self._since, self._since_step = time.monotonic(), step
         self._since_waited = self._input.seconds
 
@@ -187,14 +187,14 @@ class RunLog:
         if not self._writes:
             return
         self._bar.set_postfix_str(text, refresh=False)
-        if self._bar.disable:  # not a terminal: a plain line instead of the bar
+        if self._bar.disable:  # not a terminal: print a line instead
             self.say(
                 f"step {step}/{self._run.total_steps}  epoch {self._epoch(step):.2f}  "
                 f"lr {metrics['learning_rate']:.5g}  {text}" + (f"  {left} left" if left else "")
             )
 
     def _speed(self, step: int) -> tuple[dict[str, float], str, str]:
-        """Returns the figures of the steps since the last mark, in words too, and the time left."""
+        """Returns the figures of the steps since the last mark, their text, and the time left."""
         batch_size = self._run.settings.run.batch_size
         elapsed = max(time.monotonic() - self._since, 1e-9)
         steps = step - self._since_step
@@ -206,20 +206,20 @@ class RunLog:
             "input_wait": round(wait, 1),
         }
         text = f"  {milliseconds:,.4g} ms/step  {rate:,.0f} images/s"
-        if wait > WORTH_A_WORD:
+        if wait > REPORTED_ABOVE:
             text += f"  waits for input {wait:.0f} %"
         peak = mesh_lib.peak_memory()
         if peak is not None:
             figures["hbm_peak_gib"] = round(peak / 2**30, 3)
             text += f"  HBM {peak / 2**30:.3g} GiB"
-        self._tell_of_input(wait, steps)
+        self._report_wait(wait, steps)
         left = tqdm.tqdm.format_interval((self._run.total_steps - step) * batch_size / rate)
         return figures, text, left
 
-    def _tell_of_input(self, wait: float, steps: int) -> None:
-        """Says that the devices waited `wait` percent of the time, where that goes on."""
-        self._slow_lines = self._slow_lines + 1 if wait > WORTH_A_WORD else 0
-        if self._slow_lines % SAY_AGAIN == 2:
+    def _report_wait(self, wait: float, steps: int) -> None:
+        """Reports that the devices waited for `wait` percent of the time, if that persists."""
+        self._slow_lines = self._slow_lines + 1 if wait > REPORTED_ABOVE else 0
+        if self._slow_lines % REPORT_AGAIN == 2:
             self.say(
                 f"the devices waited for input {wait:.0f} % of the last {steps} steps. To change "
                 f"that: {self._remedy}. `python -m mbv2_jax.data browse` with this config measures "
@@ -242,10 +242,10 @@ class RunLog:
 def _reopen(path: pathlib.Path, start: int) -> Any:
     """Opens metrics.jsonl to append, without the lines after step `start`."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    # A line cut short by a kill has no end; it is later than any checkpoint, as the rest dropped.
+    # A line without an end was cut short by a kill, after the newest checkpoint.
     kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= start]
     atomic.write_bytes(path, b"".join(kept))
-    return path.open("a", buffering=1)  # a line at a time, for whoever follows it
+    return path.open("a", buffering=1)  # a line at a time, for those who follow the file
 
 
 def _in_words(metrics: Mapping[str, Any], figures: Sequence[str], *, with_loss: bool = True) -> str:

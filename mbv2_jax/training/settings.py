@@ -20,7 +20,7 @@ class Run:
     """The fields beside the sections."""
 
     task: str = declare(
-        "classification",
+        tasks.DEFAULT,
         text("the name of a task, or module:Class"),
         "a built-in task, or a class of your own as 'module:Class'",
     )
@@ -145,7 +145,7 @@ class Optimizer:
         (),
         _rules(),
         "((regular expression, factor), ...): the first that matches a parameter's path from its "
-        "beginning ('classifier/bias', 'layer7_0/expand/conv/kernel') scales its learning rate",
+        "beginning ('layer7_0/expand/conv/kernel') scales its learning rate",
     )
 
 
@@ -222,7 +222,7 @@ class Checkpoint:
     best_metric: str | None = declare(
         None,
         text("a metric of the evaluation"),
-        "a metric of the evaluation, such as 'loss'; None: the task's headline, such as 'top1'",
+        "a metric of the evaluation, such as 'loss'; None: the first of the task's figures",
         optional=True,
     )
 
@@ -266,9 +266,10 @@ def declared(task: str) -> dict[str, dataclasses.Field[Any]]:
     """Returns the fields of a config by name, such as "batch_size" and "model.width".
 
     Args:
-      task: the name of a built-in task, whose own fields are among them.
+      task: the name of a task; a built-in one's own fields are among them. Another task has the
+        fields of the default one, and reads what it likes.
     """
-    own = tasks.settings(task)
+    own = tasks.settings(task if task in tasks.BUILT_IN else tasks.DEFAULT)
     places = [("", Run), ("", own.Settings), ("model", spec.Backbone), ("model", own.Head)]
     places += [("model", spec.TrainingMode), ("data", spec.Preprocessing), *SECTIONS.items()]
     return {
@@ -279,7 +280,7 @@ def declared(task: str) -> dict[str, dataclasses.Field[Any]]:
 
 
 def make_config(task: str) -> ConfigDict:
-    """Returns the locked config of defaults; a field that may be left unset is None."""
+    """Returns the locked config of defaults of a task; a field that may be left unset is None."""
     config = ConfigDict()
     for name, field in declared(task).items():
         section, _, key = name.rpartition(".")
@@ -294,6 +295,7 @@ def make_config(task: str) -> ConfigDict:
             inside[key] = config_dict.FieldReference(field.default, field_type=object)
         else:
             inside[key] = field.default
+    config.task = task
     return config.lock()
 
 

@@ -1,4 +1,4 @@
-"""Training images that cannot be read, where the config says to go on without them."""
+"""Unreadable training images that a run skips (data.corrupt=skip)."""
 
 from collections.abc import Callable
 
@@ -9,9 +9,9 @@ from mbv2_jax.errors import UserError
 
 
 class Skipped:
-    """Says of each unreadable image once which it is and why, and counts them.
+    """Reports each unreadable image once, with the reason, and counts them.
 
-    Each process knows those of its own share of the batches, since it was started.
+    Each process counts those in its own rows of the batches since it was started.
 
     Args:
       source: the training split.
@@ -20,11 +20,11 @@ class Skipped:
 
     def __init__(self, source: Source, say: Callable[[str], None]):
         self._source, self._say = source, say
-        self._found: dict[int, str] = {}  # index of an image -> its name, in the order of finding
+        self._found: dict[int, str] = {}  # index of an image -> its name, in the order of discovery
         self._looking = False
 
     def take_out(self, batch: Batch) -> Batch:
-        """Returns the batch without "skipped", which it has where data.corrupt is "skip"."""
+        """Returns the batch without its array "skipped", which data.corrupt=skip adds."""
         skipped = batch.pop("skipped", None)
         self._looking = skipped is not None
         for index in () if skipped is None else skipped.tolist():
@@ -34,17 +34,17 @@ class Skipped:
         return batch
 
     def metrics(self) -> dict[str, int]:
-        """Returns {"skipped": how many different images so far}, for the log; {} with "raise"."""
+        """Returns {"skipped": number of different images so far} for the log; {} with "raise"."""
         return {"skipped": len(self._found)} if self._looking else {}
 
     def summary(self) -> None:
-        """Says how many there were, if any."""
+        """Reports the number of skipped images, if any."""
         if self._found:
             first = next(iter(self._found.values()))
             self._say(f"unreadable images skipped: {len(self._found):,}; the first: {first}")
 
     def _reason(self, index: int) -> str:
-        # The worker that met it sends pixels, not words.
+        # Workers send arrays, not error messages: read the image again.
         try:
             decode(self._source[index].image)
         except UserError as error:

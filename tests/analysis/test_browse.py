@@ -1,4 +1,4 @@
-"""`python -m mbv2_jax.data browse`: the images of training, and the rates beside each other."""
+"""`python -m mbv2_jax.data browse`: the images of training, and the comparison of rates."""
 
 import bisect
 import importlib
@@ -22,12 +22,12 @@ from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.training import loop, step_rate
 from tests.support.coded import CodedSource, LabelCollator
 
-SIZE = 128  # of which an image is shown as it is
+SIZE = 128  # images of this size are shown unscaled
 
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
-    """Runs the command in an empty folder; returns what it printed, errors last."""
+    """Runs the command in an empty folder; returns its output, errors last."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> str:
@@ -41,7 +41,7 @@ def run(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def photos(tmp_path) -> pathlib.Path:
-    """Two classes by WordNet id and one by another name, three noisy images each."""
+    """Returns a folder of two WordNet ids and one other class, three noisy images each."""
     rng = np.random.default_rng(0)
     for name in ("n01440764", "n01443537", "zebra"):
         (tmp_path / "photos/train" / name).mkdir(parents=True)
@@ -113,7 +113,7 @@ def test_a_grid_of_any_size_has_its_labels_below_the_images():
         red = (picture[..., 0] - picture[..., 1]) > 100
         shown = 256 if side == 300 else 4 * 32 if side == 32 else 112
         assert red.sum() == count * shown**2
-        # Lettering, dark on white, below each image.
+        # Dark letters on white below each image.
         below = picture[red.any(axis=1).nonzero()[0].max() + 1 :]
         assert (below.max(axis=2) < 100).any()
 
@@ -132,7 +132,7 @@ def test_an_image_without_a_class_is_named_by_its_id():
     assert named.batch_spec((4, 5))["image"].shape == (4, 5, 3)
 
 
-def test_mixing_is_said(run, photos):
+def test_the_caption_mentions_mixing(run, photos):
     run(*flags(photos), "--config.mixup_alpha=0.2", "--config.cutmix_alpha=1.0")
     picture = np.asarray(Image.open("browse.png"))
     config = command_line.load_config("finetune_folder").copy_and_resolve_references()
@@ -157,11 +157,11 @@ def test_a_bad_image_is_named_or_replaced(run, photos):
         assert printed.count("skipping") <= 1
         return f"skipping {bad}: cannot decode" in printed
 
-    # Named is what was to be in the picture, though a batch of 4 holds more than that.
+    # Only images that belong in the picture are named, though a batch holds 4.
     assert not named(1) and named(9)
     assert pathlib.Path("browse.png").exists()
     place = bisect.bisect_left(range(10), True, key=named)
-    assert place % 4 != 1  # not from a batch's first row on
+    assert place % 4 != 1  # not the first row of a batch
 
 
 def test_workers_are_announced(run, photos):
@@ -181,7 +181,7 @@ def test_rate_is_of_whole_rounds_after_the_warm_up():
     def batches():
         nonlocal now
         now += 100  # workers start
-        while True:  # three workers that take 6 s a batch: their batches come together
+        while True:  # three workers, 6 s a batch, whose batches come together
             yield {}
             yield {}
             yield {}
@@ -266,7 +266,7 @@ def test_steps_are_timed_without_the_first_ones(monkeypatch):
 def test_the_real_step_is_timed():
     mesh = mesh_lib.create(jax.devices()[:1])
     rate = step_rate.measure(tiny_digits(), CodedSource(100), mesh, seconds=0.1)
-    assert 8 < rate < 1e6  # from a step a second to what no CPU does
+    assert 8 < rate < 1e6  # from a step a second to more than any CPU does
 
 
 @pytest.mark.parametrize(

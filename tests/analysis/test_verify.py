@@ -1,4 +1,4 @@
-"""`python -m mbv2_jax.data verify`: counts, decodes, names what is bad; and --help."""
+"""`python -m mbv2_jax.data verify`: counts, bad records, comparison with ImageNet, --help."""
 
 import dataclasses
 import importlib
@@ -39,7 +39,7 @@ def make_folder(root: pathlib.Path, files: dict[str, bytes]) -> pathlib.Path:
 
 @pytest.fixture
 def verify(monkeypatch, capsys):
-    """Runs the command; returns what it raised, the lines it printed, and the last one's JSON."""
+    """Runs the command; returns its error, the lines that it printed, and the last one's JSON."""
 
     def run(*arguments: str) -> tuple[Exception | None, list[str], dict[str, Any]]:
         monkeypatch.setattr(sys, "argv", ["data", "verify", *arguments])
@@ -177,12 +177,12 @@ def test_a_choice_of_imagenets_classes_is_a_copy_only_where_all_are_wanted(verif
         )
         assert error is None and result["splits"][0]["expected"] is None
         assert lines[0] == "val: 20 examples of 20 classes; 19 of ImageNet's 1,000 classes"
-    # A download that was broken off.
+    # An interrupted download.
     error, lines, result = verify("--config=mobilenet_v2_8xb32_in1k", source, "--split=eval")
     assert isinstance(error, RunFailed) and result["splits"][0]["expected"] == 50_000
     assert "validation: 20 examples, not 50,000: 49,980 missing" in lines
     assert any(line.startswith("validation: classes that are missing: ") for line in lines)
-    # Other data, of which a few folders are named so.
+    # Other data with a few folders of such names.
     for number in range(3):
         make_folder(folder, {f"val/other{number}/1.JPEG": image})
     error, _, result = verify("--config=mobilenet_v2_8xb32_in1k", source, "--split=eval")
@@ -282,7 +282,7 @@ def test_the_command_teaches_without_jax():
 def test_ctrl_c_ends_it_at_once(tmp_path, workers):
     image = photo((1000, 1000))
     make_folder(tmp_path, {"train/a/0.jpg": b"", "train/a/1.jpg": image})
-    for number in range(2, 5000):  # much work
+    for number in range(2, 5000):  # enough work to interrupt
         os.link(tmp_path / "train/a/1.jpg", tmp_path / f"train/a/{number}.jpg")
     process = subprocess.Popen(
         [

@@ -1,4 +1,4 @@
-"""`python -m convert` as a user meets it. What it makes of each framework: tests/parity/."""
+"""The command `python -m convert`; tests/parity/ compares the converted networks."""
 
 import dataclasses
 import hashlib
@@ -18,12 +18,13 @@ from PIL import Image
 from mbv2_jax import command_line, model_dir
 from mbv2_jax.convert import __main__ as convert
 from mbv2_jax.data import classes
+from mbv2_jax.spec import Backbone, ModelSpec, Preprocessing, TrainingMode
 from tests.support import REPOSITORY, peers, tiny_model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """torchvision's files of a narrow network: 6 classes, 1001 classes, and none."""
+    """Writes torchvision's files of a narrow network with 6, 1000, 1001 and no classes."""
     folder = tmp_path_factory.mktemp("convert")
     for count in (6, 1000, 1001):
         state = network(count).state_dict()
@@ -57,7 +58,7 @@ def run(monkeypatch, capsys):
 
 
 def refused(outcome: tuple[int, str, str]) -> str:
-    """The one line with which a command refuses."""
+    """Returns the only line of a command that refuses its arguments."""
     code, out, err = outcome
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
@@ -80,7 +81,7 @@ def test_the_command_runs_from_the_clone_and_as_installed(folder, tmp_path):
         assert model_dir.read(output).spec.head.num_classes == 6
 
 
-def test_help_teaches_in_a_moment():
+def test_help_needs_no_jax():
     code = (
         "import runpy, sys\n"
         "sys.argv = ['convert', '--help']\n"
@@ -96,7 +97,7 @@ def test_help_teaches_in_a_moment():
         assert word in done.stdout
 
 
-def test_the_summary_says_what_was_found_and_what_was_assumed(run, folder, tmp_path):
+def test_the_summary_and_the_assumptions_are_printed(run, folder, tmp_path):
     code, out, err = run(folder / "6.pth", f"--output={tmp_path / 'm'}")
     assert code == 0
     net = network(6)
@@ -125,7 +126,7 @@ def test_fields_and_names_can_be_set(run, folder, tmp_path):
         "--set=data.std=(4, 5, 6)",
         "--set=model.strides=(1, 1, 1, 2, 2, 1, 2, 1)",
     )
-    assert (code, err) == (0, "")  # nothing is left to assume
+    assert (code, err) == (0, "")  # no assumption is left
     saved = model_dir.read(tmp_path / "m")
     assert saved.classes == tiny_model.CLASSES
     assert saved.spec.preprocessing.image_size == 64
@@ -164,7 +165,7 @@ def test_impossible_settings_are_refused_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_check_prints_what_the_converted_network_sees(run, folder, tmp_path):
+def test_check_prints_the_best_classes(run, folder, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     output = f"--output={tmp_path / 'm'}"
@@ -184,8 +185,8 @@ def test_check_prints_what_the_converted_network_sees(run, folder, tmp_path):
     assert [row[-3] for row in rows] == shares
 
 
-def test_a_size_set_alone_takes_its_share_of_the_photo_along(run, folder, tmp_path):
-    # d-li14's and timm's edges: int(size / 0.875).
+def test_a_size_set_alone_scales_the_edge(run, folder, tmp_path):
+    # The edges of d-li14 and timm: int(size / 0.875).
     for size, edge in ((96, 109), (160, 182), (192, 219)):
         output = f"--output={tmp_path / str(size)}"
         assert run(folder / "6.pth", output, f"--set=data.image_size={size}")[0] == 0
@@ -193,7 +194,7 @@ def test_a_size_set_alone_takes_its_share_of_the_photo_along(run, folder, tmp_pa
         assert saved.spec.preprocessing.eval_transforms == f"resize_edge({edge})|center_crop(size)"
 
 
-def test_names_that_are_too_few_are_not_taken(run, tmp_path):
+def test_too_few_names_are_not_used(run, tmp_path):
     checkpoint = {"meta": {"CLASSES": ("cat", "dog")}, "state_dict": network(1000).state_dict()}
     torch.save(checkpoint, tmp_path / "file.pth")
     code, _, err = run(tmp_path / "file.pth", f"--output={tmp_path / 'm'}")
@@ -223,7 +224,7 @@ def test_our_own_file_without_its_description_says_what_is_assumed(run, tmp_path
     tiny_model.write(tmp_path / "m")
     file = tmp_path / "m.safetensors"
     assert run(tmp_path / "m", "--to=safetensors", f"--output={file}")[0] == 0
-    safetensors.numpy.save_file(safetensors.numpy.load_file(file), file)  # the metadata is gone
+    safetensors.numpy.save_file(safetensors.numpy.load_file(file), file)  # without metadata
     code, _, err = run(file, f"--output={tmp_path / 'again'}")
     assert code == 0
     for field in ("model.padding", "model.bn_epsilon", "data.mean", "data.eval_transforms"):
@@ -259,7 +260,7 @@ def test_a_backbone_alone_gives_features_only_and_says_so(run, folder, tmp_path)
     saved = model_dir.read(tmp_path / "m")
     assert saved.features_only
     assert saved.classes == ()
-    # And out again, where the head is missing just so.
+    # The export lacks the head as well.
     assert run(tmp_path / "m", "--to=torchvision", f"--output={tmp_path / 'out.pth'}")[0] == 0
     incompatible = network(6).load_state_dict(torch.load(tmp_path / "out.pth"), strict=False)
     assert incompatible.missing_keys == ["classifier.1.weight", "classifier.1.bias"]
@@ -285,7 +286,7 @@ def test_nothing_is_overwritten_without_force(run, folder, tmp_path):
     assert run(*out, "--force")[0] == 0
 
 
-def test_what_is_not_ours_is_not_even_replaced_by_force(run, folder, tmp_path):
+def test_force_replaces_only_models_and_weights(run, folder, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"precious")
     tiny_model.write(tmp_path / "run" / "model")
@@ -314,7 +315,7 @@ def test_an_empty_folder_is_filled(run, folder, tmp_path):
     assert model_dir.read(tmp_path / "m").spec.head.num_classes == 6
 
 
-def test_a_fault_in_mid_write_leaves_what_was_there(run, folder, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file(run, folder, tmp_path, monkeypatch):
     file = tmp_path / "out.pth"
     assert run(folder / "6.pth", "--to=torchvision", f"--output={file}")[0] == 0
     before = file.read_bytes()
@@ -342,7 +343,7 @@ def test_a_fault_in_mid_write_leaves_what_was_there(run, folder, tmp_path, monke
         (["--to=timm", "--output=x.pth"], "no network of width 0.1"),
     ],
 )
-def test_what_would_be_another_model_there_is_not_written(
+def test_a_model_that_would_compute_something_else_is_not_written(
     run, tmp_path, monkeypatch, arguments, named
 ):
     monkeypatch.chdir(tmp_path)
@@ -376,3 +377,70 @@ def test_a_size_set_alone_keeps_the_share_that_the_file_states(run, tmp_path):
     assert run(file, f"--output={tmp_path / 'again'}", "--set=data.image_size=64")[0] == 0
     saved = model_dir.read(tmp_path / "again")
     assert saved.spec.preprocessing.eval_transforms == "resize_edge(72)|center_crop(size)"
+
+
+def with_description(file: pathlib.Path, text: str) -> pathlib.Path:
+    """Gives one of our .safetensors files another model.json."""
+    arrays = safetensors.numpy.load_file(file)
+    safetensors.numpy.save_file(arrays, file, {"model.json": text})
+    return file
+
+
+def test_our_own_file_with_a_description_of_format_1_is_read(run, tmp_path):
+    tiny_model.write(tmp_path / "m")
+    file = tmp_path / "m.safetensors"
+    assert run(tmp_path / "m", "--to=safetensors", f"--output={file}")[0] == 0
+    info = {
+        "format": 1,
+        "task": "classification",
+        "architecture": {
+            "name": "mobilenet_v2",
+            "width": 0.1,
+            "strides": [2, 1, 2, 2, 2, 1, 2, 2],
+            "num_classes": len(tiny_model.CLASSES),
+        },
+        "conventions": {
+            "dropout": 0.3,
+            "padding": "same",
+            "bn_epsilon": 0.001,
+            "bn_momentum": 0.99,
+        },
+        "preprocessing": {
+            "image_size": 48,
+            "eval_transforms": "resize(size)",
+            "mean": [1.0, 2.0, 3.0],
+            "std": [4.0, 5.0, 6.0],
+        },
+        "class_names": list(tiny_model.CLASSES),
+        "origin": {"kind": "made by a test"},
+    }
+    with_description(file, json.dumps(info))
+    code, _, err = run(file, f"--output={tmp_path / 'again'}")
+    assert (code, err) == (0, "")
+    saved = model_dir.read(tmp_path / "again")
+    assert saved.classes == tiny_model.CLASSES
+    assert saved.spec == ModelSpec(
+        task="classification",
+        backbone=Backbone(0.1, (2, 1, 2, 2, 2, 1, 2, 2), "same", 1e-3),
+        head=tiny_model.SPEC.head,
+        preprocessing=Preprocessing(48, "resize(size)", (1, 2, 3), (4, 5, 6)),
+        mode=TrainingMode(dropout=0.3, bn_momentum=0.99),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("{", "model.json in its metadata is not JSON"),
+        ("[]", "model.json in its metadata has format None"),
+        ('{"format": 3}', "model.json in its metadata has format 3; this version reads 1 and 2"),
+        ('{"format": 2, "task": "classification"}', "backbone is missing"),
+    ],
+)
+def test_a_damaged_description_is_refused(run, tmp_path, text, named):
+    tiny_model.write(tmp_path / "m")
+    file = tmp_path / "m.safetensors"
+    assert run(tmp_path / "m", "--to=safetensors", f"--output={file}")[0] == 0
+    with_description(file, text)
+    assert named in refused(run(file, f"--output={tmp_path / 'again'}"))
+    assert not (tmp_path / "again").exists()

@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine that breaks, changes its mind, or tells stories."""
+"""Downloads from a local server that fails, changes its file, or sends wrong answers."""
 
 import hashlib
 import http.server
@@ -25,7 +25,7 @@ NAME = f"net-{SHA256[:8]}.pth"
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves one content under every path.
+    """Serves one file under every path.
 
     Attributes:
       content, tag: the file, and the ETag that goes with it.
@@ -116,7 +116,7 @@ def refusal(source: str) -> str:
 
 
 def kept() -> list[str]:
-    """The files in the cache, but for locks."""
+    """Returns the files in the cache except locks."""
     files = download.cache_folder().rglob("*")
     return [file.name for file in files if file.is_file() and file.suffix != ".lock"]
 
@@ -140,14 +140,14 @@ def test_the_same_name_at_two_addresses(server):
     assert second.read_bytes() == b"other" + CONTENT
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(server):
+def test_a_broken_connection_is_resumed(server):
     server.breaks = [100_000, 250_000]
     assert download.locate(f"{server.address}/{NAME}").read_bytes() == CONTENT
     assert server.asked == [None, "bytes=100000-", "bytes=250000-"]
     assert kept() == [NAME]
 
 
-def test_what_was_kept_is_taken_up_by_the_next_command(server):
+def test_the_next_command_resumes_the_download(server):
     server.breaks = [100_000] * download.TRIES
     line = refusal(f"{server.address}/model.pth")
     assert line.endswith("after 100,000 of 300,000 bytes; the same command resumes from there")
@@ -162,8 +162,8 @@ def test_a_server_without_ranges(server):
     assert download.locate(f"{server.address}/model.pth").read_bytes() == CONTENT
 
 
-def test_a_server_that_names_no_state_of_the_file(server):
-    """Nobody knows whether what is here belongs to what is there now: begin anew."""
+def test_a_server_without_tags(server):
+    """Without a tag, the part may be of another file: the download starts anew."""
     server.tag = None
     server.breaks = [100_000]
     assert download.locate(f"{server.address}/model.pth").read_bytes() == CONTENT
@@ -178,14 +178,14 @@ def test_a_file_that_changed_meanwhile(server):
 
 
 def start(address: str) -> subprocess.Popen[str]:
-    """Starts a process that downloads, and prints where the file is."""
+    """Starts a process that downloads a file and prints its path."""
     code = f"from mbv2_jax.convert import download; print(download.locate({address!r}))"
     command = [sys.executable, "-c", code]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_half() -> pathlib.Path:
-    """Waits, at most a minute, until a download has come as far as the server's pause."""
+    """Waits, at most a minute, until a download has reached the server's pause."""
     for _ in range(600):
         for part in download.cache_folder().rglob("*.part"):
             if part.stat().st_size > 100_000:
@@ -194,7 +194,7 @@ def wait_for_half() -> pathlib.Path:
     raise AssertionError("nothing came")
 
 
-def test_a_killed_command_leaves_no_file_and_the_next_goes_on(server):
+def test_a_killed_command_leaves_no_file_and_the_next_resumes(server):
     server.pause.clear()
     process = start(f"{server.address}/{NAME}")
     part = wait_for_half()
@@ -303,7 +303,7 @@ def test_where_the_cache_is(monkeypatch):
 
 
 def test_known_names_come_from_their_address(server, monkeypatch):
-    """The table's address, answered by our server."""
+    """The local server answers for the address in the table."""
     asked = []
 
     def open_instead(request, part):
@@ -336,7 +336,7 @@ def test_another_file_under_a_published_name(tmp_path):
     assert "rename it" in line
 
 
-def test_what_is_nothing(tmp_path):
+def test_unknown_sources_are_refused(tmp_path):
     assert "did you mean 'torchvision'?" in refusal("torchvison")
     assert "known are 'mmpretrain', 'torchvision'" in refusal("resnet50")
     assert refusal("weights/resnet50") == "weights/resnet50 does not exist"
@@ -346,7 +346,7 @@ def test_what_is_nothing(tmp_path):
 
 
 def test_a_bar_on_a_terminal(server):
-    """Elsewhere it would fill logs."""
+    """The bar appears on terminals only, because it would fill logs."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
     code = f"from mbv2_jax.convert import download; download.locate('{server.address}/{NAME}')"

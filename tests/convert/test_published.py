@@ -1,4 +1,4 @@
-"""The table of published weights says what their publishers say, as far as they are installed."""
+"""The table of published weights agrees with the publishers' packages that are installed."""
 
 import re
 
@@ -12,7 +12,7 @@ from tests.support import peers
 
 
 def crop(name: str, image: Image.Image) -> np.ndarray:
-    """Our evaluation crop for published weights: (size, size, 3) uint8."""
+    """Returns our evaluation crop for published weights: (size, size, 3) uint8."""
     preprocessing = PUBLISHED[name].preprocessing
     transform = make_transform(preprocessing.eval_transforms, preprocessing.image_size)
     return np.asarray(transform(image, np.random.default_rng(0)))
@@ -25,7 +25,7 @@ def image(request) -> Image.Image:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_entries_are_of_use(name):
+def test_entries_are_plausible(name):
     weights = PUBLISHED[name]
     assert re.fullmatch(r"[0-9a-f]{8}", weights.sha256)
     assert weights.address.startswith("https://")
@@ -61,7 +61,7 @@ def test_torchvisions_entries(name, weights, image):
     assert (ours.top1, ours.top5) == (metrics["acc@1"], metrics["acc@5"])
     preset = theirs.transforms(mean=(0, 0, 0), std=(1 / 255,) * 3)  # back to pixels
     pixels = peers.nhwc(preset(image)[None])[0]
-    # Pillow does both; what is left is the rounding of pixel / 255 / (1 / 255).
+    # Pillow does both; the difference is the rounding of pixel / 255 / (1 / 255).
     np.testing.assert_allclose(crop(name, image), pixels, atol=1e-3)
 
 
@@ -74,7 +74,7 @@ def test_torchvisions_entries(name, weights, image):
     ],
 )
 def test_timms_entries(name, model, image):
-    """Not their figures: timm's package has no results."""
+    """timm's package has no figures to compare."""
     peers.torchvision()  # timm imports it
     import timm
 

@@ -20,7 +20,7 @@ def test_without_config_nothing_is_known(tmp_path):
     assert read(tmp_path) == ({}, ())
 
 
-def test_what_transformers_itself_writes_is_read(tmp_path):
+def test_files_of_transformers_are_read(tmp_path):
     transformers = peers.transformers()
     config = transformers.MobileNetV2Config(
         image_size=160,
@@ -65,7 +65,7 @@ def test_the_defaults_are_those_of_its_classes(tmp_path):
     assert names == ()
     assert fields["model.padding"] == ("same" if default.tf_padding else "torch")
     assert fields["model.bn_epsilon"] == default.layer_norm_eps
-    assert default.classifier_dropout_prob == 0.8  # TF-slim's share of what is kept:
+    assert default.classifier_dropout_prob == 0.8  # TF-slim's share of the features that are kept:
     assert "model.dropout" not in fields  # the layout's convention stands
     assert fields["data.image_size"] == default.image_size == processor.crop_size["height"]
     edge = processor.size["shortest_edge"]
@@ -74,7 +74,7 @@ def test_the_defaults_are_those_of_its_classes(tmp_path):
 
 
 @pytest.mark.parametrize("size", [160, [160, 160]])
-def test_sizes_are_read_as_they_were_written_over_the_years(tmp_path, size):
+def test_older_forms_of_sizes_are_read(tmp_path, size):
     (tmp_path / "config.json").write_text(json.dumps({"image_size": size}))
     assert read(tmp_path)[0]["data.image_size"] == 160
     old = {"size": 180, "crop_size": 144}  # as the feature extractors of 2022 wrote them
@@ -84,7 +84,7 @@ def test_sizes_are_read_as_they_were_written_over_the_years(tmp_path, size):
     assert fields["data.eval_transforms"] == "resize_edge(180)|center_crop(size)"
 
 
-def test_what_evaluation_here_cannot_leave_out_is_refused(tmp_path):
+def test_unsupported_processors_are_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "preprocessor_config.json").write_text('{"do_center_crop": false}')
     with pytest.raises(UserError, match="do_center_crop false"):
@@ -94,7 +94,7 @@ def test_what_evaluation_here_cannot_leave_out_is_refused(tmp_path):
         read(tmp_path)
 
 
-def test_another_scale_and_an_exact_size_are_heeded(tmp_path):
+def test_another_scale_and_an_exact_size_are_read(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     processor = {
         "size": {"height": 224, "width": 224},
@@ -128,7 +128,7 @@ def test_another_network_is_refused(tmp_path, config, named):
         read(tmp_path)
 
 
-def test_what_is_no_json_object_is_refused(tmp_path):
+def test_files_without_a_json_object_are_refused(tmp_path):
     for content in ("{", "[]"):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(UserError, match=r"config\.json"):

@@ -1,4 +1,4 @@
-"""A file of another framework given to the other commands, without converting it before."""
+"""Weight files of other frameworks as --checkpoint of the other commands."""
 
 import pathlib
 import subprocess
@@ -24,7 +24,7 @@ def net() -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, net) -> pathlib.Path:
-    """train/ and val/ of two classes, and two files of the network: whole, and its backbone."""
+    """Writes train/ and val/ of two classes, and the network's weights with and without head."""
     folder = tmp_path_factory.mktemp("use")
     noise = np.random.default_rng(0)
     for split in ("train", "val"):
@@ -77,10 +77,10 @@ def test_prediction_takes_a_file_of_another_framework(folder, net, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "data.image_size=224" in done.stderr  # what was assumed is said here, too
+    assert "data.image_size=224" in done.stderr  # the assumptions are printed here, too
     assert '"class": "0"' in done.stdout
 
 
-def test_what_is_neither_a_file_nor_a_name_is_refused():
+def test_an_unknown_name_is_refused():
     with pytest.raises(UserError, match=r"mmpretrian.*mmpretrain"):
         model_dir.read("mmpretrian")

@@ -13,7 +13,7 @@ from tests.support import peers
 
 
 def categories() -> tuple[str, ...]:
-    """torchvision's own wording: one or two words a class."""
+    """torchvision has its own wording, of one or two words a class."""
     peers.torchvision()
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
@@ -43,7 +43,7 @@ def test_names_are_mmpretrains():
 
 
 def test_names_and_ids_belong_together():
-    # timm's WordNet lemmas by id, which no list by position enters.
+    # timm has WordNet lemmas by id, which do not depend on positions.
     peers.torchvision()
     from timm.data import ImageNetInfo
 
@@ -74,7 +74,7 @@ def test_names_of_a_published_checkpoint_are_recognised(check_data):
 def test_other_classes_are_not_imagenet():
     names = categories()
     shuffled = random.Random(0).sample(names, 1000)
-    # The background last, one class missing or twice: every later number would be another class.
+    # With the background last, or a class missing or twice, later numbers would be other classes.
     for other in (shuffled, (*names, "background"), names[1:], (*names[:500], *names[499:999]), ()):
         assert classes.imagenet_offset(other) is None
 

@@ -1,4 +1,4 @@
-"""Crops that are decoded only as far as they reach, against the whole image cropped by Pillow."""
+"""Crops of partly decoded files against crops of the whole image by Pillow."""
 
 import contextlib
 import importlib.util
@@ -17,14 +17,14 @@ from mbv2_jax.data.transforms.pipeline import make_transform
 from mbv2_jax.errors import UnreadableImage, UserError
 from tests.support.samples import pixels, pixels_from
 
-WIDTH, HEIGHT = 171, 203  # no multiple of any block's side
+WIDTH, HEIGHT = 171, 203  # not a multiple of any block's side
 
 # Left, top, width, height: from the first row, across the middle, to the last row.
 BOXES = [(0, 0, 40, 1), (3, 5, 90, 11), (17, 60, 100, 68), (0, 100, 171, 90), (5, 0, 160, 203)]
 
 
 def photo(width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
-    """Waves in every colour with noise: each row differs from the next, in colour too."""
+    """Returns coloured waves with noise, in which each row differs from the next."""
     rng = np.random.default_rng(3)
     y, x = np.mgrid[0:height, 0:width]
     waves = [np.sin(x / (5 + k)) + np.cos(y / (3 + 2 * k)) for k in range(3)]
@@ -48,7 +48,7 @@ def turned(orientation: int) -> bytes:
     return pillow(photo(), exif=exif)
 
 
-# Files of which the first rows can be decoded alone.
+# Files whose first rows can be decoded alone.
 PLAIN = {
     "4:4:4": pillow(photo(), subsampling=0),
     "4:2:2": pillow(photo(), subsampling=1),
@@ -96,7 +96,7 @@ def test_an_exact_crop_is_that_of_the_whole_image(name):
     assert resized_crop(FILES[name], choose, (8, 8)).image_size in seen
     for box in BOXES:
         np.testing.assert_array_equal(crop(FILES[name], box), whole(FILES[name], box))
-    assert seen == {decode(FILES[name]).size}  # the box is chosen for the image as people see it
+    assert seen == {decode(FILES[name]).size}  # the box is chosen in the upright image
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -128,7 +128,7 @@ def test_a_file_cut_short_is_refused_wherever_the_crop_lies(decode_as, keep):
 
 @pytest.mark.parametrize("decode_as", ["exact", "fast"])
 def test_damage_in_the_header_never_ends_in_another_error(decode_as):
-    """Every byte of the header wrong in turn: an image or one kind of error, no traceback."""
+    """A wrong byte anywhere in the header leads to an image or to UnreadableImage."""
     encoded = pillow(photo(40, 40), quality=20)
     start = encoded.index(b"\xff\xda")
     for at in range(start + 12):
@@ -141,9 +141,9 @@ def test_damage_in_the_header_never_ends_in_another_error(decode_as):
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_fast_crop_is_within_two_levels(name, interpolation):
-    """16-bit coefficients in two passes, each rounded: a level or two, on both sides alike.
+    """Two passes with 16-bit coefficients round by a level or two, up as often as down.
 
-    Bicubic's negative coefficients add up to more, and its rounding to a third level.
+    Bicubic has negative coefficients, which add up to a third level.
     """
     for box in BOXES:
         size = 64  # too large for the decoder to shrink the photo
@@ -162,11 +162,11 @@ def test_what_the_fast_decoder_cannot_read_is_exact(name):
 
 
 def with_sampling(encoded: bytes, sampling: int) -> bytes:
-    """The same file with other factors of its first component: another picture, and decodable."""
+    """Returns the file with other sampling factors, which decodes to another picture."""
     frame = jpeg.read_frame(encoded)
     assert frame is not None
     changed = bytearray(encoded)
-    changed[frame.height_at + 6] = sampling  # after height, width, number and the first's name
+    changed[frame.height_at + 6] = sampling  # after height, width, number and name
     return bytes(changed)
 
 
@@ -178,7 +178,7 @@ def test_samplings_that_the_fast_decoder_does_not_know_are_exact(sampling):
 
 
 def test_too_little_memory_is_no_fault_of_the_image(monkeypatch):
-    """Else a run that skips what cannot be read would leave sound photos out."""
+    """Otherwise a run that skips unreadable images would skip sound ones."""
 
     def fail(*_):
         raise MemoryError
@@ -189,7 +189,7 @@ def test_too_little_memory_is_no_fault_of_the_image(monkeypatch):
 
 
 def test_fast_crops_of_real_photos_stay_near_the_exact_ones(check_data):
-    """The bounds that data/fast_decoding.py states: of pixels; where the decoder shrinks, of means.
+    """Checks the bounds in data/fast_decoding.py: of pixels, and of means if the decoder shrinks.
 
     Shrinking by averaging blocks is not the triangle filter: single pixels at edges differ by up to
     some 30 levels.
@@ -226,7 +226,7 @@ def test_a_large_photo_is_decoded_smaller(monkeypatch, side, shrink):
     encoded = pillow(photo(side, side))
     result = crop(encoded, (0, 0, side, side), 32, "fast").astype(int)
     assert sizes == [(-(-side // shrink), -(-side // shrink))]
-    # Of smooth waves with a little noise the mean differs by less than a level.
+    # The means of smooth waves with a little noise differ by less than a level.
     assert abs((result - whole(encoded, (0, 0, side, side))).mean()) < 1
 
 

@@ -22,7 +22,7 @@ def data_dir(tmp_path_factory) -> str:
 
 
 def test_both_splits_together_are_the_dataset(data_dir):
-    """Every image of scikit-learn's, scaled from 0..16 to 0..255, once, with its label."""
+    """The splits hold each image of scikit-learn once, scaled from 0..16 to 0..255."""
     sklearn = load_digits()
     expected = sorted(
         (np.floor(image * 255 / 16 + 0.5).astype(np.uint8).tobytes(), int(label))
@@ -48,7 +48,7 @@ def test_each_class_is_held_out_alike(data_dir):
 
 def test_a_disk_that_is_full_is_said_and_the_next_try_succeeds(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # as it were
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
         with pytest.raises(UserError, match=r"cannot write the digits dataset to .*File too large"):
             open_source("digits", "test", str(tmp_path))
@@ -66,7 +66,7 @@ def test_command_writes_the_held_out_images(tmp_path, data_dir):
     for i in range(12):
         (path,) = tmp_path.glob(f"digit_?_{i}.png")
         assert path.name == f"digit_{source[i].targets['label']}_{i}.png"
-        # What is predicted from is what is evaluated.
+        # The files have the pixels of the evaluation.
         np.testing.assert_array_equal(
             np.asarray(decode(path.read_bytes())), np.asarray(decode(source[i].image))
         )
@@ -92,7 +92,7 @@ def test_without_scikit_learn_the_extra_is_named(tmp_path, monkeypatch):
 
 
 def test_two_processes_may_prepare_at_once(tmp_path):
-    """The first use of two runs on one machine; each prints how many examples it opened."""
+    """Each of the runs prints the number of examples that it opened."""
     code = (
         "from mbv2_jax.data.sources import open_source;"
         f"print(len(open_source('digits', 'train', {str(tmp_path)!r})))"

@@ -25,15 +25,15 @@ from mbv2_jax.data.transforms.pipeline import make_transform
 from tests.support import REPOSITORY
 from tests.support.coded import LabelCollator
 
-# One of the CMYK files and the PNG file are among them: TFDS knows them by their names.
+# TFDS knows the CMYK files and the PNG file by their names.
 CMYK, PNG = "n01739381_1309.JPEG", "n02105855_2933.JPEG"
 TRAIN = ["n01440764_10.JPEG", "n01440764_2.JPEG", CMYK, "n02105855_7.JPEG", PNG, "n15075141_1.JPEG"]
-# Of the first four validation photos: 65, 970, 230 and 809 of the 1000 classes.
+# The classes of the first four validation photos: 65, 970, 230 and 809 of the 1000.
 VALIDATION = ["n01751748", "n09193705", "n02105855", "n04263257"]
 
 
 def photo(name: str) -> bytes:
-    """The file of a smooth little picture that is like no other."""
+    """Returns the file of a small smooth picture, different for each name."""
     rng = np.random.default_rng(int(hashlib.md5(name.encode()).hexdigest(), 16))
     image = Image.fromarray(rng.integers(0, 256, (3, 4, 3), np.uint8)).resize((64, 48))
     file = io.BytesIO()
@@ -54,7 +54,7 @@ def cache_of_indexes(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, str]:
-    """The three folders of the document, TARS with the tar files."""
+    """Returns the three folders of the document, with the tar files in TARS."""
     root = tmp_path_factory.mktemp("imagenet")
     paths = {name: root / name.lower() for name in ("TARS", "DATA", "PHOTOS")}
     paths["TARS"].mkdir()
@@ -67,7 +67,7 @@ def folders(tmp_path_factory) -> dict[str, str]:
                         add(tar, name, photo(name))
             add(outer, f"{wordnet_id}.tar", inner.getvalue())
     with tarfile.open(paths["TARS"] / "ILSVRC2012_img_val.tar", "w") as tar:
-        for number in (3, 1, 4, 2):  # the order in the tar file says nothing
+        for number in (3, 1, 4, 2):  # in any order
             add(tar, validation_name(number), photo(validation_name(number)))
     return {name: str(path) for name, path in paths.items()}
 
@@ -77,7 +77,7 @@ def validation_name(number: int) -> str:
 
 
 def run(part: str, folders: dict[str, str]) -> subprocess.CompletedProcess:
-    """Runs the one block of the document's commands that holds `part`."""
+    """Runs the document's only block of commands that contains `part`."""
     text = (REPOSITORY / "docs" / "imagenet.md").read_text()
     (block,) = [b for b in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if part in b]
     path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -91,7 +91,7 @@ def run(part: str, folders: dict[str, str]) -> subprocess.CompletedProcess:
 
 
 def check_verified(process: subprocess.CompletedProcess) -> None:
-    """All is read and nothing is bad, but for the number of examples."""
+    """Checks that every image is read, and only the number of examples is wrong."""
     result = json.loads(process.stdout.splitlines()[-1])
     assert process.returncode == 1
     train, validation = result["splits"]
@@ -121,7 +121,7 @@ def test_folders(folders):
 
 
 def test_labels_of_validation_photos(check_data):
-    """TFDS's file of them, in the order of the photos' names."""
+    """Returns TFDS's file of the labels, in the order of the photos' names."""
     import tensorflow_datasets as tfds
 
     path = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
@@ -136,7 +136,7 @@ def test_labels_of_validation_photos(check_data):
 
 @pytest.fixture(scope="module")
 def prepared(folders):
-    """The document's folders, DATA prepared as ArrayRecord, and TFRECORD with the other form."""
+    """Returns the document's folders: DATA holds ArrayRecord, TFRECORD the other format."""
     if not (REPOSITORY / ".venv-tensorflow" / "bin" / "tfds").exists():
         pytest.fail("no .venv-tensorflow here; make test-tensorflow makes it and runs this test")
     process = run("tfds build", folders)
@@ -154,7 +154,7 @@ def prepared(folders):
 
 
 def examples(data_dir: str, split: str) -> list[tuple[str, bytes]]:
-    """(WordNet id, image file) of each example."""
+    """Returns (WordNet id, image file) of each example."""
     source = open_source("imagenet2012", split, data_dir)
     return [
         (source.class_names[source[i].targets["label"]], source[i].image)
@@ -219,6 +219,6 @@ def test_convert_format(prepared, tmp_path):
     process = run("tfds convert_format", prepared | {"DATA": str(tmp_path)})
     assert process.returncode == 0, process.stderr
     for file in (tmp_path / version).glob("*.tfrecord-*"):
-        file.unlink()  # so that the new files are what is read
+        file.unlink()  # so that the new files are read
     for split in ("train", "validation"):
         assert examples(str(tmp_path), split) == examples(prepared["TFRECORD"], split)

@@ -1,4 +1,4 @@
-"""Which class of a model a class of a dataset is: by name, by WordNet id, or not at all."""
+"""Matching of a dataset's classes with a model's: by name, by WordNet id, or not at all."""
 
 import dataclasses
 import pickle
@@ -11,7 +11,7 @@ from mbv2_jax.errors import UserError
 from tests.support import peers
 from tests.support.coded import CodedSource
 
-# ImageNet's class numbers as everyone counts them: the bird crane, the machine, the last class.
+# ImageNet's class numbers, with both cranes and the last class.
 KNOWN = {"n01440764": 0, "n01484850": 2, "n02012849": 134, "n03126707": 517, "n15075141": 999}
 
 
@@ -19,7 +19,7 @@ def match(theirs, ours):
     return labels.match(theirs, ours, data="the data", model="the model")
 
 
-def test_the_same_list_is_the_same_classes_without_a_word():
+def test_equal_lists_are_the_same_classes_without_a_note():
     assert match(["a", "b", "b"], ("a", "b", "b")) == ((0, 1, 2), "")
 
 
@@ -63,7 +63,7 @@ def test_a_thousand_other_wordnet_ids_are_not_taken_for_imagenets():
     ids = [f"n{i:08}" for i in range(1000)]
     with pytest.raises(UserError, match=r"no class 'n00000000'.* nor 999 more"):
         match(ids, IMAGENET_NAMES)
-    # Nor by their order, where all but one are ImageNet's.
+    # Nor by their order if all but one are ImageNet's.
     with pytest.raises(UserError, match="no class 'n99999999'"):
         match([*IMAGENET_WNIDS[:-1], "n99999999"], IMAGENET_NAMES)
 
@@ -97,7 +97,7 @@ def test_name_of_two_classes_is_not_matched():
             match(theirs, ours)
 
 
-def test_equally_many_other_names_are_taken_by_their_order_aloud():
+def test_equally_many_other_names_are_matched_by_their_order():
     found, how = match(["n1", "n2"], ["cat", "dog"])
     assert found == (0, 1)
     assert how == (
@@ -151,9 +151,10 @@ def test_the_same_classes_are_the_same_whatever_imagenets_are_called():
 def test_relabelled_split_changes_nothing_but_labels():
     source = CodedSource(20)
     ours = labels.Relabelled(source, [10 * i for i in range(10)], "abc")
-    ours = pickle.loads(pickle.dumps(ours))  # it goes to worker processes
+    ours = pickle.loads(pickle.dumps(ours))  # it is sent to worker processes
     assert len(ours) == 20
     assert ours.class_names == ("a", "b", "c")
+    assert ours.parts == source.parts
     for i in (0, 13):
         sample = source[i]
         assert ours[i] == dataclasses.replace(

@@ -1,20 +1,22 @@
-"""Order, epochs, shards and padding of batches, made in this process."""
+"""Order, epochs, shards and padding of batches that are made in this process."""
 
 import contextlib
 import dataclasses
 import itertools
+import re
 
 import numpy as np
 import pytest
 
 from mbv2_jax.data.loader import eval_batches, steps_per_epoch, train_batches
+from mbv2_jax.data.sample import ArraySpec, Boxes
 from mbv2_jax.data.transforms.pipeline import make_transform
 from mbv2_jax.errors import UnreadableImage, UserError
 from tests.support.coded import CodedSource, LabelCollator, indices
 
 COLLATOR = LabelCollator()
 PLAIN = make_transform("resize(size)", 8)
-# Two epochs of 16 examples with seed 7, as of the first release.
+# Two epochs of 16 examples with seed 7, from the first release.
 ORDER = [
     6,
     2,
@@ -105,18 +107,78 @@ def test_batches_have_the_promised_types():
     np.testing.assert_array_equal(batch["label"], [i % 10 for i in indices(batch)])
 
 
+class BoxCollator:
+    """Collates the centres of at most 2 boxes, and no labels."""
+
+    def batch_spec(self, size):
+        height, width = size
+        return {
+            "image": ArraySpec((height, width, 3), np.uint8),
+            "centres": ArraySpec((2, 2), np.float32),
+            "count": ArraySpec((), np.int64),
+        }
+
+    def collate(self, samples):
+        centres = np.zeros((len(samples), 2, 2), np.float32)
+        for row, sample in enumerate(samples):
+            corners = sample.targets["boxes"].corners
+            centres[row, : len(corners)] = (corners[:, :2] + corners[:, 2:]) / 2
+        counts = [len(sample.targets["boxes"]) for sample in samples]
+        images = np.stack([sample.image for sample in samples])
+        return {"image": images, "centres": centres, "count": np.array(counts)}
+
+
+class BoxSource(CodedSource):
+    """Example i has i % 3 boxes."""
+
+    def __getitem__(self, index):
+        corners = np.array([[0, 0, 4, 2], [2, 2, 8, 8]], np.float32)[: index % 3]
+        none = np.zeros(len(corners))
+        boxes = Boxes(corners, none.astype(np.int32), none > 0, none > 0, none.astype(np.float32))
+        return dataclasses.replace(super().__getitem__(index), targets={"boxes": boxes})
+
+
+def test_the_collator_decides_the_arrays_of_a_batch():
+    transform = make_transform("resize((16, 4))", 1)  # twice as high, half as wide
+    with contextlib.closing(
+        eval_batches(BoxSource(5), transform, BoxCollator(), batch_size=4, workers=0)
+    ) as batches:
+        first, last = batches
+    assert first.keys() == last.keys() == {"image", "centres", "count", "index", "mask"}
+    assert first["image"].shape == (4, 16, 4, 3)
+    assert (first["centres"].dtype, first["count"].dtype) == (np.dtype("f4"), np.dtype("i8"))
+    np.testing.assert_array_equal(first["count"], [0, 1, 2, 0])
+    np.testing.assert_array_equal(first["centres"][2], [[1, 2], [2.5, 10]])
+    np.testing.assert_array_equal(last["mask"], [True, False, False, False])
+    np.testing.assert_array_equal(last["index"], [4, 0, 0, 0])
+    np.testing.assert_array_equal(last["count"], [1, 0, 0, 0])
+    assert not last["centres"][1:].any() and not last["image"][1:].any()
+
+
+def test_an_operation_that_would_not_move_boxes_names_the_image():
+    transform = make_transform("resize(size)|rand_augment()", 8)
+    batches = train_batches(
+        BoxSource(8), transform, BoxCollator(), batch_size=8, seed=0, start=0, stop=1, workers=0
+    )
+    with contextlib.closing(batches), pytest.raises(UserError) as error:
+        next(batches)
+    assert re.match(
+        r"coded/\d.png: rand_augment .* its boxes would no longer fit", str(error.value)
+    )
+
+
 def test_every_epoch_holds_every_example_once_in_an_order_of_its_own():
     batches = train(CodedSource(400), 0, 150)  # three epochs of 50 batches
     epochs = [epoch_of(batches[e * 50 : (e + 1) * 50]) for e in range(3)]
     for epoch in epochs:
         assert sorted(epoch) == list(range(400))
     for first, second in itertools.combinations([*epochs, list(range(400))], 2):
-        # Two random orders of 400 agree in one place on average; ten would be a miracle.
+        # Two random orders of 400 agree in one place on average, and hardly ever in ten.
         assert sum(a == b for a, b in zip(first, second, strict=True)) < 10
 
 
 def test_the_order_never_changes():
-    """A run that is continued with another release, or another NumPy, goes on with its epoch."""
+    """A run that is resumed with another release, or another NumPy, continues its epoch."""
     batches = train(CodedSource(16), 0, 4)
     assert epoch_of(batches) == ORDER
 
@@ -262,11 +324,11 @@ def test_a_broken_image_stops_both_and_is_named():
 
 @pytest.mark.parametrize("last_batch", ["fill", "drop"])
 def test_repeats_bring_an_example_several_times_each_augmented_anew(last_batch):
-    """As with torchvision's RASampler the epoch stays as long, and holds fewer examples."""
+    """As with torchvision's RASampler, an epoch stays as long, and holds fewer examples."""
     source = CodedSource(40)
     plain = epoch_of(train(source, 0, 5, last_batch=last_batch))
     repeated = train(source, 0, 5, repeats=4, last_batch=last_batch)
-    # Two examples a batch of eight; neighbours, which mixup would mix, are never the same.
+    # A batch of eight holds two examples, and neighbours, which mixup would mix, are different.
     assert [indices(batch) for batch in repeated] == [
         plain[2 * i : 2 * i + 2] * 4 for i in range(5)
     ]
@@ -276,10 +338,10 @@ def test_repeats_bring_an_example_several_times_each_augmented_anew(last_batch):
         for batch in crops
         for example in (0, 1)
     ]
-    assert np.mean(different) > 3.5  # of 81 crops two of four rarely agree
+    assert np.mean(different) > 3.5  # two of four crops out of 81 rarely agree
     once = np.concatenate([batch["image"] for batch in train(source, 0, 5, transform=RANDOM)])
     first = np.concatenate([batch["image"][:2] for batch in crops])
-    np.testing.assert_array_equal(first, once[:10])  # the first is as without repeats
+    np.testing.assert_array_equal(first, once[:10])  # the first repeat is the one without repeats
 
 
 def test_repeats_that_do_not_divide_the_batch_go_on_in_the_next():
@@ -293,7 +355,7 @@ def test_repeats_that_do_not_divide_the_batch_go_on_in_the_next():
 
 
 class PartlyBroken(CodedSource):
-    """Of whose examples some cannot be decoded, and some not be read."""
+    """Some examples cannot be decoded, and some cannot be read."""
 
     def __init__(self, length, undecodable=(), unreadable=()):
         super().__init__(length)
@@ -310,7 +372,7 @@ class PartlyBroken(CodedSource):
 
 def test_skip_takes_the_next_readable_example_and_says_so():
     whole = epoch_of(train(CodedSource(32), 0, 4))
-    # Two in a row, and the last of the epoch, after which comes its first.
+    # Two in a row, and the last of the epoch, which is followed by its first.
     broken = [whole[5], whole[6], whole[31]]
     source = PartlyBroken(32, undecodable=broken[:1], unreadable=broken[1:])
     batches = train(source, 0, 4, corrupt="skip")
@@ -330,7 +392,7 @@ def test_skip_takes_the_next_readable_example_and_says_so():
 
 
 def test_what_stands_in_is_augmented_as_itself_is_not():
-    """Else a batch would hold the same pixels twice."""
+    """Otherwise a batch would hold the same pixels twice."""
     crops = []
     for seed in range(5):
         order = epoch_of(train(CodedSource(8), 0, 1, seed=seed))
@@ -364,7 +426,7 @@ def test_without_skip_a_record_that_cannot_be_read_stops_training():
 
 
 def test_examples_without_a_label_are_refused():
-    """TFDS gives -1 for those of ImageNet's test split."""
+    """TFDS gives -1 for the examples of ImageNet's test split."""
 
     class Unlabelled(CodedSource):
         def __getitem__(self, index):

@@ -1,4 +1,4 @@
-"""Worker processes: the same batches, the parent's errors, and nobody left behind.
+"""Worker processes: they make the same batches, pass errors on, and always end.
 
 A worker takes seconds to start (Grain imports jax), so each test asks as much as it can of its own.
 """
@@ -22,7 +22,7 @@ from tests.support.coded import CodedSource, LabelCollator, PhotoSource, indices
 
 RANDOM = make_transform("random_crop(size, padding=4)|random_flip(0.5)", 8)
 
-# What a training run does: batches until a signal, then some more for the step it is in, then out.
+# Takes batches until a signal, then some more as a training step would, and exits.
 RUN = """
 import contextlib, multiprocessing, signal, sys, time
 from mbv2_jax.data.loader import train_batches
@@ -53,7 +53,7 @@ if __name__ == "__main__":
 """
 
 
-# All that draws random numbers, and all that changes which example a row holds.
+# Operations that draw random numbers, and options that change the examples in a batch.
 EVERYTHING = make_transform(
     "random_resized_crop(size)|random_flip(0.5)|color_jitter(0.4, 0.4, 0.4, 0.1)"
     "|rand_augment()|random_erasing(0.5, mode='noise')",
@@ -69,7 +69,7 @@ EVERYTHING = make_transform(
     ],
 )
 def test_any_number_of_workers_gives_the_same_batches(workers, start, stop, options):
-    """Also from the middle of an epoch on, as after a restart: an epoch has 6 batches."""
+    """An epoch has 6 batches, so they also start in its middle, as after a restart."""
     source = PhotoSource(45, broken=(3, 30) if "corrupt" in options else ())
 
     def batches(workers, start):
@@ -132,7 +132,7 @@ def test_a_killed_worker_is_explained():
         (worker,) = multiprocessing.active_children()
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)
-        # Those that it had made come first.
+        # The batches that it had made come first.
         with pytest.raises(UserError, match=r"a data worker was killed \(.*exit code -9\)"):
             list(batches)
 
@@ -153,7 +153,7 @@ def start_run(stop: int = 1_000_000) -> tuple[subprocess.Popen, list[int]]:
 
 
 def running(pid: int) -> bool:
-    """Whether the process runs; one that ended and was not waited for does not."""
+    """Returns whether the process runs; a zombie does not."""
     try:
         state = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -162,7 +162,7 @@ def running(pid: int) -> bool:
 
 
 def wait_for_end(pids: list[int]) -> list[int]:
-    """Returns those that still run after ten seconds."""
+    """Returns the processes that still run after ten seconds."""
     deadline = time.monotonic() + 10
     while (left := [pid for pid in pids if running(pid)]) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -178,7 +178,7 @@ def test_a_run_to_the_last_batch_leaves_nothing_behind():
 
 
 def test_signals_to_the_whole_group_leave_the_decision_to_the_parent():
-    """Ctrl-C in a terminal, or a cluster's notice; the parent still gets its batches."""
+    """After Ctrl-C or a cluster's SIGTERM the parent still gets its batches."""
     run, workers = start_run()
     os.killpg(run.pid, signal.SIGINT)
     os.killpg(run.pid, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Augmentation against torchvision and timm; TensorFlow's crop against what its source says."""
+"""Augmentation against torchvision and timm; TensorFlow's crop against its source code."""
 
 import importlib
 import itertools
@@ -17,7 +17,7 @@ from mbv2_jax.data.transforms.pipeline import make_transform
 from tests.support import peers
 from tests.support.samples import change
 
-INTERPOLATIONS = ("nearest", "bilinear")  # torchvision's default, and what its recipes set
+INTERPOLATIONS = ("nearest", "bilinear")  # torchvision's default, and its recipes' choice
 BINS = 31  # torchvision's default
 # Both orientations, odd and even sides.
 SIZES = [(64, 48), (37, 61), (50, 50), (1, 9)]
@@ -37,7 +37,7 @@ def timm_policies():
 
 @pytest.fixture(scope="module")
 def photos(check_data) -> list[Image.Image]:
-    """20 photos of ImageNet, made small: 176 to 224 pixels a side."""
+    """Returns 20 photos of ImageNet, resized to sides of 176 to 224 pixels."""
     paths = sorted((check_data / "data" / "imagenet_val20").glob("*.JPEG"))
     assert len(paths) == 20
     sides = itertools.product((176, 193, 210, 224), (177, 184, 192, 201, 224))
@@ -46,7 +46,7 @@ def photos(check_data) -> list[Image.Image]:
 
 @pytest.fixture(scope="module")
 def pictures() -> list[Image.Image]:
-    """Synthetic ones, where there are no photos: waves with noise, and one of a single colour."""
+    """Returns synthetic pictures: waves with noise, and one of a single colour."""
     rng = np.random.default_rng(0)
     made = [Image.new("RGB", (20, 30), (17, 130, 255))]
     for width, height in SIZES:
@@ -65,7 +65,7 @@ def assert_same(ours: Image.Image, theirs: Image.Image, what: object) -> None:
 
 
 def torchvision_spaces(module, size: tuple[int, int], bins: int):
-    """(our table, torchvision's space) of each policy, for an image of width and height `size`."""
+    """Yields (our table, torchvision's space) of each policy for an image of (width, height)."""
     usual = augment.usual_table(*size)
     yield usual, module.RandAugment()._augmentation_space(bins, size[::-1])
     yield (
@@ -78,7 +78,7 @@ def torchvision_spaces(module, size: tuple[int, int], bins: int):
 @pytest.mark.parametrize("bins", [2, 10, 11, 31, 64])
 @pytest.mark.parametrize("size", [(224, 224), (176, 176), (500, 375), (1, 333)])
 def test_tables_are_torchvisions(torchvision_policies, bins, size):
-    """Names in order, which are signed, and every magnitude to the last bit."""
+    """Names, signs and magnitudes are equal, to the last bit."""
     for table, space in torchvision_spaces(torchvision_policies, size, bins):
         assert sorted(table) == sorted(space)
         for name, (magnitudes, signed) in space.items():
@@ -92,11 +92,13 @@ def test_tables_are_torchvisions(torchvision_policies, bins, size):
 
 
 def assert_operations_are_torchvisions(module, images: list[Image.Image]) -> None:
-    """Every operation of the three policies, at every magnitude bin and with both signs."""
+    """Compares every operation of the policies, at every magnitude bin and with both signs."""
     arguments: dict[tuple[str, float | None], None] = {}
     for number, image in enumerate(images):
         arguments.clear()
-        interpolations = INTERPOLATIONS[: 2 if number < 5 else 1]  # the second of a few: it is slow
+        interpolations = INTERPOLATIONS[
+            : 2 if number < 5 else 1
+        ]  # the second, which is slow, for a few
         for bins in (10, BINS):
             for table, space in torchvision_spaces(module, image.size, bins):
                 for name, (_, signed) in space.items():
@@ -125,7 +127,7 @@ def test_every_operation_at_every_magnitude_is_torchvisions(torchvision_policies
 
 
 def draw_from(rng: np.random.Generator, patch: pytest.MonkeyPatch) -> None:
-    """Lets torch's random functions draw from `rng`, as numpy's functions of the same meaning."""
+    """Makes torch's random functions draw from `rng`, as NumPy's corresponding functions do."""
 
     def randint(low, high=None, size=None, dtype=None):
         if size is None:
@@ -267,11 +269,11 @@ def test_erasing_is_torchvisions_after_normalisation(pictures, monkeypatch):
         # The mean is rounded to an integer: (104 - 103.53) / 57.375 = 0.0082 for blue.
         assert (actual - expected).abs().max() < 0.0083
         erased += bool(inside.any())
-    assert 50 < erased < 90  # 0.7 of 100, save for the boxes that the tiny ones leave no room for
+    assert 50 < erased < 90  # 0.7 of 100, less those for which a tiny picture has no room
 
 
 def test_erasing_with_noise_is_timms_clipped():
-    """timm's "pixel": a normal number for each value of normalised pixels."""
+    """timm's "pixel" is a normal number for each value of normalised pixels."""
     image = Image.new("RGB", (200, 150), (1, 2, 3))
     ours = augment.RandomErasing(prob=1.0, mode="noise")
     values = []
@@ -304,12 +306,12 @@ def normal_cdf(x: float) -> float:
     return (1 + math.erf(x / math.sqrt(2))) / 2
 
 
-# timm's names of the increasing variants, in our table's words.
+# timm's tables.
 TIMM_SETS = {False: "_RAND_TRANSFORMS", True: "_RAND_INCREASING_TRANSFORMS"}
 
 
 def timm_hparams() -> dict:
-    """As timm's transforms_factory makes them for a size of 224 and ImageNet's mean."""
+    """Returns timm's parameters for a size of 224 and ImageNet's mean."""
     return {"translate_const": 100, "img_mean": (124, 116, 104)}
 
 
@@ -334,7 +336,7 @@ class NumpyDraws:
 
 @pytest.fixture
 def draw_timm_from(timm_policies, monkeypatch):
-    """Lets timm draw from a numpy generator, and posterize to 0 bits, as older Pillows let it."""
+    """Makes timm draw from a NumPy generator, and posterize to 0 bits as with older Pillows."""
     posterize = ImageOps.posterize
     black = SimpleNamespace(
         posterize=lambda image, bits: (
@@ -356,7 +358,7 @@ def draw_timm_from(timm_policies, monkeypatch):
 def test_timm_operations_are_timms_at_all_levels(
     timm_policies, draw_timm_from, pictures, increasing
 ):
-    """Names in order; pixels at levels between and beyond the whole ones."""
+    """Names, and pixels at whole and half levels, are equal."""
     names = getattr(timm_policies, TIMM_SETS[increasing])
     steps = timm_augment.INCREASING_STEPS if increasing else timm_augment.STEPS
     assert [name.removesuffix("Increasing") for name in names] == list(steps)
@@ -401,14 +403,14 @@ def test_timm_rand_augment_is_timms_draw_by_draw(
 
 
 def chi_square(counts: np.ndarray) -> float:
-    """Of counts that should all be equal, in standard deviations of its distribution."""
+    """Returns chi-square of counts that should be equal, in its standard deviations."""
     expected = counts.sum() / len(counts)
     freedom = len(counts) - 1
     return float((((counts - expected) ** 2 / expected).sum() - freedom) / math.sqrt(2 * freedom))
 
 
 def test_every_operation_and_magnitude_is_as_likely(monkeypatch):
-    """The tests draw by draw replace torch's numbers by ours; these are even, and all occur."""
+    """Our own draws, which the tests draw by draw hand to torchvision, are uniform."""
     drawn: list[tuple[str, float | None]] = []
 
     def record(name, image, magnitude, interpolation):
@@ -437,7 +439,7 @@ GARDEN = InceptionCrop(224)
 
 @pytest.mark.parametrize(("crop", "least"), [(SLIM, 0.1), (GARDEN, 0.08)], ids=["slim", "garden"])
 def test_inception_crop_boxes(crop, least):
-    """What TensorFlow's documentation and source say of every box."""
+    """Every box keeps the bounds of TensorFlow's documentation and source."""
     rng = np.random.default_rng(0)
     boxes = np.array([crop.box(500, 375, rng) for _ in range(3000)])
     left, top, width, height = boxes.T
@@ -448,33 +450,33 @@ def test_inception_crop_boxes(crop, least):
     assert (width >= height * low - 0.5).all()
     assert (width <= height * high + 0.5).all()
     assert min(left.min(), top.min()) == 0
-    # The bounds of the place are exclusive: only a crop of full height has the last row.
+    # Bounds of a place are exclusive: only a crop of full height has the last row.
     assert (top + height < 375)[height < 375].all()
     assert (left + width < 500)[width < 500].all()
     assert (top[height == 375] == 0).all()
 
 
 def test_inception_crop_heights_are_even_and_so_are_places():
-    """At ratio 1 and 0.25 to 1 of 100 x 100: 51 heights, 50 to 100, each as likely."""
+    """Ratio 1 and areas of 0.25 to 1 of 100 x 100 give heights 50 to 100, equally likely."""
     crop = InceptionCrop(8, (0.25, 1.0), (1.0, 1.0), center_crop_fraction=None)
     rng = np.random.default_rng(0)
     left, top, width, height = np.array([crop.box(100, 100, rng) for _ in range(20_000)]).T
     assert (width == height).all()
     assert chi_square(np.bincount(height - 50, minlength=51)) < 4
     for place in (left, top):
-        # Of 100 - 50 places 50 are drawn, 0 to 49: TensorFlow leaves out the last.
+        # Of the 51 places 0 to 50, TensorFlow leaves out the last.
         assert chi_square(np.bincount(place[height == 50], minlength=50)) < 4
 
 
 def test_inception_crop_ratios_are_even():
-    """Where every ratio fits at the first attempt; torchvision's logarithms would be even."""
+    """Ratios that all fit at the first attempt are uniform, unlike torchvision's."""
     crop = InceptionCrop(8, (0.04, 0.25), (0.5, 2.0))
     rng = np.random.default_rng(0)
     boxes = np.array([crop.box(2000, 2000, rng) for _ in range(4000)])
     ratios = np.sort(boxes[:, 2] / boxes[:, 3])
     distance = np.abs((ratios - 0.5) / 1.5 - np.arange(1, 4001) / 4000).max()
-    # Kolmogorov's distance: exceeded once in a thousand times, and the seed is fixed. That widths
-    # are rounded moves a ratio by 0.5 / 283 at most. Of even logarithms it would be 0.17.
+    # Kolmogorov's distance: exceeded once in a thousand times, and the seed is fixed. The
+    # rounding of widths moves a ratio by 0.5 / 283 at most. Uniform logarithms would give 0.17.
     assert distance < 1.95 / math.sqrt(4000) + 0.002
 
 

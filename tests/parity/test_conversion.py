@@ -1,8 +1,8 @@
-"""Files that the real peers wrote, converted: their logits, and their feature map of each stage.
+"""Converted files of the real peers give the same logits and the same feature map of each stage.
 
 A network of the peer gets random weights and statistics, the peer saves it, the converter reads the
-file, and both see the same images, in float64 (Keras: float32). What the converter takes for
-granted (padding, epsilon) is so compared, too.
+file, and both see the same images, in float64 (Keras: float32). This also compares the conventions
+that files do not hold (padding, epsilon).
 """
 
 import dataclasses
@@ -22,16 +22,16 @@ from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.spec import TrainingMode
 from tests.support import peers
 
-# Small images keep this quick; 64 halves evenly five times, the odd sizes are Keras' business.
+# Small images keep this quick; 64 halves evenly five times, Keras is tested with odd sizes.
 SIZE = 64
 CLASSES = 7
-# Of a map's largest value. Float64 rounds at 1e-16, and 53 layers enlarge that: measured, 2e-13.
+# Relative to a map's largest value. float64 rounds at 1e-16, which 53 layers enlarge to 2e-13.
 # Any wrong array, padding or epsilon gives 1e-4 and more.
 TOLERANCE = 1e-11
 # Keras computes in float32, which rounds at 6e-8: measured, 9e-7.
 KERAS_TOLERANCE = 1e-5
 
-# Keras' own, on the torch backend.
+# Keras itself warns, on the torch backend.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:keras")
 BLOCKS = (1, 2, 3, 4, 3, 3, 1)  # of layer1..layer7 in Table 2 of the paper (column n)
 # Our modules whose outputs are the feature maps 0..7: the last block of layer1..7, the last conv.
@@ -40,7 +40,7 @@ ENDS = (*(f"layer{i}_{blocks - 1}" for i, blocks in enumerate(BLOCKS, start=1)),
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """What a network makes of images, as float64 numpy arrays.
+    """The outputs of a network, as float64 numpy arrays.
 
     Attributes:
       maps: of layer1..7 and the last convolution, (N, H, W, C).
@@ -72,7 +72,7 @@ def of_torch(model: torch.nn.Module, ends: Sequence[torch.nn.Module], x: np.ndar
 
 
 def of_converted(saved: SavedModel, x: np.ndarray) -> Outputs:
-    """Runs what the converter made of a file, in float64."""
+    """Runs a converted network in float64."""
     with jax.enable_x64(True):
         # The training mode has no effect here; one for all files lets them share compiled programs.
         model = saved.task().network(saved.spec.backbone, TrainingMode(dtype="float64"))
@@ -106,7 +106,7 @@ def assert_same(got: Outputs, expected: Outputs, tolerance: float = TOLERANCE) -
 
 
 def convert(file: pathlib.Path, layout: str, width: float, **options: Any) -> SavedModel:
-    """Converts a file, and asserts what was found out of it."""
+    """Converts a file, and asserts the layout and the width that were recognised."""
     saved = importer.load(file, **options).saved
     assert saved.description.origin["layout"] == layout
     assert saved.spec.backbone.width == width
@@ -140,7 +140,7 @@ def test_timm(name, width, tmp_path):
 
 
 def test_every_mobilenetv2_of_timm_is_tried():
-    """Those whose names end in d have more blocks than the paper's: see test_refusals.py."""
+    """Networks whose names end in d have more blocks than the paper's: see test_refusals.py."""
     names = peers.timm().list_models("mobilenetv2_*")
     assert {name.removeprefix("mobilenetv2_") for name in names} == {
         *("035", "050", "075", "100", "140"),
@@ -159,7 +159,7 @@ def mmpretrain() -> tuple[torch.nn.Module, list[torch.nn.Module]]:
 
 
 def test_mmpretrain(tmp_path):
-    """As mmengine's runner saves it."""
+    """The file is written as by mmengine's runner."""
     from mmengine.runner import checkpoint
 
     model, ends = mmpretrain()
@@ -176,7 +176,7 @@ def test_mmpretrain(tmp_path):
 
 
 def test_mmcls(tmp_path):
-    """As mmcls 0.x saved it, trained on many devices, with torch before its 1.6."""
+    """The file is written as by mmcls 0.x on many devices, with torch before 1.6."""
     model, ends = mmpretrain()
     names = [f"class {i}" for i in range(CLASSES)]
     torch.save(
@@ -210,7 +210,7 @@ def test_backbone_alone(prefix, tmp_path):
     ("layout", "last"), [("tonylins", "features.18"), ("d-li14", "conv")], ids=lambda v: v
 )
 def test_flat_blocks(layout, last, tmp_path):
-    """A network of torchvision's, under the names of ports that don't install as packages.
+    """A network of torchvision is saved under the names of ports that don't install as packages.
 
     A block of theirs is one flat list (convolution, norm, activation, convolution, ...).
     """
@@ -241,7 +241,7 @@ TENSORFLOW = [(0.35, 97), (1.0, 96), (1.4, 75)]
 
 
 def keras_model(width: float, size: int, seed: int, **options: Any) -> Any:
-    """Returns Keras' network, random, in float32, as it will be saved."""
+    """Returns Keras's network with random float32 weights."""
     model = peers.keras().applications.MobileNetV2(
         input_shape=(size, size, 3), alpha=width, weights=None, **options
     )
@@ -262,7 +262,7 @@ def keras_model(width: float, size: int, seed: int, **options: Any) -> Any:
 
 
 def of_keras(model: Any, x: np.ndarray) -> Outputs:
-    """Runs a network of `keras_model`, in float32: Keras would normalise in no other type."""
+    """Runs a network of `keras_model` in float32, the only type in which Keras normalises."""
     ends = ["expanded_conv_project_BN", *(f"block_{i}_add" for i in (2, 5, 9, 12, 15))]
     ends += ["block_16_project_BN", "out_relu"]
     outputs = [model.get_layer(end).output for end in ends]
@@ -318,7 +318,7 @@ def test_transformers(width, size, tmp_path):
 
 
 def test_transformers_config(tmp_path):
-    """config.json beside the weights says how this one pads and normalises, and its class names."""
+    """config.json beside the weights has the padding, the epsilon and the class names."""
     labels = {i: f"class {i}" for i in range(CLASSES)}
     model, ends = transformers(
         0.35, id2label=labels, tf_padding=False, layer_norm_eps=1e-5, image_size=SIZE
@@ -331,7 +331,7 @@ def test_transformers_config(tmp_path):
 
 
 def test_transformers_background_class(tmp_path):
-    """Google's weights have 1001 classes, the first of which is no class of ImageNet's."""
+    """Google's weights have 1001 classes, the first of which is the background."""
     model, ends = transformers(0.35, num_labels=1001)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     kept = convert(tmp_path / "pytorch_model.bin", "transformers", 0.35)
@@ -339,7 +339,7 @@ def test_transformers_background_class(tmp_path):
     expected = of_torch(model, ends, images())
     assert expected.logits is not None and expected.logits.shape == (2, 1001)
     assert_same(of_converted(kept, images()), expected)
-    # Nothing else of the network changes with its last class.
+    # Dropping the class changes nothing else.
     for kept_layer in kept.params.keys() - {"classifier"}:
         jax.tree.map(
             np.testing.assert_array_equal, dropped.params[kept_layer], kept.params[kept_layer]

@@ -112,7 +112,7 @@ def test_each_prediction_is_that_of_mmpretrains_test_command(images, weights, tm
 
     fields = {"data.image_size": 32, "data.eval_transforms": "resize_edge(36)|center_crop(size)"}
     saved = importer.load(weights, fields=fields).saved
-    model_dir.write(tmp_path / "model", saved.params, saved.batch_stats, saved.info)
+    model_dir.write(tmp_path / "model", saved.params, saved.batch_stats, saved.description)
     config = load_config("finetune_folder")
     config.data.source = f"folder:{images}"
     config.batch_size = 12

@@ -1,4 +1,4 @@
-"""Models written out for other frameworks: loaded there, they give the same logits.
+"""Models written for other frameworks give the same logits there.
 
 The model's arrays come from a torchvision network, not through the converter, and that network is
 what the others are compared with.
@@ -26,7 +26,7 @@ from mbv2_jax.tasks.classification.settings import Head
 from tests.support import REPOSITORY, peers, tiny_model
 
 CLASSES = ("cat", "dog", "eel", "fox", "gnu")
-# Two torch networks, in float64, with the same numbers, that sum them up in the same order or not.
+# Two torch networks with the same numbers, in float64, may sum them in another order.
 TOLERANCE = 1e-12
 
 
@@ -53,7 +53,7 @@ def write(folder: pathlib.Path, width: float, **conventions: Any) -> pathlib.Pat
 
 @pytest.fixture
 def run(monkeypatch, capsys) -> Callable[..., dict[str, str]]:
-    """Runs the command in this process; returns what it says, by the names in its first column."""
+    """Runs the command in this process; returns its output by the names in the first column."""
 
     def run(*arguments: object) -> dict[str, str]:
         monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
@@ -102,7 +102,7 @@ def test_the_same_logits_there(target, width, run, tmp_path):
     peer.load_state_dict(checkpoint.get("state_dict", checkpoint), strict=True)
     assert abs(logits(peer, **options) - logits(network(width).double())).max() < TOLERANCE
 
-    # And as the command says that it is loaded.
+    # The same with the line of code that the command prints.
     model = loaded_as_said(said["load it with"])
     np.testing.assert_array_equal(logits(model, **options), logits(peer, **options))
 
@@ -116,11 +116,11 @@ def loaded_as_said(line: str) -> torch.nn.Module:
 
 
 def test_the_same_logits_in_transformers(run, tmp_path):
-    """It pads as TensorFlow does, unless told otherwise: its network has to be asked itself."""
+    """transformers pads as TensorFlow does: the comparison is with its own network."""
     folder = write(tmp_path, 0.5, **TENSORFLOW)
     said = run(folder, "--to=transformers", f"--output={tmp_path / 'model.safetensors'}")
     transformers = peers.transformers()
-    # Conventions aside, these are the arrays of the torchvision network.
+    # The arrays are those of the torchvision network; only the conventions differ.
     config = transformers.MobileNetV2Config(
         depth_multiplier=0.5, num_labels=len(CLASSES), tf_padding=False, layer_norm_eps=1e-5
     )
@@ -143,10 +143,10 @@ TO_BOTH_FILES = {"torchvision": "m.safetensors", "safetensors": "m.safetensors"}
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_in_again_bit_for_bit(target, run, tmp_path):
-    width = 1.0 if target == "tonylins" else 0.35  # which it does not have
+    width = 1.0 if target == "tonylins" else 0.35  # tonylins has no such width
     folder = write(tmp_path, width, **(TENSORFLOW if target == "transformers" else {}))
     file = tmp_path / TO_BOTH_FILES.get(target, "m.pth")
-    assert len(bits(folder)) == 52 * 5 + 2  # arrays; what a file lacked could not differ
+    assert len(bits(folder)) == 52 * 5 + 2  # arrays: none is missing
     run(folder, f"--to={target}", f"--output={file}")
     run(file, f"--output={tmp_path / 'again'}")
     assert bits(tmp_path / "again") == bits(folder)

@@ -1,6 +1,6 @@
-"""Files that hold another network, or one with faults: refused in a line, and nothing is written.
+"""Files with another network, or with faults, are refused in one line, and nothing is written.
 
-The files are what the real peers write, or that with something taken out, added or cut.
+The files are those of the real peers, some with an array removed, added or cut.
 """
 
 import pathlib
@@ -22,7 +22,7 @@ from tests.support import REPOSITORY, peers
 
 Weights = dict[str, Any]
 
-# Keras' own, on the torch backend.
+# Keras itself warns, on the torch backend.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:keras")
 
 
@@ -34,7 +34,7 @@ def refusal(tmp_path, monkeypatch, capsys):
         output = tmp_path / "output" / "model"
         arguments = ["convert", str(file), f"--output={output}"]
         monkeypatch.setattr(sys, "argv", arguments)
-        capsys.readouterr()  # what the peer printed, saving
+        capsys.readouterr()  # the peer prints while it saves
         with pytest.raises(SystemExit) as stopped:
             command_line.run(convert.main)
         out, err = capsys.readouterr()
@@ -42,18 +42,18 @@ def refusal(tmp_path, monkeypatch, capsys):
         assert not output.parent.exists()
         assert err.startswith("error: ")
         assert err.count("\n") == 1
-        assert str(file.parent) in err  # the file, or what lies beside it
+        assert str(file.parent) in err  # the file, or one beside it
         return err
 
     return refusal
 
 
-# A file of each kind of container, and how to change the arrays in it.
+# A file of each container, and how to change its arrays.
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, pathlib.Path]:
-    """A good file from each of torchvision, transformers and Keras."""
+    """Writes a good file of each of torchvision, transformers and Keras."""
     folder = tmp_path_factory.mktemp("good")
     model = peers.torchvision().models.mobilenet_v2(width_mult=0.35, num_classes=7)
     torch.save(model.state_dict(), folder / "model.pth")
@@ -106,7 +106,7 @@ class _Arrays(dict):
         self.groups[layer][number] = value
 
 
-# Container -> an array, and what the message calls it: to take out, to add, to cut.
+# Container -> the arrays to remove, to add and to cut, and their names in the message.
 ARRAYS = {
     ".pth": {
         "missing": ("features.3.conv.1.1.running_var",) * 2,
@@ -145,12 +145,12 @@ def test_faulty_arrays_are_all_named(suffix, faults, files, refusal, tmp_path):
         assert (name in line) == (fault in faults), line
 
 
-def test_the_shapes_are_said(files, refusal, tmp_path):
+def test_the_shapes_are_named(files, refusal, tmp_path):
     def change(weights: Weights) -> None:
         CHANGES["cut"](weights, "features.9.conv.2.weight")
 
     alter(files[".pth"], tmp_path / "bad.pth", change)
-    # layer4's 64 channels times 0.35 are 24, their sixfold 144.
+    # layer4 has 24 channels, 64 times 0.35, which the expansion multiplies by 6.
     assert "features.9.conv.2.weight is float32 (24, 143, 1, 1), not (24, 144, 1, 1)" in refusal(
         tmp_path / "bad.pth"
     )
@@ -170,7 +170,7 @@ def test_the_command_refuses_in_one_line(files, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["bad.pth"]
 
 
-# Other networks. Name -> how to write the file, and what the line says beside the file's name.
+# Other networks: name -> how to write the file, and pieces of the message.
 
 
 def _torchvision(name: str, **options: Any) -> Callable[[pathlib.Path], pathlib.Path]:

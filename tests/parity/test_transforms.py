@@ -19,7 +19,7 @@ RNG = np.random.default_rng(0)  # for the transforms that draw nothing
 
 
 def photo(width: int, height: int, channels: int = 3, high: int = 255) -> np.ndarray:
-    """A smooth picture with some noise, (height, width, channels) uint8 or uint16."""
+    """Returns a smooth picture with some noise, (height, width, channels) uint8 or uint16."""
     rng = np.random.default_rng(width * height)
     y, x = np.mgrid[0:height, 0:width]
     waves = [np.sin(x / (5 + k)) + np.cos(y / (7 + k)) for k in range(channels)]
@@ -65,7 +65,7 @@ def test_resize_edge_and_center_crop_are_mmpretrains(mmpretrain_transforms, size
     np.testing.assert_array_equal(pixels(transform, Image.fromarray(image), RNG), expected)
 
 
-# Ordinary sides; and so long ones that no box fits, for the central crop.
+# Ordinary sides, and sides so long that no box fits and the central crop is taken.
 @pytest.mark.parametrize("size", [(500, 375), (90, 120), (64, 64), (900, 60), (60, 900), (1, 7)])
 def test_random_resized_crop_is_mmpretrains_draw_by_draw(mmpretrain_transforms, monkeypatch, size):
     """mmpretrain's own code, given our random numbers, takes the same boxes and pixels."""
@@ -86,7 +86,7 @@ def test_random_resized_crop_is_mmpretrains_draw_by_draw(mmpretrain_transforms, 
 def test_500_photos_give_the_training_crops_of_mmpretrain(
     mmpretrain_transforms, monkeypatch, check_data
 ):
-    """Its own pipeline from the file on (OpenCV decodes there), given our boxes and flips."""
+    """mmpretrain's own pipeline, in which OpenCV decodes, gets our boxes and flips."""
     ours_mm, mmcv_transforms = mmpretrain_transforms
     load = mmcv_transforms.LoadImageFromFile(to_float32=False)
     crop = ours_mm.RandomResizedCrop(224, backend="pillow")
@@ -124,7 +124,7 @@ def test_random_resized_crop_of_a_box_is_torchvisions():
 
 
 def distance(first: np.ndarray, second: np.ndarray) -> float:
-    """The largest difference between two samples' cumulative distributions."""
+    """Returns the largest difference between two samples' cumulative distributions."""
     both = np.sort(np.concatenate([first, second]))
     shares = [np.searchsorted(np.sort(s), both, side="right") / len(s) for s in (first, second)]
     return float(np.abs(shares[0] - shares[1]).max())
@@ -148,7 +148,7 @@ def test_random_resized_crop_draws_as_torchvision_does():
         "area": lambda b: b[:, 2] * b[:, 3],
         "ratio": lambda b: b[:, 3] / b[:, 2],
     }.items():
-        # Kolmogorov and Smirnov's distance: where both draw from one distribution it exceeds
+        # Kolmogorov and Smirnov's distance: if both draw from one distribution, it exceeds
         # 1.95 sqrt(2 / draws) once in a thousand times, and both seeds are fixed.
         assert distance(values(ours), values(theirs)) < 1.95 * np.sqrt(2 / draws), name
 
@@ -220,7 +220,7 @@ def test_decode_gives_the_pixels_of_opencv(name):
 
 
 def test_decode_of_cmyk_is_opencvs_to_one_level():
-    """Print colours, whose samples such JPEG files hold inverted (Adobe's way)."""
+    """Such JPEG files hold inverted samples, as Adobe defined."""
     encoded = pillow_file(Image.fromarray(photo(60, 40)).convert("CMYK"), "JPEG", quality=95)
     # OpenCV shifts by 8 bits (divides by 256) where Pillow divides by 255: one level at most.
     ours, theirs = np.asarray(decode(encoded)).astype(int), opencv_rgb(encoded).astype(int)

@@ -31,7 +31,7 @@ MODEL: dict[str, Any] = {
 
 
 class Noise(torch.utils.data.Dataset):
-    """Six images with labels, as mmpretrain's pipelines give them."""
+    """Six images with labels, in the form of mmpretrain's pipelines."""
 
     metainfo = {"classes": CLASSES}  # noqa: RUF012
 

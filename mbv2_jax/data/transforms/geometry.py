@@ -119,16 +119,16 @@ def placed_targets(targets: Mapping[str, Any]) -> list[str]:
 
 def _map_targets(
     targets: Mapping[str, Any],
-    boxes: Callable[[Boxes], Boxes],
-    mask: Callable[[Image.Image], Image.Image],
+    move_boxes: Callable[[Boxes], Boxes],
+    move_mask: Callable[[Image.Image], Image.Image],
 ) -> Targets:
-    """Applies `boxes` to the targets that are boxes, and `mask` to those that are masks."""
+    """Returns the targets with moved boxes and masks."""
     moved = dict(targets)
     for name, value in targets.items():
         if isinstance(value, Boxes):
-            moved[name] = boxes(value)
+            moved[name] = move_boxes(value)
         elif isinstance(value, Image.Image):
-            moved[name] = mask(value)
+            moved[name] = move_mask(value)
     return moved
 
 

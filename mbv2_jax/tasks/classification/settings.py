@@ -23,7 +23,7 @@ class Settings:
     )
     mixup_alpha: float = declare(
         0.0,
-        number(0, 100),  # of what is published 1 is the largest; 100 is half and half
+        number(0, 100),  # 1 is the largest published value; 100 means half and half
         "of the Beta distribution from which a step draws how much of a second image is mixed in; "
         "0: never. With cutmix_alpha above 0 too, each step does one of the two",
     )

@@ -1,4 +1,4 @@
-"""What Keras 3 writes, in each of its formats, is read without Keras."""
+"""Files of Keras 3, in each of its formats, are read without Keras."""
 
 import io
 import json
@@ -14,15 +14,16 @@ import pytest
 from mbv2_jax.convert import importer, readers
 from mbv2_jax.errors import UserError
 from tests.support import peers
+from tests.support.weight_files import refusal
 
-# Keras's own, on its torch backend with numpy 2
+# Keras itself warns, on its torch backend with numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 Arrays = dict[str, np.ndarray]
 
 
 def network(keras: Any, **options: Any) -> Any:
-    """A small MobileNetV2 whose every weight is another one."""
+    """Returns a small MobileNetV2 whose weights all differ."""
     model = keras.applications.MobileNetV2(
         alpha=0.35, input_shape=(32, 32, 3), weights=None, **options
     )
@@ -37,7 +38,7 @@ def model():
 
 
 def weights(model: Any) -> Arrays:
-    """The weights by name, asked from Keras's layers by their attributes."""
+    """Returns the weights by name, read from the attributes of Keras's layers."""
     keras = peers.keras()
     found: Arrays = {}
     for layer in model.layers:
@@ -64,14 +65,6 @@ def assert_same(found: Arrays, expected: Arrays) -> None:
         np.testing.assert_array_equal(found[name], array, err_msg=name, strict=True)
 
 
-def refusal(path: pathlib.Path) -> str:
-    with pytest.raises(UserError) as caught:
-        readers.read(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 @pytest.mark.parametrize("suffix", [".keras", ".weights.h5", ".h5"])
 def test_keras_3(suffix, model, tmp_path):
     path = tmp_path / f"net{suffix}"
@@ -93,7 +86,7 @@ def keras_2(model: Any) -> dict[str, list[str]]:
 @pytest.mark.parametrize("whole_model", [False, True])
 @pytest.mark.parametrize("split", [False, True])
 def test_keras_2(whole_model, split, model, tmp_path):
-    """Written by hand, after the description of the format: its programs need TensorFlow."""
+    """The file is written by hand, after the format's description: Keras 2 needs TensorFlow."""
     arrays = weights(model)
     with h5py.File(tmp_path / "net.h5", "w") as file:
         root = file.create_group("model_weights") if whole_model else file
@@ -102,7 +95,7 @@ def test_keras_2(whole_model, split, model, tmp_path):
             file.create_group("optimizer_weights")["SGD/momentum:0"] = np.ones(3)
         listed = keras_2(model)
         names = [name.encode() for name in listed]
-        if split:  # as it did where the list exceeded 64 KiB
+        if split:  # as Keras 2 did where the list exceeded 64 KiB
             root.attrs["layer_names0"], root.attrs["layer_names1"] = names[:50], names[50:]
         else:
             root.attrs["layer_names"] = names
@@ -118,7 +111,7 @@ def test_keras_2(whole_model, split, model, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".keras", ".weights.h5", ".h5"])
 def test_a_model_in_a_trained_model(suffix, tmp_path):
-    """Keras's own way to fine-tune: the files hold optimizer, metrics and random states, too."""
+    """Keras's recipe for fine-tuning: the files hold optimizer, metrics and random states, too."""
     keras = peers.keras()
     model = keras.Sequential(
         [
@@ -139,7 +132,7 @@ def test_a_model_in_a_trained_model(suffix, tmp_path):
 
 
 def _hdf5(path: pathlib.Path) -> Any:
-    """What h5py opens: the file, or that within a .keras file."""
+    """Returns the HDF5 file: the file itself, or the one inside a .keras file."""
     if path.suffix != ".keras":
         return path
     with zipfile.ZipFile(path) as archive:
@@ -147,7 +140,7 @@ def _hdf5(path: pathlib.Path) -> Any:
 
 
 def strip_names(path: pathlib.Path) -> None:
-    """Takes out the layers' names, which older versions of Keras 3 did not write."""
+    """Removes the layers' names, which older versions of Keras 3 did not write."""
     with h5py.File(path, "r+") as file:
         stripped = []
         file.visititems(lambda name, item: stripped.append(item) if "name" in item.attrs else None)
@@ -225,7 +218,7 @@ def test_cut_off(suffix, model, tmp_path):
         assert "damaged or cut off" in refusal(path)
 
 
-def test_turned_bits_in_a_keras_file_are_noticed(model, tmp_path):
+def test_flipped_bits_in_a_keras_file_are_noticed(model, tmp_path):
     model.save(tmp_path / "net.keras")
     whole = (tmp_path / "net.keras").read_bytes()
     for place in np.random.default_rng(0).integers(len(whole) // 4, len(whole) // 2, 5):
@@ -290,7 +283,7 @@ def test_a_member_too_large_for_any_such_network_is_not_unpacked(member, model, 
     path = tmp_path / "net.keras"
     model.save(path)
     content = bytearray(path.read_bytes())
-    # The directory at the end has, 46 bytes before a member's name, its record; the size is in it.
+    # The record of a member, with its size, begins 46 bytes before its name in the directory.
     record = content.rindex(member.encode()) - 46
     assert content[record : record + 4] == b"PK\1\2"
     content[record + 24 : record + 28] = (15 << 28).to_bytes(4, "little")

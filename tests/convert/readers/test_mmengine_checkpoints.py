@@ -1,4 +1,4 @@
-"""Checkpoints as mmpretrain's own training writes them: with logs, optimizer and averages."""
+"""Checkpoints of mmpretrain's own training, with logs, optimizer and averages."""
 
 import pathlib
 import subprocess
@@ -27,26 +27,26 @@ def trained(tmp_path_factory) -> pathlib.Path:
 
 
 def assert_is(found: dict[str, np.ndarray], expected: dict[str, torch.Tensor]) -> None:
-    """The same names and the same bits."""
+    """Asserts the same names and the same bits."""
     assert sorted(found) == sorted(expected)
     for name, tensor in expected.items():
         np.testing.assert_array_equal(found[name], tensor.numpy(), err_msg=name, strict=True)
 
 
 def loaded(path: pathlib.Path, monkeypatch) -> torch.nn.Module:
-    """mmpretrain's classifier, after mmengine has loaded the checkpoint for use."""
+    """Returns mmpretrain's classifier with the weights that mmengine loads from a checkpoint."""
     from mmengine.runner import load_checkpoint
 
     mmpretrain = peers.mmpretrain()
     model = mmpretrain.registry.MODELS.build(mmengine_training.MODEL)
-    # mmengine does not ask torch for code; without this torch refuses to run any.
+    # mmengine relies on torch.load running code, which torch refuses by default.
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     load_checkpoint(model, str(path), map_location="cpu", strict=True)
     return model.eval()
 
 
 def test_the_files_are_of_the_kind_that_torch_refuses(trained):
-    """Else these tests would show nothing."""
+    """The other tests rely on this."""
     for name in CHECKPOINTS:
         with zipfile.ZipFile(trained / name) as archive:
             (pickled,) = (member for member in archive.namelist() if member.endswith("data.pkl"))
@@ -59,7 +59,7 @@ def test_the_files_are_of_the_kind_that_torch_refuses(trained):
 
 @pytest.mark.filterwarnings("ignore:.*TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD:UserWarning:")
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_what_is_read_is_what_mmengine_loads(name, trained, monkeypatch):
+def test_the_weights_are_those_that_mmengine_loads(name, trained, monkeypatch):
     file = readers.read(trained / name)
     assert_is(file.tensors, loaded(trained / name, monkeypatch).state_dict())
     assert file.contents.class_names == mmengine_training.CLASSES
@@ -104,14 +104,14 @@ assert not [name for name in sys.modules if name.startswith("mmengine.")]
 @pytest.mark.filterwarnings("ignore:.*TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD:UserWarning:")
 @pytest.mark.parametrize("name", ["plain/epoch_2.pth", "ema/epoch_2.pth"])
 def test_pixels_give_the_same_logits(name, trained, monkeypatch):
-    """From raw pixels, so that mean and std are compared, too."""
+    """Raw pixels go in, so that mean and std are compared, too."""
     theirs = loaded(trained / name, monkeypatch)
     ours = mbv2_jax.init_model(trained / name)
     pixels = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
     with torch.no_grad():
-        # Its pipelines decode to BGR, and its preprocessor turns that around.
+        # Its pipelines decode to BGR, and its preprocessor reverses the channels.
         batch = theirs.data_preprocessor({"inputs": peers.nchw(pixels[..., ::-1].copy())})
         expected = theirs(batch["inputs"], mode="tensor").numpy()
     assert ours.class_names == mmengine_training.CLASSES
-    # Rounding to float32: measured, 2e-7 of the largest logit. A std wrong by 1 % makes 1e-4.
+    # Rounding to float32: measured, 2e-7 of the largest logit. A std wrong by 1 % gives 1e-4.
     np.testing.assert_allclose(ours(pixels), expected, rtol=0, atol=1e-5 * abs(expected).max())

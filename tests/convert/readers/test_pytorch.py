@@ -1,67 +1,34 @@
-"""What torch, timm, mmcls and safetensors write is read as it is, and nothing in it is executed."""
+"""Files of torch, timm and mmcls are read as they are, and nothing in them is executed."""
 
 import argparse
-import contextlib
 import hashlib
 import os
 import pathlib
 import pickle
-import random
-import sys
 import zipfile
-from collections import OrderedDict
 
-import numpy as np
 import pytest
-import safetensors.torch
 import torch
-from PIL import Image
 
 from mbv2_jax.convert import readers
 from mbv2_jax.errors import UserError
 from tests.support import peers
+from tests.support.weight_files import assert_is, flipped, refusal
 
 ZIP = pytest.param({}, id="zip")
 LEGACY = pytest.param({"_use_new_zipfile_serialization": False}, id="legacy")
 
 
-@pytest.fixture
-def net() -> torch.nn.Module:
-    """Two layers of the kinds that MobileNetV2 has, statistics and counter included."""
-    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, bias=False), torch.nn.BatchNorm2d(4))
-    peers.randomize(net, seed=0)
-    return net
-
-
 def other(net: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Weights of the same names and other values."""
+    """Returns weights of the same names and other values."""
     return {name: tensor + 1 for name, tensor in net.state_dict().items()}
-
-
-def assert_is(found: dict[str, np.ndarray], expected: dict[str, torch.Tensor]) -> None:
-    """The same names in the same order, the same types, the same bits."""
-    assert list(found) == list(expected)
-    for name, tensor in expected.items():
-        wanted = tensor.detach().numpy()
-        assert found[name].dtype == wanted.dtype, name
-        np.testing.assert_array_equal(found[name], wanted, err_msg=name, strict=True)
-
-
-def refusal(path: pathlib.Path, ema: bool | None = None) -> str:
-    """The line with which a file is refused; it names the file."""
-    with pytest.raises(UserError) as caught:
-        readers.read(path, ema=ema)
-    line = str(caught.value)
-    assert str(path) in line
-    assert "\n" not in line
-    return line
 
 
 # Plain weights
 
 
 @pytest.mark.parametrize("how", [ZIP, LEGACY])
-def test_what_torch_saved(how, net, tmp_path):
+def test_files_of_torch_save(how, net, tmp_path):
     torch.save(net.state_dict(), tmp_path / "net.bin", **how)
     file = readers.read(tmp_path / "net.bin")
     assert_is(file.tensors, net.state_dict())
@@ -150,7 +117,7 @@ def test_a_name_with_and_without_prefix(net, tmp_path):
 
 
 def test_torchvisions_training_checkpoint(net, tmp_path):
-    # As references/classification/train.py writes it; its ExponentialMovingAverage is this class.
+    # references/classification/train.py writes this; its ExponentialMovingAverage is this class.
     averaged = torch.optim.swa_utils.AveragedModel(net)
     averaged.module.load_state_dict(other(net))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
@@ -219,7 +186,7 @@ def test_weights_that_are_not_there(net, tmp_path):
 
 
 class Call:
-    """Pickles as a call of a function; `load` runs it."""
+    """An object that pickles as a call of a function: unpickling it runs the call."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -228,15 +195,15 @@ class Call:
         return self.call
 
     def __call__(self):
-        """Lets pickle take what the call returns for a function."""
+        """Makes the result of the call look like a function to pickle."""
 
 
 def side_effects(file: pathlib.Path) -> dict[str, object]:
-    """Objects which, unpickled, make `file`; and what a message should name."""
+    """Returns objects that create `file` when unpickled, by the name that a refusal has to give."""
     code = f"open({str(file)!r}, 'w')"
     from mmengine.logging import HistoryBuffer
 
-    # In the shape of mmengine's files, which name HistoryBuffer and get its methods by `getattr`.
+    # This has the form of mmengine's files, which name HistoryBuffer and `getattr` its methods.
     method = Call(getattr, HistoryBuffer, "mean")
     names = Call(getattr, method, "__globals__")
     get = Call(getattr, names, "__getitem__")
@@ -276,8 +243,8 @@ def test_code_that_pickle_itself_would_run_is_not_run(tmp_path):
 
 
 @pytest.mark.parametrize("how", [ZIP, LEGACY])
-def test_what_others_allowed_is_neither_run_nor_forgotten(how, net, tmp_path):
-    """A program may have allowed the real getattr for loads of its own."""
+def test_names_allowed_by_others_are_neither_called_nor_forgotten(how, net, tmp_path):
+    """A program may have allowed the real getattr for its own files."""
     calls = []
 
     def record(*arguments):
@@ -298,7 +265,7 @@ def test_what_others_allowed_is_neither_run_nor_forgotten(how, net, tmp_path):
     assert len(calls) == 1
 
 
-def test_whole_models_say_what_to_do(tmp_path):
+def test_whole_models_are_refused_with_advice(tmp_path):
     torchvision = peers.torchvision()
     torch.save(torchvision.models.mobilenet_v2(width_mult=0.1), tmp_path / "net.pth")
     line = refusal(tmp_path / "net.pth")
@@ -306,7 +273,7 @@ def test_whole_models_say_what_to_do(tmp_path):
     assert "model.state_dict()" in line
 
 
-def test_what_torchscripts_refusal_advises_works(net, tmp_path, monkeypatch):
+def test_the_advice_on_torchscript_works(net, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.jit.trace(net.eval(), torch.zeros(1, 3, 8, 8)).save("net.pt")
     line = refusal(pathlib.Path("net.pt"))
@@ -315,11 +282,11 @@ def test_what_torchscripts_refusal_advises_works(net, tmp_path, monkeypatch):
     assert_is(readers.read("weights.pth").tensors, net.state_dict())
 
 
-# Contents that are no weights
+# Values that are not weights
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated:UserWarning:")  # torch's, at quantizing
-def test_every_entry_that_is_no_weight_is_named(net, tmp_path):
+def test_every_value_that_is_not_a_weight_is_named(net, tmp_path):
     weights = dict(net.state_dict())
     weights |= {
         "lr": 0.1,
@@ -345,21 +312,6 @@ def test_tensors_without_data(tmp_path):
     assert "a is a tensor without data" in refusal(tmp_path / "net.pth")
 
 
-def test_numbers_that_are_not_finite_are_named(net, tmp_path):
-    weights = net.state_dict()
-    weights["1.weight"][2] = torch.nan
-    weights["0.weight"][1, 2, :2, 1] = torch.inf
-    for path, save in (
-        (tmp_path / "net.pth", torch.save),
-        (tmp_path / "net.safetensors", safetensors.torch.save_file),
-    ):
-        save(weights, path)
-        line = refusal(path)
-        assert "0.weight has 2 of 108" in line
-        assert "1.weight has 1 of 4" in line
-        assert "running" not in line
-
-
 # Damage
 
 
@@ -372,19 +324,10 @@ def test_cut_off(how, net, tmp_path):
         refusal(tmp_path / "cut.pth")
 
 
-def flipped(whole: bytes, tries: int):
-    """Yields the bytes with one bit of them turned, at random places."""
-    chosen = random.Random(0)
-    for _ in range(tries):
-        content = bytearray(whole)
-        content[chosen.randrange(len(whole))] ^= 1 << chosen.randrange(8)
-        yield bytes(content)
-
-
-def test_a_turned_bit_in_a_zip_is_noticed(net, tmp_path):
-    """Also in the numbers, where torch.load itself does not notice."""
+def test_a_flipped_bit_in_a_zip_is_noticed(net, tmp_path):
+    """This includes the numbers, where torch.load itself does not notice."""
     torch.save(net.state_dict(), tmp_path / "net.pth")
-    path = tmp_path / "turned.pth"
+    path = tmp_path / "flipped.pth"
     refused = 0
     for content in flipped((tmp_path / "net.pth").read_bytes(), tries=300):
         path.write_bytes(content)
@@ -396,34 +339,18 @@ def test_a_turned_bit_in_a_zip_is_noticed(net, tmp_path):
 
 
 def test_numbers_that_torch_would_leave_out_are_noticed(net, tmp_path):
-    """Its zip reader takes a member with this bit for a folder, and leaves memory as it is."""
+    """torch treats a member with this bit as a folder, and leaves the memory uninitialised."""
     torch.save(net.state_dict(), tmp_path / "net.pth")
     content = bytearray((tmp_path / "net.pth").read_bytes())
     entry = content.rindex(b"net/data/0") - 46  # in the central directory
     assert content[entry : entry + 4] == b"PK\1\2"
-    content[entry + 38] |= 0x10  # external attributes: MS-DOS's bit of folders
+    content[entry + 38] |= 0x10  # external attributes: the folder bit of MS-DOS
     (tmp_path / "net.pth").write_bytes(content)
     assert "net/data/0" in refusal(tmp_path / "net.pth")
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_turned_bit_is_never_a_traceback(suffix, net, tmp_path):
-    """torch's legacy serialisation and safetensors have no check sums: numbers may differ."""
-    path = tmp_path / f"net{suffix}"
-    if suffix == ".pth":
-        torch.save(net.state_dict(), path, _use_new_zipfile_serialization=False)
-    else:
-        safetensors.torch.save_file(net.state_dict(), path)
-    read = 0
-    for content in flipped(path.read_bytes(), tries=300):
-        path.write_bytes(content)
-        with contextlib.suppress(UserError):
-            read += len(readers.read(path).tensors) > 0
-    assert 0 < read < 300
-
-
-def test_a_zip_without_check_sums_is_read(net, tmp_path):
-    """A user of torch can switch them off."""
+def test_a_zip_without_checksums_is_read(net, tmp_path):
+    """Users of torch can switch the checksums off."""
     torch.serialization.set_crc32_options(False)
     try:
         torch.save(net.state_dict(), tmp_path / "net.pth")
@@ -433,94 +360,7 @@ def test_a_zip_without_check_sums_is_read(net, tmp_path):
     assert_is(readers.read(tmp_path / "net.pth").tensors, net.state_dict())
 
 
-# Other files
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "says"),
-    [
-        ("net.pth", b"\n<!DOCTYPE html>\n<html><head><title>Log in</title>", "a web page"),
-        ("net.pth", b"<html>\n<head><title>404 Not Found</title></head>", "a web page"),
-        (
-            "net.pth",
-            b"version https://git-lfs.github.com/spec/v1\noid sha256:3b2d\n",
-            "git lfs pull",
-        ),
-        ("net.pth", b"not weights\n" * 10, "a text file"),
-        ("net.pth.gz", b"\x1f\x8b\x08\x00" + bytes(100), "gzip"),
-        ("net.onnx", b"\x08\x07\x12\x07pytorch" + bytes(100), "an ONNX model"),
-        ("frozen.pb", b"\x0a\x10\x0a\x05input" + bytes(100), "a TensorFlow graph"),
-        ("net.bin", b"\x1c\x00\x00\x00TFL3" + bytes(100), "a TFLite model"),
-        ("model.ckpt.data-00000-of-00001", bytes(100), "a TensorFlow checkpoint"),
-        ("net.pth", bytes(100), "not a weight file"),
-        ("net.pth", b"", "empty"),
-    ],
-)
-def test_other_files_say_what_they_are(name, content, says, tmp_path):
-    (tmp_path / name).write_bytes(content)
-    assert says in refusal(tmp_path / name)
-
-
-def test_other_files_of_other_programs(tmp_path):
-    path = tmp_path / "net.pth"
-    Image.new("RGB", (8, 8)).save(path, "JPEG")
-    assert "JPEG" in refusal(path)
-    with open(path, "wb") as file:
-        np.savez(file, a=np.ones(3))
-    assert "npz" in refusal(path)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("weights/net.pth", b"")
-    assert "unpack it first" in refusal(path)
-    assert "a folder" in refusal(tmp_path)
-    assert "there is no file" in refusal(tmp_path / "missing.pth")
-
-
-# safetensors
-
-
-def test_safetensors(net, tmp_path):
-    weights = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
-    weights |= {"half": torch.ones(2).half() / 3, "bfloat16": torch.arange(6).bfloat16() / 7}
-    safetensors.torch.save_file(weights, tmp_path / "net.pth", {"format": "pt", "by": "me"})
-    file = readers.read(tmp_path / "net.pth")  # the content decides, whatever the name
-    assert (file.container, file.contents.metadata) == ("safetensors", {"format": "pt", "by": "me"})
-    expected = dict(net.state_dict())
-    expected |= {name: weights[name].float() for name in ("half", "bfloat16")}
-    assert_is(file.tensors, {name: expected[name] for name in file.tensors})
-    assert len(file.tensors) == len(expected)
-
-
-def test_safetensors_without_metadata(net, tmp_path):
-    safetensors.torch.save_file(net.state_dict(), tmp_path / "a.safetensors")
-    assert readers.read(tmp_path / "a.safetensors").contents.metadata == {}
-
-
-def test_safetensors_that_are_no_plain_weights(net, tmp_path):
-    path = tmp_path / "a.safetensors"
-    safetensors.torch.save_file({"w": torch.ones(2).to(torch.float8_e4m3fn)}, path)
-    assert "w is F8_E4M3" in refusal(path)
-    safetensors.torch.save_file(net.state_dict(), path)
-    assert "one set of weights" in refusal(path, ema=True)
-    path.write_bytes(path.read_bytes()[:-4])
-    assert "damaged or cut off" in refusal(path)
-
-
-def test_names_do_not_reach_the_terminal_as_they_are(tmp_path):
-    torch.save({"\x1b[2J\n": torch.tensor(torch.nan)}, tmp_path / "a.pth")
-    assert r"\x1b[2J\n" in refusal(tmp_path / "a.pth")
-
-
 # Libraries that are not installed
-
-
-@pytest.mark.parametrize(
-    ("library", "save"), [("torch", torch.save), ("safetensors", safetensors.torch.save_file)]
-)
-def test_a_missing_library_is_named(library, save, net, tmp_path, monkeypatch):
-    save(OrderedDict(net.state_dict()), tmp_path / "net")
-    monkeypatch.setitem(sys.modules, library, None)
-    line = refusal(tmp_path / "net")
-    assert f"needs {library}: pip install 'mbv2_jax[convert]'" in line
 
 
 def test_a_torch_that_is_not_safe_is_refused(net, tmp_path, monkeypatch):

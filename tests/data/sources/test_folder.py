@@ -15,7 +15,7 @@ from mbv2_jax.errors import UnreadableImage, UserError
 
 
 def touch(root: pathlib.Path, *names: str) -> None:
-    """Makes files that a source lists; none is an image, each holds its name and its folder's."""
+    """Writes files that a source lists; their content is their name and their folder's."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("/".join((root / name).parts[-2:]))
@@ -37,7 +37,7 @@ def root(tmp_path) -> pathlib.Path:
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> pathlib.Path:
-    """An empty cache that takes these few files, which are only just written."""
+    """Makes an empty cache that accepts few files, and files that were just written."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(folder, "_MIN_CACHED", 0)
     monkeypatch.setattr(folder, "_SETTLED_NS", 0)
@@ -50,7 +50,7 @@ def settle() -> None:
 
 
 def listed_anew(monkeypatch) -> list[str]:
-    """Returns a list that grows with every folder that is listed from here on."""
+    """Returns a list to which every folder that is listed from now on is added."""
     walked, walk = [], folder._walk
 
     def spy(root):
@@ -110,7 +110,7 @@ def test_every_change_is_seen(root, cache, change):
 
 
 def test_a_renamed_file_is_seen_where_the_folders_time_was_set_back(root, cache):
-    """As rsync and tar do."""
+    """rsync and tar set the times of folders back."""
     settle()
     FolderSource(str(root), "train")
     before = (root / "cat").stat()
@@ -161,7 +161,7 @@ def test_a_damaged_cache_costs_time_only(root, cache):
 
 
 def test_a_listing_is_small(tmp_path, monkeypatch):
-    """It goes to every worker: 1.3 million names as Python's strings would be 100 MB."""
+    """It is sent to every worker; 1.3 million names as Python strings would be 100 MB."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(folder, "_SETTLED_NS", 0)
     names = [f"n{i % 20:08d}/n{i % 20:08d}_{i:05d}.JPEG" for i in range(10_000)]
@@ -182,7 +182,7 @@ def test_a_listing_is_small(tmp_path, monkeypatch):
 
 
 def test_a_torchvision_imagenet_folder(tmp_path):
-    """What torchvision.datasets.ImageNet leaves: archives and meta.bin lie beside the splits."""
+    """torchvision.datasets.ImageNet leaves archives and meta.bin beside the splits."""
     touch(
         tmp_path,
         "ILSVRC2012_img_train.tar",
@@ -198,7 +198,7 @@ def test_a_torchvision_imagenet_folder(tmp_path):
     assert train.class_names == ("n01440764", "n01443537")
     expected = ["n01440764/ILSVRC2012_val_00000293.JPEG", "n01443537/ILSVRC2012_val_00000236.JPEG"]
     assert files(open_source(f"folder:{tmp_path}", "val")) == expected
-    # By TFDS's name, too, so that a recipe's eval_split need not change with the source.
+    # TFDS's name works, too, so that a recipe's eval_split need not change with the source.
     source = open_source(f"folder:{tmp_path}", "validation")
     assert files(source) == expected
     assert not overlap(train, source)
@@ -219,7 +219,7 @@ def hundred(tmp_path) -> str:
 
 def test_parts_are_random_and_stay_the_same(hundred):
     everything = files(open_source(hundred, "train"))
-    order = np.random.RandomState(0).permutation(100)  # as the docstring says
+    order = np.random.RandomState(0).permutation(100)  # see FolderSource
     for split, numbers in {
         "train[30:]": order[30:],
         "train[:30]": order[:30],
@@ -307,8 +307,8 @@ def test_a_folder_in_a_bucket_is_refused():
 
 
 @pytest.mark.parametrize("lost", ["cat", "dog", "dog/old", "emu"])
-def test_a_folder_that_cannot_be_read_is_told_and_not_remembered(root, cache, monkeypatch, lost):
-    """A disk's passing error must not cost a class or its images, now or at the next start."""
+def test_a_folder_that_cannot_be_read_is_reported_and_not_remembered(root, cache, monkeypatch, lost):
+    """A temporary error of a disk must not lose a class or images, now or at the next start."""
     scan = os.scandir
 
     def fail(path):

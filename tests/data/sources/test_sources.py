@@ -1,14 +1,16 @@
-"""Folders as torchvision's ImageFolder sees them, TFDS datasets, and every wrong name."""
+"""Folders, compared with torchvision's ImageFolder, TFDS datasets, and wrong names."""
 
 import dataclasses
+import hashlib
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mbv2_jax.data import sources
 from mbv2_jax.data.sample import Sample
-from mbv2_jax.data.sources import open_source
+from mbv2_jax.data.sources import identity, open_source
 from mbv2_jax.errors import UserError
 from tests.support import peers
 
@@ -57,6 +59,23 @@ def test_folder_is_in_the_order_of_torchvision(flowers):
             assert source[i] == Sample(file.read(), path, {"label": label})
 
 
+def test_the_identity_of_a_split_is_its_size_its_classes_and_its_ends(flowers):
+    source = open_source(f"folder:{flowers}", "train")
+    assert identity(source, "training") == {
+        "training examples": 9,
+        "SHA-256 of training classes": hashlib.sha256(b"Iris\nrose\ntulip").hexdigest(),
+        "first and last of training": ["10.jpg", "b.jpg"],
+    }
+
+
+def test_another_kind_of_source_is_an_entry_of_the_table(monkeypatch, data_dir):
+    opened = []
+    monkeypatch.setitem(sources._PREFIXES, "pairs", lambda *where: opened.append(where))
+    open_source("pairs:/data:1", "val")
+    assert opened == [("/data:1", "val")]
+    assert "'folder:PATH', 'pairs:PATH'" in fails("mine", data_dir=data_dir)
+
+
 def test_a_split_may_be_given_directly(flowers):
     source = open_source(f"folder:{flowers / 'val'}", "val")
     assert source.class_names == ("Iris", "rose", "tulip")
@@ -73,7 +92,7 @@ def test_home_is_expanded(flowers, monkeypatch):
     assert len(open_source(f"folder:~/{flowers.name}", "val")) == 3
 
 
-def test_a_file_that_vanished_is_told(flowers):
+def test_a_file_that_vanished_is_reported(flowers):
     source = open_source(f"folder:{flowers}", "val")
     (flowers / "val" / "rose" / "1.jpg").unlink()
     with pytest.raises(UserError, match="cannot read the image: No such file"):
@@ -99,10 +118,10 @@ def test_wrong_folders_are_explained(flowers, tmp_path):
 def test_splits_are_never_taken_for_classes(tmp_path):
     write(tmp_path, "train/cat/1.jpg", "test/cat/1.jpg")
     assert "no split 'val'" in fails(f"folder:{tmp_path}", "val")
-    # Whatever they are called: these hold class folders, and no images.
+    # Under any name: these folders hold class folders, and no images.
     write(tmp_path / "folds", "fold1/cat/1.jpg", "fold2/cat/1.jpg")
     assert "known are 'fold1', 'fold2'" in fails(f"folder:{tmp_path / 'folds'}")
-    # Nor where the split's folder holds no class folders.
+    # Nor if the split's folder holds no class folders.
     write(tmp_path / "other", "train/1.jpg", "val/1.jpg")
     assert "no class folders in" in fails(f"folder:{tmp_path / 'other'}", "val")
     assert "no split 'test'" in fails(f"folder:{tmp_path / 'other'}", "test")
@@ -121,7 +140,7 @@ def test_folders_without_images_are_explained(tmp_path):
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Holds the digits, prepared, and copies of them under other names and in other forms."""
+    """Returns a folder of the prepared digits, and of copies with other names and formats."""
     path = tmp_path_factory.mktemp("tfds")
     open_source("digits", "train", str(path))
     for name, old, new in [
@@ -140,7 +159,7 @@ def data_dir(tmp_path_factory):
 
 
 def test_tfds_datasets_are_opened_from_their_files(data_dir):
-    """A builder of the user's own, whose code is not at hand."""
+    """The code of a user's own builder is not needed."""
     letters, digits = (open_source(name, "test", str(data_dir)) for name in ("letters", "digits"))
     assert len(letters) == 360
     assert letters[7] == dataclasses.replace(digits[7], id=letters.describe(7))
@@ -204,7 +223,7 @@ def test_a_tfds_dataset_that_is_not_prepared_names_the_command(data_dir):
     assert f"tfds build cifar10 --file_format=array_record --data_dir={data_dir}" in fails(
         "cifar10", data_dir=data_dir
     )
-    # Of its code nothing is needed, which for this one would be TensorFlow.
+    # Its code is not imported, which would need TensorFlow.
     assert "tfds build coco/2017 --file_format=array_record" in fails(
         "coco/2017", data_dir=data_dir
     )
@@ -219,12 +238,12 @@ def test_a_tfds_dataset_in_another_form_names_the_command(data_dir):
     ) in message
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     assert "cannot write the digits dataset to" in fails("digits", data_dir=tmp_path / "file")
 
 
-def test_record_files_that_are_damaged_or_missing_are_told(data_dir, tmp_path):
+def test_record_files_that_are_damaged_or_missing_are_reported(data_dir, tmp_path):
     shutil.copytree(data_dir / "digits", tmp_path / "digits")
     (file,) = (tmp_path / "digits" / "1.0.0").glob("*-test.*")
     content = bytearray(file.read_bytes())

@@ -23,7 +23,7 @@ FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
 @pytest.fixture
 def data_dir(tmp_path, monkeypatch):
-    """A copy, with a cache of indexes of its own."""
+    """Returns a copy of the dataset, with its own cache of indexes."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(FIXTURES / "eleven_digits", tmp_path / "eleven_digits")
     return str(tmp_path)

@@ -1,4 +1,4 @@
-"""TFRecord copies of a TFDS dataset: the ArrayRecord copy's examples; every damage is told."""
+"""TFRecord copies of a TFDS dataset: the ArrayRecord copy's examples, and every damage."""
 
 import concurrent.futures
 import json
@@ -25,7 +25,7 @@ from mbv2_jax.data.transforms.pipeline import make_transform
 from mbv2_jax.errors import UnreadableImage, UserError
 from tests.support.coded import LabelCollator
 
-# What tf.io.TFRecordWriter of TensorFlow 2.21 wrote for the records b"inverted residual" and b"".
+# The file that TensorFlow 2.21's tf.io.TFRecordWriter wrote for b"inverted residual" and b"".
 BY_TENSORFLOW = bytes.fromhex(
     "11000000000000009d6db52e696e76657274656420726573696475616c7b6a760b"
     "000000000000000029039807d8ea82a2"
@@ -48,7 +48,7 @@ def frame(data: bytes) -> bytes:
 
 
 def write_copy(folder: pathlib.Path, records: list[bytes], lengths: list[int]) -> None:
-    """Turns the ArrayRecord copy in `folder` into a TFRecord one, its test split in some files."""
+    """Turns the ArrayRecord copy in `folder` into TFRecord, its test split in several files."""
     for file in folder.glob("*.array_record-*"):
         file.unlink()
     info = json.loads((folder / "dataset_info.json").read_text()) | {"fileFormat": "tfrecord"}
@@ -65,7 +65,7 @@ def write_copy(folder: pathlib.Path, records: list[bytes], lengths: list[int]) -
 
 @pytest.fixture(scope="module")
 def array_record_dir(tmp_path_factory) -> pathlib.Path:
-    """The digits under another name, so that they are a prepared dataset like any other."""
+    """Prepares the digits under another name, as any other dataset."""
     path = tmp_path_factory.mktemp("array_record")
     open_source("digits", "test", str(path))
     folder = path / "shapes" / "1.0.0"
@@ -86,7 +86,7 @@ def records(array_record_dir) -> list[bytes]:
 
 @pytest.fixture
 def data_dir(array_record_dir, records, tmp_path, monkeypatch) -> pathlib.Path:
-    """The TFRecord copy, in three files; and an empty cache."""
+    """Returns the TFRecord copy, in three files, with an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(array_record_dir, tmp_path / "data")
     write_copy(tmp_path / "data" / "shapes" / "1.0.0", records, [100, 3, 257])
@@ -98,7 +98,7 @@ def shard(data_dir: pathlib.Path, number: int) -> pathlib.Path:
 
 
 def change(file: pathlib.Path, place: int) -> None:
-    """Changes one byte of a file, whose size and time stay as they are."""
+    """Changes one byte of a file, and neither its size nor its time."""
     times = file.stat().st_atime_ns, file.stat().st_mtime_ns
     content = bytearray(file.read_bytes())
     content[place] ^= 1
@@ -133,7 +133,7 @@ def test_both_copies_give_the_same_batches(array_record_dir, data_dir):
 
 @pytest.mark.parametrize("split", ["test", "test[101:]", "test[-30%:]+test[:2]", "all"])
 def test_both_copies_give_the_same_parts(array_record_dir, data_dir, split):
-    # Of the ArrayRecord copy "all" would have the training split, too.
+    # The ArrayRecord copy has a training split, too, which "all" would include.
     expected = open_source("shapes", split.replace("all", "test"), str(array_record_dir))
     source = open_source("shapes", split, str(data_dir))
     assert len(source) == len(expected)
@@ -162,7 +162,7 @@ def test_array_record_is_preferred(array_record_dir, data_dir):
 
 
 def test_a_copy_that_does_not_say_its_form_is_tfrecord(data_dir):
-    """As datasets that were prepared before there was another."""
+    """Datasets that were prepared before there was a choice do not state it."""
     file = data_dir / "shapes" / "1.0.0" / "dataset_info.json"
     file.write_text(file.read_text().replace('"fileFormat": "tfrecord", ', ""))
     assert "fileFormat" not in file.read_text()
@@ -173,7 +173,9 @@ def test_a_file_of_tensorflow_is_read(tmp_path):
     (tmp_path / "file").write_bytes(BY_TENSORFLOW)
     found = tfrecord.Records([str(tmp_path / "file")], [2], "x")
     assert [found[0], found[1]] == [b"inverted residual", b""]
-    assert frame(b"inverted residual") + frame(b"") == BY_TENSORFLOW  # so are those of this file
+    assert (
+        frame(b"inverted residual") + frame(b"") == BY_TENSORFLOW
+    )  # the helper writes the same bytes
 
 
 def test_many_threads_read_at_once(data_dir):
@@ -188,12 +190,12 @@ def test_a_source_is_picklable_when_it_was_read_from(data_dir):
     first = source[0]
     copy = pickle.loads(pickle.dumps(source))
     assert copy[0] == first
-    del source  # which closes its files, not the copy's
+    del source  # closes its own files, and not the copy's
     assert copy[1] != first
     assert copy[0] == first
 
 
-def test_damaged_data_is_told_at_its_record(data_dir, records):
+def test_damaged_data_is_reported_at_its_record(data_dir, records):
     size = len(frame(records[100]))
     change(shard(data_dir, 1), size + 40)
     source = open_source("shapes", "test", str(data_dir))
@@ -206,7 +208,7 @@ def test_damaged_data_is_told_at_its_record(data_dir, records):
     assert all(source[index].image for index in range(360) if index != 101)
 
 
-def test_damaged_files_are_told_at_once(data_dir):
+def test_damaged_files_are_reported_at_once(data_dir):
     change(shard(data_dir, 2), 3)
     assert f"{shard(data_dir, 2)} is damaged at byte 0 (a checksum is wrong)" in fails(data_dir)
     change(shard(data_dir, 2), 3)
@@ -220,7 +222,7 @@ def test_damaged_files_are_told_at_once(data_dir):
     assert "or is not a TFRecord file" in fails(data_dir)
 
 
-def test_missing_files_are_told_at_once(data_dir):
+def test_missing_files_are_reported_at_once(data_dir):
     shard(data_dir, 1).unlink()
     assert f"shapes[test] lacks 1 of its 3 files: {shard(data_dir, 1)};" in fails(data_dir)
     shard(data_dir, 0).unlink()
@@ -229,7 +231,7 @@ def test_missing_files_are_told_at_once(data_dir):
     assert "and 1 more" in fails(data_dir)
 
 
-def test_other_counts_than_said_are_told_at_once(data_dir, records):
+def test_other_counts_than_said_are_reported_at_once(data_dir, records):
     for content in (b"", b"".join(map(frame, records[:2])), b"".join(map(frame, records[:4]))):
         shard(data_dir, 1).write_bytes(content)
         message = fails(data_dir)
@@ -237,13 +239,13 @@ def test_other_counts_than_said_are_told_at_once(data_dir, records):
         assert "dataset_info.json beside it says 3" in message
 
 
-def test_a_file_that_cannot_be_read_is_told(data_dir):
+def test_a_file_that_cannot_be_read_is_reported(data_dir):
     shard(data_dir, 1).unlink()
     shard(data_dir, 1).mkdir()
     assert f"cannot read {shard(data_dir, 1)}: Is a directory" in fails(data_dir)
 
 
-def test_a_record_of_something_else_is_told(data_dir):
+def test_a_record_of_something_else_is_reported(data_dir):
     example = tf_example_pb2.Example()
     example.features.feature["label"].int64_list.value.append(3)
     for data in (example.SerializeToString(), b"not a message"):
@@ -256,11 +258,11 @@ def test_a_record_of_something_else_is_told(data_dir):
 
 def test_the_index_is_made_once(data_dir, tmp_path):
     examples = list(map(open_source("shapes", "test", str(data_dir)).__getitem__, range(360)))
-    # Whoever ran through the file again would see this.
+    # Another scan of the file would notice this.
     change(shard(data_dir, 0), 3)
     source = open_source("shapes", "test[:200]", str(data_dir))
     assert content(source[1]) == content(examples[1])
-    # And whoever reads the record itself does.
+    # Reading the record itself does.
     with pytest.raises(UnreadableImage, match="its checksum is wrong"):
         source[0]
     change(shard(data_dir, 0), 3)
@@ -279,7 +281,7 @@ def test_the_index_is_made_once(data_dir, tmp_path):
 def test_the_index_follows_the_files(data_dir, records):
     open_source("shapes", "test", str(data_dir))
     before = shard(data_dir, 0).stat()
-    # The same files in another order, of which the first two are not as long as they were.
+    # The same records in another order; the first two files change their lengths.
     write_copy(data_dir / "shapes" / "1.0.0", records[::-1], [100, 3, 257])
     source = open_source("shapes", "test", str(data_dir))
     assert tf_example_pb2.Example.FromString(records[-1]).features.feature[
@@ -303,7 +305,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(data_dir, tmp_path, monk
 
 
 class Bucket(memory.MemoryFileSystem):
-    """Stands in for gs://: what gcsfs is to fsspec, in memory; it counts what is fetched."""
+    """Stands in for gcsfs behind gs://, in memory, and notes the sizes of fetched ranges."""
 
     protocol = ("gcs", "gs")
     ranges: list[int] = []  # noqa: RUF012
@@ -337,7 +339,7 @@ def test_a_bucket_is_read_in_ranges(data_dir, records, monkeypatch):
 
 
 def test_more_files_than_a_process_may_open_at_first(data_dir, records):
-    """1,024 is the usual limit, and imagenet2012 has 1,024. And no TensorFlow helps to read."""
+    """The usual limit is 1,024, as many as imagenet2012 has; and TensorFlow is not imported."""
     write_copy(data_dir / "shapes" / "1.0.0", records, [1] * 360)
     code = f"""
 import importlib.util, resource, sys

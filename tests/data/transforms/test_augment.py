@@ -1,4 +1,4 @@
-"""Operations of augmentation: arguments, images of any size, the same draws from the same seed."""
+"""Augmentation: arguments, images of any size, and the same draws from the same seed."""
 
 import pickle
 
@@ -58,7 +58,7 @@ def test_mode_and_size_stay(spec, size):
     for _ in range(60):
         result = change(tried, image, rng)
         assert (result.mode, result.size) == ("RGB", size)
-    assert image.tobytes() == before  # the caller's image is left as it was
+    assert image.tobytes() == before  # the caller's image has not changed
     assert tried.output_size((16, 24)) == (16, 24)
     assert tried.output_size(None) is None
 
@@ -78,7 +78,7 @@ def test_inception_crop_of_any_image_is_the_square(spec, size):
 
 @pytest.mark.parametrize("spec", SPECS + INCEPTION)
 def test_the_draws_alone_decide_the_pixels(spec):
-    """Another process, with the operation from a pickle, makes the same of the same seeds."""
+    """A pickled operation, as in another process, gives the same pixels for the same seeds."""
     tried, image = operation(spec), picture(40, 30)
     copy = pickle.loads(pickle.dumps(tried))
     results = [change(tried, image, np.random.default_rng(seed)).tobytes() for seed in range(20)]

@@ -1,4 +1,4 @@
-"""Transform strings, decoding and crops, against expectations made by hand."""
+"""Transform strings, decoding and crops, against results computed by hand."""
 
 import io
 import pickle
@@ -18,7 +18,7 @@ def generator(seed: int = 0) -> np.random.Generator:
 
 
 def ramp(width: int, height: int) -> np.ndarray:
-    """Every pixel different: (x, y, x + y)."""
+    """Returns an image in which every pixel is different: (x, y, x + y)."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([x, y, x + y], -1).astype(np.uint8)
 
@@ -75,7 +75,7 @@ def test_center_crop_takes_the_middle_and_rounds_halves_to_even():
 
 
 def test_random_crop_takes_every_window_of_the_padded_image():
-    """As torchvision's RandomCrop(size, padding): zeros around, every place as likely."""
+    """As with torchvision's RandomCrop(size, padding), all places are equally likely."""
     image = ramp(8, 8) + 1  # no zeros of its own
     padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
     windows = {padded[y : y + 8, x : x + 8].tobytes(): (y, x) for y in range(5) for x in range(5)}
@@ -163,7 +163,7 @@ def test_transparency_is_dropped_and_not_blended():
 
 
 def test_print_colours_come_out_as_screen_colours():
-    """A JPEG in CMYK; the expected levels are 255 (1 - C)(1 - K) and so on."""
+    """The expected levels of a CMYK JPEG are 255 (1 - C)(1 - K), and so on."""
     cmyk = np.zeros((16, 64, 4), np.uint8)  # four patches, of 16 x 16 pixels: whole JPEG blocks
     cmyk[:, 16:32] = [255, 0, 0, 0]
     cmyk[:, 32:48] = [0, 255, 255, 0]
@@ -177,7 +177,7 @@ def test_print_colours_come_out_as_screen_colours():
 
 
 def test_a_rotated_photo_stands_upright():
-    """Orientation 6: the camera was held so that the file's rows are the scene's columns."""
+    """With orientation 6 the file's rows are the scene's columns."""
     upright = ramp(24, 16)
     file, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6

@@ -1,0 +1,40 @@
+"""Assertions about weight files, for the tests of convert/readers."""
+
+import pathlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from mbv2_jax.convert import readers
+from mbv2_jax.errors import UserError
+
+
+def assert_is(found: dict[str, np.ndarray], expected: dict[str, torch.Tensor]) -> None:
+    """Asserts the same names in the same order, the same types, the same bits."""
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        wanted = tensor.detach().numpy()
+        assert found[name].dtype == wanted.dtype, name
+        np.testing.assert_array_equal(found[name], wanted, err_msg=name, strict=True)
+
+
+def refusal(path: pathlib.Path, ema: bool | None = None) -> str:
+    """Returns the line with which a file is refused, after asserting that it names the file."""
+    with pytest.raises(UserError) as caught:
+        readers.read(path, ema=ema)
+    line = str(caught.value)
+    assert str(path) in line
+    assert "\n" not in line
+    return line
+
+
+def flipped(whole: bytes, tries: int) -> Iterator[bytes]:
+    """Yields the bytes with one bit of them flipped, at random places."""
+    chosen = random.Random(0)
+    for _ in range(tries):
+        content = bytearray(whole)
+        content[chosen.randrange(len(whole))] ^= 1 << chosen.randrange(8)
+        yield bytes(content)
