@@ -1,4 +1,4 @@
-"""Real weights and real photos, from the file to the figures: the same answers as mmpretrain's.
+"""Real weights on real photos, from the file to the figures, against mmpretrain's results.
 
 Skipped where the weights and photos are not at hand (tests/conftest.py).
 """
@@ -15,12 +15,12 @@ import pytest
 
 import mbv2_jax
 from mbv2_jax.data.classes import IMAGENET_WNIDS
-from mbv2_jax.inference import Classifier
+from mbv2_jax.inference import Predictor
 from tests.support import commands, peers
 
-# Of logits from -3 to 14. Both sides compute in float32 through 53 layers and order their sums
-# differently, which was seen to make 1.8e-5 with BatchNorm folded, 1.5e-5 without; other machines
-# may leave more. Another crop, normalisation or epsilon moves logits by far more than a thousandth.
+# Logits are from -3 to 14. Both sides compute in float32 through 53 layers and order their sums
+# differently: 1.8e-5 was measured with BatchNorm folded and 1.5e-5 without, and other machines may
+# differ by more. Another crop, normalisation or epsilon moves logits by far more than a thousandth.
 LOGIT_TOLERANCE = 1e-3
 
 
@@ -31,13 +31,13 @@ def weights(check_data) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
-    """Where the converted model is, and what these tests write."""
+    """The folder of the converted model and of the files that these tests write."""
     return tmp_path_factory.mktemp("golden")
 
 
 @pytest.fixture(scope="module")
 def converted(weights, folder) -> pathlib.Path:
-    """The model directory that the converter makes of mmpretrain's file."""
+    """The model directory to which mmpretrain's file is converted."""
     process = subprocess.run(
         [sys.executable, "-m", "convert", str(weights), f"--output={folder / 'mm'}"],
         cwd=commands.REPOSITORY,
@@ -49,7 +49,7 @@ def converted(weights, folder) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def classifier(converted) -> Classifier:
+def predictor(converted) -> Predictor:
     return mbv2_jax.init_model(converted)
 
 
@@ -79,7 +79,7 @@ def evaluate(model: pathlib.Path, images: pathlib.Path) -> tuple[dict, list[dict
 
 
 def losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Cross entropy of (N, classes) logits, worked out in float64."""
+    """Returns the cross entropy of (N, classes) logits, computed in float64."""
     logits = logits.astype(np.float64)
     right = logits[np.arange(len(labels)), labels]
     return np.log(np.exp(logits).sum(1)) - right
@@ -101,13 +101,13 @@ def test_evaluation_of_converted_weights_is_mmpretrains(check_data, converted, g
     assert result["loss"] == pytest.approx(expected.mean(), abs=LOGIT_TOLERANCE)
 
 
-def test_crops_and_logits_are_mmpretrains(check_data, classifier, golden):
+def test_crops_and_logits_are_mmpretrains(check_data, predictor, golden):
     photos = check_data / "data" / "imagenet_sample"
     files = {path.name: path for path in photos.rglob("*.JPEG")}
-    crops = np.stack([classifier.prepare(files[name]) for name in golden["filename"]])
+    crops = np.stack([predictor.prepare(files[name]) for name in golden["filename"]])
     hashes = [hashlib.sha256(crop.tobytes()).hexdigest() for crop in crops]
     assert hashes == golden["crop_sha256"].tolist()
-    logits = np.concatenate([classifier(batch) for batch in np.split(crops, 20)])
+    logits = np.concatenate([predictor(batch) for batch in np.split(crops, 20)])
     assert logits.shape == golden["logits"].shape == (500, 1000)
     largest = float(np.abs(logits - golden["logits"]).max())
     print(f"largest difference of the {logits.size:,} logits: {largest:.1e}")
@@ -116,9 +116,9 @@ def test_crops_and_logits_are_mmpretrains(check_data, classifier, golden):
 
 @pytest.fixture(scope="module")
 def mmpretrain_logits(check_data, weights) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """What mmpretrain makes of 20 photos now: crops (20, 224, 224, 3), logits (20, 1000), names.
+    """mmpretrain's crops (20, 224, 224, 3) and logits (20, 1000) of 20 photos, and their names.
 
-    Model and test pipeline are built from its page's config, the weights are loaded by mmengine.
+    Its model and test pipeline are built from its page's config; mmengine loads the weights.
     """
     package = peers.mmpretrain()
     import torch
@@ -145,13 +145,13 @@ def mmpretrain_logits(check_data, weights) -> tuple[np.ndarray, np.ndarray, list
 
 
 def test_20_validation_photos_are_live_mmpretrains(
-    check_data, folder, converted, classifier, mmpretrain_logits
+    check_data, folder, converted, predictor, mmpretrain_logits
 ):
     crops, logits, names = mmpretrain_logits
     photos = check_data / "data" / "imagenet_val20"
-    ours = np.stack([classifier.prepare(photos / name) for name in names])
+    ours = np.stack([predictor.prepare(photos / name) for name in names])
     np.testing.assert_array_equal(ours, crops)
-    np.testing.assert_allclose(classifier(ours), logits, rtol=0, atol=LOGIT_TOLERANCE)
+    np.testing.assert_allclose(predictor(ours), logits, rtol=0, atol=LOGIT_TOLERANCE)
 
     listed = (line.split() for line in (photos / "labels.txt").read_text().splitlines())
     label = {name: int(number) for name, number in listed}

@@ -1,6 +1,7 @@
-"""Prediction and features through Python; tests/parity/test_prediction.py has the peers."""
+"""Prediction and features through Python; the peers are in tests/parity/test_prediction.py."""
 
 import copy
+import dataclasses
 import pathlib
 
 import jax
@@ -13,19 +14,19 @@ import mbv2_jax
 from mbv2_jax import inference, model_dir
 from mbv2_jax.data.classes import IMAGENET_NAMES
 from mbv2_jax.errors import UserError
-from mbv2_jax.inference import Classifier, list_images
+from mbv2_jax.inference import Predictor, list_images
 from tests.support import tiny_model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A model, three images as PNG files, and two files that are no images."""
+    """A folder with a model, three images as PNG files, and two files that are not images."""
     names = ["0.png", "1.png", "2.png"]
     return tiny_model.write_images(tmp_path_factory.mktemp("prediction"), names)
 
 
 @pytest.fixture(scope="module")
-def classifier(folder) -> Classifier:
+def predictor(folder) -> Predictor:
     return mbv2_jax.init_model(folder / "model")
 
 
@@ -34,28 +35,28 @@ def pixels(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def test_pixels_and_normalised_floats_give_the_same_logits(classifier):
+def test_pixels_and_normalised_floats_give_the_same_logits(predictor):
     images = pixels(4)
-    logits = classifier(images)
+    logits = predictor(images)
     assert logits.shape == (4, 6)
     assert logits.dtype == np.float32
     mean, std = np.asarray(tiny_model.MEAN, np.float32), np.asarray(tiny_model.STD, np.float32)
     normalised = (images.astype(np.float32) - mean) / std
-    # XLA's float32 quotients are an ulp beside numpy's, 2e-7 of a pixel; logits reach 10.
-    np.testing.assert_allclose(logits, classifier(normalised), rtol=0, atol=1e-4)
-    assert np.ptp(logits) > 1  # not all the same, whatever goes in
+    # XLA's float32 quotients are within an ulp of numpy's, 2e-7 of a pixel; logits reach 10.
+    np.testing.assert_allclose(logits, predictor(normalised), rtol=0, atol=1e-4)
+    assert np.ptp(logits) > 1  # they depend on the image
 
 
-def test_logits_of_an_image_do_not_depend_on_those_beside_it(classifier):
+def test_logits_of_an_image_do_not_depend_on_those_beside_it(predictor):
     images = pixels(4)
-    alone = np.concatenate([classifier(images[i : i + 1]) for i in range(4)])
+    alone = np.concatenate([predictor(images[i : i + 1]) for i in range(4)])
     # Another batch size orders the sums of up to 1,280 float32 terms differently; logits reach 10.
-    np.testing.assert_allclose(classifier(images), alone, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(predictor(images), alone, rtol=0, atol=1e-4)
 
 
-def test_jax_arrays_are_taken_too(classifier):
+def test_jax_arrays_are_taken_too(predictor):
     images = pixels(4)
-    np.testing.assert_array_equal(classifier(jnp.asarray(images)), classifier(images))
+    np.testing.assert_array_equal(predictor(jnp.asarray(images)), predictor(images))
 
 
 @pytest.mark.parametrize(
@@ -68,69 +69,69 @@ def test_jax_arrays_are_taken_too(classifier):
     ],
 )
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_other_shapes_are_refused_by_name(classifier, shape, dtype, named):
+def test_other_shapes_are_refused_by_name(predictor, shape, dtype, named):
     with pytest.raises(UserError, match=named):
-        classifier(np.zeros(shape, dtype))
+        predictor(np.zeros(shape, dtype))
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint16, np.bool_])
-def test_other_dtypes_are_refused_by_name(classifier, dtype):
+def test_other_dtypes_are_refused_by_name(predictor, dtype):
     with pytest.raises(UserError, match=f"{np.dtype(dtype).name}: give uint8"):
-        classifier(np.zeros((1, 32, 32, 3), dtype))
+        predictor(np.zeros((1, 32, 32, 3), dtype))
 
 
 @pytest.mark.parametrize("value", ["0.png", [np.zeros((32, 32, 3), np.uint8)]])
-def test_what_is_no_array_is_refused_with_what_takes_it(classifier, value):
+def test_what_is_no_array_is_refused_with_what_takes_it(predictor, value):
     with pytest.raises(UserError, match=f"{type(value).__name__}: give an array.*predict"):
-        classifier(value)
+        predictor(value)
 
 
-def test_path_bytes_pil_image_and_array_are_the_same_image(classifier, folder):
+def test_path_bytes_pil_image_and_array_are_the_same_image(predictor, folder):
     path = folder / "0.png"
     image = tiny_model.photo(0)
-    expected = classifier.prepare(path)
+    expected = predictor.prepare(path)
     assert expected.shape == (32, 32, 3)
     assert expected.dtype == np.uint8
     for same in (str(path), path.read_bytes(), image, image.convert("RGBA"), np.asarray(image)):
-        np.testing.assert_array_equal(classifier.prepare(same), expected)
+        np.testing.assert_array_equal(predictor.prepare(same), expected)
 
 
-def test_opened_image_is_turned_upright_as_its_file_is(classifier, tmp_path):
+def test_opened_image_is_turned_upright_as_its_file_is(predictor, tmp_path):
     file = tmp_path / "turned.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     tiny_model.photo(0).save(file, exif=exif)
     with Image.open(file) as opened:
-        ours = classifier.prepare(opened)
-    np.testing.assert_array_equal(ours, classifier.prepare(file))
+        ours = predictor.prepare(opened)
+    np.testing.assert_array_equal(ours, predictor.prepare(file))
     untold = tmp_path / "untold.jpg"
     tiny_model.photo(0).save(untold)
-    assert not np.array_equal(ours, classifier.prepare(untold))
+    assert not np.array_equal(ours, predictor.prepare(untold))
 
 
-def test_preparing_is_the_models_evaluation_transform(classifier):
+def test_preparing_is_the_models_evaluation_transform(predictor):
     # resize_edge(36)|center_crop(32) of 70 x 50: the short side becomes 36, the long one 50.4, cut.
     resized = tiny_model.photo(0).resize((50, 36), Image.Resampling.BILINEAR)
     expected = resized.crop((9, 2, 41, 34))
-    np.testing.assert_array_equal(classifier.prepare(tiny_model.photo(0)), np.asarray(expected))
+    np.testing.assert_array_equal(predictor.prepare(tiny_model.photo(0)), np.asarray(expected))
 
 
-def test_what_is_no_image_is_refused_by_name(classifier, folder):
+def test_what_is_no_image_is_refused_by_name(predictor, folder):
     with pytest.raises(UserError, match=r"missing\.png: No such file"):
-        classifier.prepare(folder / "missing.png")
+        predictor.prepare(folder / "missing.png")
     with pytest.raises(UserError, match=r"text\.png: cannot decode"):
-        classifier.prepare(folder / "text.png")
+        predictor.prepare(folder / "text.png")
     with pytest.raises(UserError, match=r"half\.png: cannot decode"):
-        classifier.prepare(str(folder / "half.png"))
+        predictor.prepare(str(folder / "half.png"))
     with pytest.raises(UserError, match="cannot decode"):
-        classifier.prepare(b"")
+        predictor.prepare(b"")
     with pytest.raises(UserError, match=f"{folder}: Is a directory"):
-        classifier.prepare(folder)
+        predictor.prepare(folder)
 
 
-def test_an_opened_image_whose_file_is_cut_short_is_refused(classifier, folder):
+def test_an_opened_image_whose_file_is_cut_short_is_refused(predictor, folder):
     with Image.open(folder / "half.png") as opened, pytest.raises(UserError, match="cannot decode"):
-        classifier.prepare(opened)
+        predictor.prepare(opened)
 
 
 @pytest.mark.parametrize(
@@ -142,23 +143,23 @@ def test_an_opened_image_whose_file_is_cut_short_is_refused(classifier, folder):
         np.zeros((0, 8, 3), np.uint8),
     ],
 )
-def test_arrays_that_are_no_rgb_pixels_are_refused(classifier, value):
+def test_arrays_that_are_no_rgb_pixels_are_refused(predictor, value):
     with pytest.raises(UserError, match=r"give uint8 \(H, W, 3\)"):
-        classifier.prepare(value)
+        predictor.prepare(value)
 
 
 @pytest.mark.parametrize("value", [None, 7, [[0, 0, 0]]])
-def test_other_types_are_refused(classifier, value):
+def test_other_types_are_refused(predictor, value):
     with pytest.raises(UserError, match=type(value).__name__):
-        classifier.prepare(value)
+        predictor.prepare(value)
 
 
-def test_prediction_has_mmpretrains_keys_and_names_the_largest_logit(classifier):
+def test_prediction_has_mmpretrains_keys_and_names_the_largest_logit(predictor):
     image = tiny_model.photo(1)
-    logits = np.asarray(classifier(classifier.prepare(image)[None])[0], np.float64)
+    logits = np.asarray(predictor(predictor.prepare(image)[None])[0], np.float64)
     probabilities = np.exp(logits) / np.exp(logits).sum()
 
-    found = mbv2_jax.inference_model(classifier, image)
+    found = mbv2_jax.inference_model(predictor, image)
     assert list(found) == ["pred_label", "pred_class", "pred_score", "pred_scores"]
     assert type(found["pred_label"]) is int
     assert found["pred_label"] == probabilities.argmax()
@@ -179,7 +180,7 @@ def results_are_equal(found: list[dict], expected: list[dict]) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [2, 100])
-def test_many_images_of_every_kind_are_predicted_in_order(classifier, folder, batch_size):
+def test_many_images_of_every_kind_are_predicted_in_order(predictor, folder, batch_size):
     images = [
         folder / "0.png",
         str(folder / "1.png"),
@@ -187,9 +188,9 @@ def test_many_images_of_every_kind_are_predicted_in_order(classifier, folder, ba
         tiny_model.photo(3),
         np.asarray(tiny_model.photo(4)),
     ]
-    alone = [mbv2_jax.inference_model(classifier, tiny_model.photo(i)) for i in range(5)]
-    results_are_equal(classifier.predict(images, batch_size=batch_size), alone)
-    results_are_equal(mbv2_jax.inference_model(classifier, iter(images)), alone)
+    alone = [mbv2_jax.inference_model(predictor, tiny_model.photo(i)) for i in range(5)]
+    results_are_equal(predictor.predict(images, batch_size=batch_size), alone)
+    results_are_equal(mbv2_jax.inference_model(predictor, iter(images)), alone)
     assert len({each["pred_score"] for each in alone}) == 5  # five different predictions
 
 
@@ -197,18 +198,18 @@ def compiled() -> int:
     return inference._apply._cache_size()  # type: ignore[attr-defined]
 
 
-def test_many_images_are_compiled_once(classifier):
+def test_many_images_are_compiled_once(predictor):
     before = compiled()
-    assert len(classifier.predict([tiny_model.photo(i) for i in range(8)], batch_size=3)) == 8
+    assert len(predictor.predict([tiny_model.photo(i) for i in range(8)], batch_size=3)) == 8
     assert compiled() == before + 1
     # 5 and 6 images both run as 8.
-    classifier.predict([tiny_model.photo(i) for i in range(5)])
+    predictor.predict([tiny_model.photo(i) for i in range(5)])
     before = compiled()
-    classifier.predict([tiny_model.photo(i) for i in range(6)])
+    predictor.predict([tiny_model.photo(i) for i in range(6)])
     assert compiled() == before
 
 
-def test_folder_stands_for_the_images_in_it_and_below(classifier, tmp_path):
+def test_folder_stands_for_the_images_in_it_and_below(predictor, tmp_path):
     names = ["b.png", "a.JPG", "c/d/e.webp", "c/f.png", ".hidden.png", ".cache/g.png", "notes.txt"]
     for i, name in enumerate(names):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -220,7 +221,7 @@ def test_folder_stands_for_the_images_in_it_and_below(classifier, tmp_path):
     assert list_images(tmp_path) == list(map(str, listed))
     assert list_images([str(tmp_path), "x.png"]) == [*map(str, listed), "x.png"]
     results_are_equal(
-        mbv2_jax.inference_model(classifier, tmp_path), classifier.predict(listed, batch_size=1)
+        mbv2_jax.inference_model(predictor, tmp_path), predictor.predict(listed, batch_size=1)
     )
 
 
@@ -233,42 +234,42 @@ def test_a_folder_with_a_link_to_itself_is_listed_once(tmp_path):
     assert list_images(tmp_path / "c") == [str(tmp_path / "c" / "0.png")]  # links are followed
 
 
-def test_folder_of_one_image_gives_a_list(classifier, tmp_path):
+def test_folder_of_one_image_gives_a_list(predictor, tmp_path):
     tiny_model.photo(0).save(tmp_path / "0.png")
-    found = mbv2_jax.inference_model(classifier, tmp_path)
+    found = mbv2_jax.inference_model(predictor, tmp_path)
     assert [each["pred_label"] for each in found] == [
-        mbv2_jax.inference_model(classifier, tiny_model.photo(0))["pred_label"]
+        mbv2_jax.inference_model(predictor, tiny_model.photo(0))["pred_label"]
     ]
 
 
-def test_folder_without_images_is_refused(classifier, tmp_path):
+def test_folder_without_images_is_refused(predictor, tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(UserError, match=f"no image files in {tmp_path} or below; looked for .jpg"):
-        classifier.predict(tmp_path)
+        predictor.predict(tmp_path)
 
 
-def test_no_images_give_no_predictions_and_no_features(classifier):
-    assert classifier.predict([]) == []
-    assert mbv2_jax.inference_model(classifier, []) == []
-    assert classifier.extract_feat([]).shape == (0, 1280)
-    assert classifier(pixels(0)).shape == (0, 6)
+def test_no_images_give_no_predictions_and_no_features(predictor):
+    assert predictor.predict([]) == []
+    assert mbv2_jax.inference_model(predictor, []) == []
+    assert predictor.extract_feat([]).shape == (0, 1280)
+    assert predictor(pixels(0)).shape == (0, 6)
 
 
-def test_a_bad_image_among_many_is_named(classifier, folder):
+def test_a_bad_image_among_many_is_named(predictor, folder):
     good, missing = folder / "0.png", folder / "missing.png"
     with pytest.raises(UserError, match=r"missing\.png: No such file"):
-        classifier.predict([good, missing, good])
+        predictor.predict([good, missing, good])
     with pytest.raises(UserError, match=r"missing\.png: No such file"):
-        classifier.extract_feat([good, missing, good])
+        predictor.extract_feat([good, missing, good])
     with pytest.raises(UserError, match=r"images\[2\]: cannot decode"):
-        classifier.predict([good, good.read_bytes(), good.read_bytes()[:1000]], batch_size=2)
+        predictor.predict([good, good.read_bytes(), good.read_bytes()[:1000]], batch_size=2)
     with pytest.raises(UserError, match=r"images\[1\]: an image is a int"):
-        classifier.predict([good, 7])
+        predictor.predict([good, 7])
 
 
-def test_stream_goes_on_after_a_bad_image(classifier, folder):
+def test_stream_goes_on_after_a_bad_image(predictor, folder):
     images = [folder / name for name in ("text.png", "0.png", "half.png", "missing.png", "1.png")]
-    outcomes = list(classifier.stream(images, batch_size=2))
+    outcomes = list(predictor.stream(images, batch_size=2))
     assert [isinstance(outcome, UserError) for outcome in outcomes] == [
         True,
         False,
@@ -276,52 +277,52 @@ def test_stream_goes_on_after_a_bad_image(classifier, folder):
         True,
         False,
     ]
-    expected = classifier.predict([folder / "0.png", folder / "1.png"])
+    expected = predictor.predict([folder / "0.png", folder / "1.png"])
     results_are_equal([outcomes[1], outcomes[4]], expected)
 
 
-def test_the_same_opened_image_several_times_is_one_image(classifier, folder):
-    with Image.open(folder / "0.png") as opened:  # its file is read by the threads
-        found = classifier.predict([opened] * 20)
-    expected = mbv2_jax.inference_model(classifier, tiny_model.photo(0))
+def test_the_same_opened_image_several_times_is_one_image(predictor, folder):
+    with Image.open(folder / "0.png") as opened:  # the threads read its file
+        found = predictor.predict([opened] * 20)
+    expected = mbv2_jax.inference_model(predictor, tiny_model.photo(0))
     results_are_equal(found, [expected] * 20)
 
 
-def test_batch_size_has_to_be_positive(classifier):
+def test_batch_size_has_to_be_positive(predictor):
     with pytest.raises(UserError, match="batch_size=0: give 1 or more"):
-        classifier.predict([tiny_model.photo(0)], batch_size=0)
+        predictor.predict([tiny_model.photo(0)], batch_size=0)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float64])
-def test_floats_of_other_widths_are_taken_as_normalised(classifier, dtype):
-    # Eighths, which every one of them holds exactly.
+def test_floats_of_other_widths_are_taken_as_normalised(predictor, dtype):
+    # Eighths, which every dtype represents exactly.
     images = np.random.default_rng(0).integers(-16, 17, (2, 32, 32, 3)) / 8
-    logits = classifier(images.astype(dtype))
+    logits = predictor(images.astype(dtype))
     assert logits.dtype == np.float32
-    np.testing.assert_allclose(logits, classifier(images.astype(np.float32)), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(logits, predictor(images.astype(np.float32)), rtol=0, atol=1e-4)
 
 
-def test_features_of_prepared_images_are_those_of_their_pixels(classifier, folder):
+def test_features_of_prepared_images_are_those_of_their_pixels(predictor, folder):
     images = [folder / f"{i}.png" for i in range(3)]
-    prepared = np.stack([classifier.prepare(image) for image in images])
-    expected = classifier.extract_feat(prepared)
+    prepared = np.stack([predictor.prepare(image) for image in images])
+    expected = predictor.extract_feat(prepared)
     assert expected.shape == (3, 1280)
     assert expected.dtype == np.float32
     # Another batch size; features are of order 1.
-    found = classifier.extract_feat(images, batch_size=2)
+    found = predictor.extract_feat(images, batch_size=2)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(classifier.extract_feat(images[0]), expected[:1], rtol=0, atol=1e-5)
-    maps = classifier.extract_feat(images, "backbone", out_indices=(7, 0), batch_size=2)
+    np.testing.assert_allclose(predictor.extract_feat(images[0]), expected[:1], rtol=0, atol=1e-5)
+    maps = predictor.extract_feat(images, "backbone", out_indices=(7, 0), batch_size=2)
     assert [each.shape for each in maps] == [(3, 16, 16, 8), (3, 1, 1, 1280)]
     np.testing.assert_allclose(maps[1].mean((1, 2)), expected, rtol=0, atol=1e-5)
 
 
-def test_features_are_what_the_classifier_gets(classifier):
+def test_features_are_what_the_classifier_gets(predictor):
     head = tiny_model.variables()["params"]["classifier"]
     images = pixels(2)
-    logits = np.asarray(classifier.extract_feat(images)) @ head["kernel"] + head["bias"]
+    logits = np.asarray(predictor.extract_feat(images)) @ head["kernel"] + head["bias"]
     # Sums of 1,280 float32 terms in another order; logits reach 10.
-    np.testing.assert_allclose(classifier(images), logits, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(predictor(images), logits, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -333,35 +334,35 @@ def test_features_are_what_the_classifier_gets(classifier):
         ({"stage": "backbone", "out_indices": ()}, "give some of 0..7"),
     ],
 )
-def test_unknown_features_are_refused(classifier, arguments, named):
+def test_unknown_features_are_refused(predictor, arguments, named):
     with pytest.raises(UserError, match=named):
-        classifier.extract_feat(pixels(1), **arguments)
+        predictor.extract_feat(pixels(1), **arguments)
 
 
-def test_features_of_channels_first_are_refused(classifier):
+def test_features_of_channels_first_are_refused(predictor):
     with pytest.raises(UserError, match=r"give \(N, H, W, 3\)"):
-        classifier.extract_feat(np.zeros((4, 3, 32, 32), np.uint8))
+        predictor.extract_feat(np.zeros((4, 3, 32, 32), np.uint8))
 
 
-def test_model_of_features_only_has_features_and_refuses_to_predict(classifier, tmp_path):
+def test_model_of_features_only_has_features_and_refuses_to_predict(predictor, tmp_path):
     variables = tiny_model.variables()
     del variables["params"]["classifier"]
-    info = copy.deepcopy(tiny_model.INFO) | {"class_names": []}
-    info["architecture"]["num_classes"] = None
-    model_dir.write(tmp_path / "model", variables["params"], variables["batch_stats"], info)
+    spec = dataclasses.replace(tiny_model.SPEC, head=None)
+    description = dataclasses.replace(tiny_model.DESCRIPTION, spec=spec, classes=())
+    model_dir.write(tmp_path / "model", **variables, description=description)
     backbone = mbv2_jax.init_model(tmp_path / "model")
     assert backbone.class_names == ()
     np.testing.assert_array_equal(
-        backbone.extract_feat(pixels(2)), classifier.extract_feat(pixels(2))
+        backbone.extract_feat(pixels(2)), predictor.extract_feat(pixels(2))
     )
     for refused in (backbone, backbone.predict):
         with pytest.raises(UserError, match="no classifier, only features: extract_feat gives"):
             refused(pixels(2))
 
 
-def test_a_model_whose_logits_are_no_numbers_names_no_class(classifier):
-    broken = copy.copy(classifier)
-    broken._params = jax.tree.map(lambda array: array * np.float32("nan"), classifier._params)
+def test_a_model_whose_logits_are_no_numbers_names_no_class(predictor):
+    broken = copy.copy(predictor)
+    broken._params = jax.tree.map(lambda array: array * np.float32("nan"), predictor._params)
     with pytest.raises(UserError, match=r"logits are not numbers \(NaN\): the weights in .*model"):
         broken.predict(tiny_model.photo(0))
 
@@ -394,7 +395,7 @@ def test_variant_gives_a_random_network_with_imagenets_classes():
     assert not np.array_equal(other(images), logits)
 
 
-def test_folder_comes_before_the_variant_of_its_name(classifier, tmp_path, monkeypatch):
+def test_folder_comes_before_the_variant_of_its_name(predictor, tmp_path, monkeypatch):
     tiny_model.write(tmp_path / "mobilenet_v2_0.35_96")
     monkeypatch.chdir(tmp_path)
     assert mbv2_jax.init_model("mobilenet_v2_0.35_96").class_names == tiny_model.CLASSES

@@ -1,4 +1,4 @@
-"""python -m mbv2_jax.predict: tables, JSON lines, annotated pictures, and what it refuses."""
+"""python -m mbv2_jax.predict: tables, JSON lines, annotated pictures, and refusals."""
 
 import json
 import os
@@ -13,19 +13,19 @@ import pytest
 from PIL import Image
 
 import mbv2_jax
-from mbv2_jax.inference import Classifier
+from mbv2_jax.inference import Predictor
 from tests.support import commands, tiny_model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A model, three images, a folder of two more, and two files that are no images."""
+    """A folder with a model, three images, a folder of two more, and two files of other kinds."""
     names = ["0.png", "1.png", "2.png", "more/1.png", "more/three.jpeg"]
     return tiny_model.write_images(tmp_path_factory.mktemp("prediction"), names)
 
 
 @pytest.fixture(scope="module")
-def classifier(folder) -> Classifier:
+def predictor(folder) -> Predictor:
     return mbv2_jax.init_model(folder / "model")
 
 
@@ -49,15 +49,13 @@ def predict(folder, tmp_path_factory):
     return run
 
 
-def best_classes(
-    classifier: Classifier, image: pathlib.Path, count: int
-) -> list[tuple[int, float]]:
-    """Labels and scores in percent."""
-    scores = mbv2_jax.inference_model(classifier, image)["pred_scores"]
+def best_classes(predictor: Predictor, image: pathlib.Path, count: int) -> list[tuple[int, float]]:
+    """Returns the labels and scores, in percent, of the `count` best classes."""
+    scores = mbv2_jax.inference_model(predictor, image)["pred_scores"]
     return [(i, 100 * scores[i]) for i in sorted(range(6), key=lambda i: -scores[i])[:count]]
 
 
-def test_table_has_a_row_for_each_class(predict, classifier, folder):
+def test_table_has_a_row_for_each_class(predict, predictor, folder):
     done = predict("0.png", "more", "--checkpoint=model", "--topk=3", "--batch-size=2")
     assert done.returncode == 0, done.stderr
     header, *lines = done.stdout.splitlines()
@@ -66,18 +64,19 @@ def test_table_has_a_row_for_each_class(predict, classifier, folder):
     assert [line.split()[0] for line in lines[::3]] == images
     for i, line in enumerate(lines):
         rank, score, label, name = line.split()[-4:]
-        expected, percent = best_classes(classifier, folder / images[i // 3], 3)[i % 3]
+        expected, percent = best_classes(predictor, folder / images[i // 3], 3)[i % 3]
         assert int(rank) == i % 3 + 1
         assert int(label) == expected
         assert name == tiny_model.CLASSES[expected]
         # Printed with two decimals of a percent; the other process may round the last float32 bits.
         assert abs(float(score.rstrip("%")) - percent) < 0.006
-    # The columns are aligned: the class begins where its heading does, the others end there.
+    # The columns are aligned: the class begins where its heading begins, a score ends where its
+    # heading ends.
     assert {line.rindex(" ") + 1 for line in lines} == {header.index("class")}
     assert {line.index("%") for line in lines} == {header.index("score") + 4}
 
 
-def test_bad_files_are_reported_and_the_others_predicted(predict, classifier, folder, tmp_path):
+def test_bad_files_are_reported_and_the_others_predicted(predict, predictor, folder, tmp_path):
     (tmp_path / "empty").mkdir()
     empty = str(tmp_path / "empty")
     images = ["0.png", "missing.png", "text.png", empty, "2.png", "half.png"]
@@ -86,7 +85,7 @@ def test_bad_files_are_reported_and_the_others_predicted(predict, classifier, fo
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["image"] for line in found] == ["0.png", "2.png"]
     for line in found:
-        expected = best_classes(classifier, folder / line["image"], 2)
+        expected = best_classes(predictor, folder / line["image"], 2)
         entries = line["predictions"]
         assert [entry["label"] for entry in entries] == [label for label, _ in expected]
         assert [entry["class"] for entry in entries] == [
@@ -117,7 +116,7 @@ def test_annotated_pictures_overwrite_nothing(predict, folder, tmp_path):
     done = predict("1.png", "more", "half.png", "--checkpoint=model", f"--show-dir={show}")
     assert done.returncode == 2
     assert {file.name for file in show.iterdir()} == {"1.png", "1-2.png", "three.jpeg"}
-    # The photo is shown as it is, enlarged: 70 x 50 three times, above the predictions.
+    # The photo, 70 x 50 enlarged three times, is above the predictions.
     with Image.open(show / "1-2.png") as picture:
         left = (picture.width - 210) // 2
         shown = picture.crop((left, 0, left + 210, 150))
@@ -129,7 +128,7 @@ def test_annotated_pictures_overwrite_nothing(predict, folder, tmp_path):
     done = predict("0.png", "--checkpoint=model", "--show-dir=.")
     assert done.returncode == 0, done.stderr
     assert {file: file.read_bytes() for file in before} == before
-    (folder / "0-2.png").unlink()  # which it wrote, and which the other tests do not expect
+    (folder / "0-2.png").unlink()  # written here; the other tests do not expect it
 
 
 def test_a_file_name_that_is_no_text_comes_out_as_it_came_in(predict, folder, tmp_path):

@@ -1,4 +1,4 @@
-"""The ImageNet recipes: their figures against the originals', and a few steps of each."""
+"""The ImageNet recipes: their hyperparameters against the originals', and a few steps of each."""
 
 import importlib
 import json
@@ -22,7 +22,7 @@ from mbv2_jax.data import loader
 from mbv2_jax.errors import UserError
 from mbv2_jax.models import profile
 from mbv2_jax.training import config as config_lib
-from mbv2_jax.training import optimizer
+from mbv2_jax.training.schedule import schedule
 from tests.support import peers
 
 TRAIN_EXAMPLES = 1_281_167
@@ -45,8 +45,8 @@ def test_every_imagenet_recipe_is_tested_here():
     assert sorted(path.stem for path in CONFIGS.glob("mobilenet_v2_*.py")) == RECIPES
 
 
-# Copied by hand from the sources that the files name. What a command there leaves to a default of
-# its script is marked so. None: a convention of the page's model (config.DEFAULTS) is right.
+# Copied by hand from the sources that the files name. A value that the command leaves to a default
+# of its script is marked so.
 ORIGINALS: dict[str, dict[str, Any]] = {
     # torchvision pull request 5560: torchrun --nproc_per_node=8 train.py --model mobilenet_v2 ...
     "mobilenet_v2_torchvision_v2": {
@@ -189,16 +189,17 @@ def steps_per_epoch(config: ConfigDict) -> int:
 
 
 def rates(config: ConfigDict, steps: Any) -> np.ndarray:
-    """Returns the learning rate of these steps, in float64."""
+    """Returns the learning rates of these steps, in float64."""
     per_epoch = steps_per_epoch(config)
     total = loader.epochs_to_steps(config.num_epochs, per_epoch)
     with jax.enable_x64(True):
-        rate = jax.jit(jax.vmap(optimizer.schedule(config, per_epoch, total)))
+        section = config_lib.read(config).schedule
+        rate = jax.jit(jax.vmap(schedule(section, config.batch_size, per_epoch, total)))
         return np.asarray(rate(jnp.asarray(steps)))
 
 
 def test_torchvisions_schedule_is_theirs_at_the_beginning_of_each_epoch():
-    """Theirs stays for an epoch: the two calls are of its train.py, stepped by epoch."""
+    """Their rate is constant within an epoch; the two calls are those of its train.py."""
     config = recipe("mobilenet_v2_torchvision_v2")
     sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=0.5)
     rise = torch.optim.lr_scheduler.LinearLR(sgd, start_factor=0.01, total_iters=5)
@@ -211,7 +212,7 @@ def test_torchvisions_schedule_is_theirs_at_the_beginning_of_each_epoch():
         scheduler.step()
     # float64; theirs is a product of 600 factors.
     np.testing.assert_allclose(rates(config, 1251 * np.arange(600)), theirs, rtol=1e-9)
-    # Never far from it: within the first epoch the rate rises by a fifth of 0.5.
+    # It is never far from theirs: within the first epoch the rate rises by a fifth of 0.5.
     assert rates(config, [1250])[0] < theirs[1]
 
 
@@ -221,7 +222,7 @@ def test_timms_schedule_is_theirs_at_the_beginning_of_each_epoch_after_the_warm_
 
     config = recipe("mobilenet_v2_timm_ra")
     sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=0.048)
-    # --warmup-prefix, the class's default, came later, and train.py leaves it off.
+    # The flag --warmup-prefix came later; train.py leaves it off.
     scheduler = StepLRScheduler(
         sgd, 2.4, 0.97, warmup_t=3, warmup_lr_init=1e-6, warmup_prefix=False
     )
@@ -231,7 +232,7 @@ def test_timms_schedule_is_theirs_at_the_beginning_of_each_epoch_after_the_warm_
         theirs.append(sgd.param_groups[0]["lr"])
     ours = rates(config, 1668 * np.arange(450))
     np.testing.assert_allclose(ours[3:], theirs[3:], rtol=1e-12)
-    # Within the warm-up ours falls once, 2.4 epochs after its beginning: later than these three.
+    # Within the warm-up ours falls once, 2.4 epochs after its beginning, later than these three.
     np.testing.assert_allclose(ours[:3], theirs[:3], rtol=1e-12)
 
 
@@ -269,11 +270,10 @@ def test_cosines_are_by_step_from_the_first_to_the_last(name, epochs):
     ],
 )
 def test_networks_are_of_the_published_sizes(name, width, params, multiply_adds):
-    config = recipe(*name.split(":"))
-    config_lib.check(config)
-    config = config_lib.with_defaults(config)
-    assert config.model.width == width
-    measured = profile.profile(config_lib.model(config), config.data.image_size)
+    spec, task = config_lib.resolve(config_lib.read(recipe(*name.split(":"))), None)
+    assert spec.backbone.width == width
+    network = task.network(spec.backbone, spec.mode)
+    measured = profile.profile(network, spec.preprocessing.image_size)
     assert (measured.params, measured.multiply_adds) == (params, multiply_adds)
 
 
@@ -298,7 +298,7 @@ def test_docstrings_say_what_a_reader_needs(name):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A folder of three classes of noise, in photos of several shapes."""
+    """A folder of photos of noise, of several shapes, in three classes."""
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 3)):
@@ -313,7 +313,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps compiled programs: some recipes differ in the training step only."""
+    """Keeps compiled programs, since some recipes differ in the training step only."""
     options = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 1.0,
@@ -335,14 +335,17 @@ def _configure(options: Mapping[str, Any]) -> None:
 def command(
     photos, compiled, few_layers, tmp_path, monkeypatch, capsys
 ) -> Callable[..., dict[str, float]]:
-    """Runs `main` on the photos, in this process; returns the JSON of its last line."""
+    """Returns a function that runs `main` on the photos in this process.
+
+    It returns the JSON of the last line.
+    """
 
     def run(name: str, mode: str, **fields: Any) -> dict[str, float]:
         fields = {"data.source": f"folder:{photos}", "data.eval_split": "val"} | fields
         arguments = [f"--config={CONFIGS / name}.py", f"--workdir={tmp_path / 'run'}"]
         arguments += [f"--config.{field}={value}" for field, value in fields.items()]
         monkeypatch.setattr(sys, "argv", ["main", f"--mode={mode}", *arguments])
-        importlib.reload(main).main()  # reloaded, its flags are as in a new process
+        importlib.reload(main).main()  # reloading resets its flags
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
     return run
@@ -351,14 +354,14 @@ def command(
 FEW: dict[str, Any] = {
     "data.workers": 0,
     "model.num_classes": 3,
-    "model.strides": (2, 2, 1, 1, 1, 1, 1, 2),  # two blocks make maps small in these places only
+    "model.strides": (2, 2, 1, 1, 1, 1, 1, 2),  # the two blocks' strides alone make maps small
     "batch_size": 8,
     "log.every_steps": 1,
 }
 
 
-# Narrow, but for timm's, and of fewer layers; all else is on. What differs from these in constants
-# and transforms only is left to the slow tests.
+# Networks are narrow, except for timm's, and have fewer layers; all else is as in the recipe.
+# Recipes that differ from these in constants and transforms only are left to the slow tests.
 STEPS_OF_EACH = [
     ("mobilenet_v2_8xb32_in1k", 0.25),
     pytest.param("mobilenet_v2_dli14_150", 0.25, marks=pytest.mark.slow),
@@ -388,9 +391,9 @@ def test_a_few_steps_of_each(command, tmp_path, name, width):
     assert trained[0]["loss"] == pytest.approx(np.log(3), abs=0.2)
 
     saved = model_dir.read(str(tmp_path / "run"))
-    assert saved.field("data.image_size") == 224
-    assert saved.field("data.eval_transforms") == config.data.eval_transforms
-    assert saved.field("model.padding") == (config.model.padding or "torch")
+    assert saved.spec.preprocessing.image_size == 224
+    assert saved.spec.preprocessing.eval_transforms == config.data.eval_transforms
+    assert saved.spec.backbone.padding == (config.model.padding or "torch")
     if "176" in config.data.train_transforms:
-        # Trained and evaluated at two sizes: who evaluates it later gets the second, too.
+        # It is trained and evaluated at two sizes: a later evaluation takes the second one, too.
         assert command("mobilenet_v2_8xb32_in1k", "eval", batch_size=8) == result

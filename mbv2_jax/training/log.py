@@ -16,6 +16,7 @@ import tqdm
 
 from mbv2_jax.errors import RunFailed
 from mbv2_jax.runtime import mesh as mesh_lib
+from mbv2_jax.spec import is_number
 from mbv2_jax.storage import atomic
 from mbv2_jax.storage.mirror import Mirror
 from mbv2_jax.tasks.task import Task
@@ -233,7 +234,8 @@ class RunLog:
             json.dumps({"step": step, "epoch": epoch, "split": split, **values}) + "\n"
         )
         for name, value in values.items():
-            self._board.add_scalar(f"{split}/{name}", value, step)
+            if is_number(value):  # a task's result may hold others, such as a list
+                self._board.add_scalar(f"{split}/{name}", value, step)
         self._mirror.copy_in_background()
 
 

@@ -10,12 +10,13 @@ import torch
 
 from mbv2_jax.configs import default
 from mbv2_jax.runtime import mesh as mesh_lib
+from mbv2_jax.spec import Preprocessing
 from mbv2_jax.training import compile as compile_lib
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import program as program_lib
 from tests.support import peers
 
-# Each layer has its statistics by itself.
+# Each layer has statistics of its own: few layers suffice.
 pytestmark = pytest.mark.usefixtures("few_layers")
 
 CLASSES, BATCH, SIZE, RATE = 7, 8, 64, 2.0**-12
@@ -32,25 +33,27 @@ def make_config(group_size: Any) -> Any:
     config.data.train_transforms = "resize(size)"
     config.schedule.base_lr = RATE
     config.optimizer.momentum = 0.0
-    config_lib.check(config)
-    return config_lib.with_defaults(config)
+    return config
 
 
 def build(config: Any) -> program_lib.Program:
-    """The training step on four devices, each with two examples."""
+    """Returns the program on four devices, each with two examples."""
     mesh = mesh_lib.create()
     assert mesh.size == 4
-    return program_lib.build(config, config_lib.model(config, mesh.size), mesh, 1000, 1000)
+    settings = config_lib.read(config)
+    spec, task = config_lib.resolve(settings, None)
+    return program_lib.build(settings, spec, task, mesh, steps_per_epoch=1000, total_steps=1000)
 
 
 def torchs(model: torch.nn.Module, batch: dict[str, np.ndarray], groups: int) -> Any:
-    """Means over replicas with a share of the batch each: loss, gradients, running statistics.
+    """Returns means over replicas, each with a share of the batch.
 
-    So DistributedDataParallel averages gradients; of the statistics it keeps one replica's.
+    They are of the loss, the gradients, as DistributedDataParallel averages them, and the running
+    statistics, of which it keeps one replica's.
     """
     replicas = [copy.deepcopy(model) for _ in range(groups)]
-    mean, std = (config_lib.DEFAULTS[f"data.{name}"] for name in ("mean", "std"))
-    images = (batch["image"].astype(np.float64) - mean) / std
+    preprocessing = Preprocessing()
+    images = (batch["image"].astype(np.float64) - preprocessing.mean) / preprocessing.std
     losses = []
     shares = zip(np.split(images, groups), np.split(batch["label"], groups), strict=True)
     for replica, (image, label) in zip(replicas, shares, strict=True):
@@ -73,8 +76,8 @@ def model(few_layers) -> torch.nn.Module:
     return network.double().train()
 
 
-# With four devices of two examples each, 4 is a group of two devices. No map is smaller than 2 x 2.
-# A group of all is what test_train_step.py has, too.
+# There are four devices of two examples each: a group of 4 spans two devices. No map is smaller
+# than 2 x 2. test_train_step.py has the group of all examples, too.
 GROUPS = [("device", 4), (4, 2), pytest.param(0, 1, marks=pytest.mark.slow)]
 
 
@@ -96,15 +99,15 @@ def test_a_step_is_that_of_torchs_replicas(model, group_size, groups):
         state, metrics = compiled(*arguments)
         moved = jax.tree.map(lambda a, b: (a - b) / RATE, before["params"], state.params)
         found = jax.device_get((metrics["loss"], moved, state.batch_stats))
-    # float64 both. The gradient is a difference of parameters of size 1 over 2^-12 of it, which
-    # leaves 1e-12; normalisations of few values make it more.
+    # Both are float64. The gradient is a difference of parameters of size 1, divided by 2^-12,
+    # which leaves an error of 1e-12; normalisations of few values enlarge it.
     np.testing.assert_allclose(found[0], loss, rtol=1e-9)
     for ours, theirs in zip(found[1:], (gradients, statistics), strict=True):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9), ours, theirs
         )
-    # Gradients and metrics are summed over the devices in any case, a few at a time; each of the
-    # normalisations exchanges its sums, forwards and backwards, where groups span devices.
+    # Gradients and metrics are always summed over the devices, several at a time. Where groups span
+    # devices, each normalisation exchanges its sums too, forwards and backwards.
     norms = len(peers.layer_names())
     if group_size == "device":
         assert compile_lib.exchanges(compiled) < norms

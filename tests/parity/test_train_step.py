@@ -1,6 +1,5 @@
 """Whole training steps against PyTorch's, and the same steps on one device and on four."""
 
-import functools
 from typing import Any
 
 import jax
@@ -14,18 +13,16 @@ from jax.sharding import Mesh
 from mbv2_jax.configs import default
 from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.training import config as config_lib
-from mbv2_jax.training import optimizer as optimizer_lib
-from mbv2_jax.training import state as state_lib
-from mbv2_jax.training import step as step_lib
+from mbv2_jax.training import program as program_lib
 from mbv2_jax.training.state import TrainState
 from tests.support import peers
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 CLASSES, BATCH, SIZE, WIDTH = 7, 8, 32, 0.25
-# Low: training is chaotic, and at 2**-8 rounding errors grow a thousandfold a step. And exact in
-# float32, in which the schedule computes.
+# It is low, since training is chaotic: at 2**-8 rounding errors grow a thousandfold a step. It is
+# exact in float32, in which the schedule computes.
 RATE = 2.0**-12
-# Of the runs on one device and on four.
+# For the runs on one device and on four.
 SHAPED = {"model.dtype": "float32", "model.strides": (2, 1, 2, 2, 2, 1, 1, 1)}
 
 
@@ -38,7 +35,7 @@ def make_config(**fields: Any) -> Any:
     config.schedule.base_lr = RATE
     config.label_smoothing = 0.1
     config.update_from_flattened_dict(fields)
-    return config_lib.with_defaults(config)
+    return config
 
 
 def batches(count: int) -> list[dict[str, np.ndarray]]:
@@ -52,55 +49,23 @@ def batches(count: int) -> list[dict[str, np.ndarray]]:
     ]
 
 
-def build(config: Any, mesh: Mesh) -> tuple[Any, Any]:
-    """Returns the jitted step, and what makes the state of given variables."""
-    model = config_lib.model(config)
-    rate = optimizer_lib.schedule(config, steps_per_epoch=1000, total_steps=1000)
-    image = jnp.zeros((1, SIZE, SIZE, 3))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    optimizer = optimizer_lib.create(config, rate, shapes)
-    everywhere = mesh_lib.replicated(mesh)
-    step = jax.jit(
-        functools.partial(
-            step_lib.train_step,
-            model=model,
-            optimizer=optimizer,
-            learning_rate=rate,
-            mean=MEAN,
-            std=STD,
-            label_smoothing=config.label_smoothing,
-            mixup_alpha=config.mixup_alpha,
-            cutmix_alpha=config.cutmix_alpha,
-            ema_decay=config.ema.decay,
-            ema_every_steps=config.ema.every_steps,
-        ),
-        in_shardings=(everywhere, mesh_lib.split(mesh), everywhere),
-        out_shardings=everywhere,
-    )
-    start = jax.jit(
-        functools.partial(
-            state_lib.from_variables, optimizer=optimizer, with_ema=config.ema.decay is not None
-        ),
-        out_shardings=everywhere,
-    )
-    return step, start
-
-
 def run(
     config: Any, mesh: Mesh, variables: Any, count: int
 ) -> tuple[list[Any], list[dict[str, float]]]:
     """Returns the state after each of `count` steps, and their metrics."""
-    step, start = build(config, mesh)
-    state, key, log, after = start(variables), jax.random.key(0), [], []
+    settings = config_lib.read(config)
+    spec, task = config_lib.resolve(settings, None)
+    program = program_lib.build(settings, spec, task, mesh, steps_per_epoch=1000, total_steps=1000)
+    state, key, log, after = program.restart(variables), jax.random.key(0), [], []
     for batch in batches(count):
-        state, metrics = step(state, batch, key)
+        state, metrics = program.step(state, batch, key)
         after.append(jax.device_get(state))
         log.append({name: float(value) for name, value in metrics.items()})
     return after, log
 
 
 def assert_close(ours: Any, theirs: Any, bound: float) -> None:
-    """Largest difference of each array, relative to its largest value."""
+    """Asserts that no difference exceeds `bound` times the array's largest value."""
 
     def check(path: Any, a: np.ndarray, b: np.ndarray) -> None:
         error = np.abs(a - b).max() / max(np.abs(b).max(), 1e-3)
@@ -110,7 +75,7 @@ def assert_close(ours: Any, theirs: Any, bound: float) -> None:
 
 
 def test_three_steps_equal_torchs(few_layers):
-    """What a step adds to the gradients of the network, which test_training.py has whole."""
+    """Compares loss, optimizer and average; test_training.py has the whole network's gradients."""
     model = peers.short_torchvision(CLASSES, WIDTH)
     peers.randomize(model, seed=1)
     model = model.double().train()
@@ -135,7 +100,7 @@ def test_three_steps_equal_torchs(few_layers):
         optimizer.step()
         averaged.update_parameters(model)
         losses.append(loss.item())
-    # float64 both: what differs is the order of sums. One step was seen to differ by 3e-13.
+    # Both are float64 and differ in the order of sums; 3e-13 was measured after one step.
     np.testing.assert_allclose([line["loss"] for line in log], losses, rtol=1e-9)
     assert_close(state.params, peers.parameters(model), 1e-9)
     assert_close(state.batch_stats, peers.statistics(model), 1e-9)
@@ -144,14 +109,15 @@ def test_three_steps_equal_torchs(few_layers):
 
 
 def weights() -> Any:
-    """Fresh ones, float32."""
-    model = config_lib.model(make_config(**SHAPED))
+    """Returns fresh variables, float32."""
+    spec, task = config_lib.resolve(config_lib.read(make_config(**SHAPED)), None)
+    network = task.network(spec.backbone, spec.mode)
     images = jnp.zeros((1, SIZE, SIZE, 3), jnp.float32)
-    return jax.device_get(jax.jit(model.init)(jax.random.key(3), images))
+    return jax.device_get(jax.jit(network.init)(jax.random.key(3), images))
 
 
 def run_from(variables: Any, dtype: str, devices: int, count: int) -> tuple[list[Any], list[Any]]:
-    """`run` on so many devices, all in `dtype`."""
+    """Returns the result of `run` in `dtype` on that many devices."""
     assert len(jax.devices()) == 4
     with jax.enable_x64(dtype == "float64"):
         mesh = mesh_lib.create(jax.devices()[:devices])
@@ -161,7 +127,7 @@ def run_from(variables: Any, dtype: str, devices: int, count: int) -> tuple[list
 
 @pytest.mark.slow
 def test_one_step_on_four_devices_equals_one_to_float32_rounding():
-    """Of all layers: few have few kinks, of which rounding meets some or none, by chance."""
+    """Takes all layers: with few layers chance decides whether rounding meets a kink."""
     runs, variables = (("float64", 1), ("float32", 1), ("float32", 4)), weights()
     exact, one, four = (run_from(variables, dtype, devices, 1)[0][0] for dtype, devices in runs)
 
@@ -171,9 +137,9 @@ def test_one_step_on_four_devices_equals_one_to_float32_rounding():
     def gradients(state: TrainState) -> Any:  # the first step's momentum; the decay in it is small
         return optax.tree.get(state.opt_state, "trace")
 
-    # What float32 leaves of the truth on one device, through normalisations of few values and as
-    # many kinks, is measured, not guessed: 2 % of the gradient, 1e-6 of the statistics. Another
-    # order of sums may leave as much again. Statistics of each device alone would be far off.
+    # The error of float32 on one device, through normalisations of few values and many kinks, is
+    # measured here: 2 % of the gradient, 1e-6 of the statistics. Another order of sums may add as
+    # much again. Statistics of each device's share alone would be far off.
     for part, share in ((gradients, 0.05), (lambda state: state.batch_stats, 1e-5)):
         rounding = distance(part(one), part(exact))
         assert rounding <= share * float(optax.tree.norm(part(exact)))
@@ -181,7 +147,7 @@ def test_one_step_on_four_devices_equals_one_to_float32_rounding():
 
 
 def test_ten_steps_on_four_devices_equal_one_in_float64(few_layers):
-    """What devices exchange is the same for each layer."""
+    """Takes few layers: devices exchange the same for each."""
     variables = weights()
     (one, log_one), (four, log_four) = (
         run_from(variables, "float64", devices, 10) for devices in (1, 4)

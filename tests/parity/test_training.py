@@ -1,15 +1,15 @@
 """Training against mmpretrain's, from the same weights on the same uint8 batches.
 
-Theirs: the classifier, loss and SGD that mmpretrain's own recipe file describes, and its
-`train_step`. Ours: `train_step` as configs/mobilenet_v2_8xb32_in1k.py sets it up. Width 1.0, 1000
-classes; running statistics, momentum and weight decay on. Statistics are over the whole batch on
-both sides, which are one process each (test_batchnorm.py has the groups of replicas).
+Their side is the classifier, loss and SGD that mmpretrain's own recipe file describes, and its
+`train_step`; our side is `train_step` with configs/mobilenet_v2_8xb32_in1k.py. The width is 1.0 and
+there are 1000 classes; running statistics, momentum and weight decay are on. Both sides are one
+process each, with statistics over the whole batch (test_batchnorm.py has the groups of replicas).
 
-What can be compared is decided by ReLU6's kinks. An activation that rounding carries over one
-changes its gradient by all of it, not by rounding's share, and of 20 million activations some
-always lie within float32's rounding of a kink. So float64 is the judge. And float32 is judged from
-"calm" weights, which keep the activations away from the kinks, and elsewhere by how far torch's
-own float32 strays.
+ReLU6's kinks limit the comparison. An activation that rounding carries across a kink changes its
+gradient by all of it, not by rounding's share, and of 20 million activations some always lie within
+float32's rounding of a kink. The exact comparison is therefore in float64. float32 is compared from
+"calm" weights, which keep the activations away from the kinks, and elsewhere by its distance from
+float64, beside that of torch's own float32.
 """
 
 import dataclasses
@@ -29,10 +29,11 @@ from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import optimizer as optimizer_lib
 from mbv2_jax.training import state as state_lib
 from mbv2_jax.training import step as step_lib
+from mbv2_jax.training.schedule import schedule
 from tests.support import peers
 
 BATCH, SIZE, STEPS = 16, 64, 20
-RATE, LOW_RATE = 0.045, 0.0045  # the recipe's; and one at which errors grow slowly
+RATE, LOW_RATE = 0.045, 0.0045  # the recipe's, and one at which errors grow slowly
 WEIGHTS = ("ordinary", "calm")
 
 Arrays = dict[str, np.ndarray]
@@ -40,7 +41,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Some steps of training: the loss of each, the first one's gradients, where it ended."""
+    """Some steps of training: the losses, the gradients of the first, and the final variables."""
 
     losses: np.ndarray
     gradients: Arrays
@@ -50,7 +51,7 @@ class Run:
 
 @pytest.fixture(autouse=True, scope="module")
 def one_torch_thread() -> Iterator[None]:
-    """The tests beside this one have the other cores; and sums are ordered the same everywhere."""
+    """Leaves the other cores to other tests, and gives sums the same order on every machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -69,10 +70,10 @@ def batches(count: int) -> list[dict[str, np.ndarray]]:
 
 
 def classifier(weights: str, dtype: torch.dtype) -> torch.nn.Module:
-    """Returns the recipe's ImageClassifier, training, with weights that no port draws by itself.
+    """Returns the recipe's ImageClassifier in training mode, with larger weights than fresh ones.
 
-    Fresh weights would do, but their tiny depthwise kernels make each step a long one: errors grow
-    so fast that in one of three tries the 19th loss differed by 2e-5 (the other two: by 1e-9).
+    With fresh weights' tiny depthwise kernels the steps are long, and errors grow so fast that in
+    one of three tries the 19th loss differed by 2e-5 (in the other two by 1e-9).
     """
     from mmengine.model import BaseDataPreprocessor
 
@@ -82,14 +83,14 @@ def classifier(weights: str, dtype: torch.dtype) -> torch.nn.Module:
     if dtype == torch.float64:  # the recipe's own rounds the normalised pixels to float32
         model.data_preprocessor = BaseDataPreprocessor()
     peers.randomize(model, seed=1)
-    # As mmpretrain draws it: with much larger ones a loss is 0 or 100, and says little.
+    # As mmpretrain draws it: with much larger weights a loss is 0 or 100, whatever the error.
     torch.nn.init.normal_(
         model.head.fc.weight, std=0.01, generator=torch.Generator().manual_seed(2)
     )
     if weights == "calm":
         for module in model.modules():
             if getattr(module, "with_activation", False):  # mmcv's convolution, norm and ReLU6
-                # Three deviations or more from either kink, about the middle between them.
+                # Activations are in the middle between the kinks, three deviations from either.
                 module.bn.weight.data.mul_(0.5)
                 module.bn.bias.data.add_(3.0)
     return model.to(dtype).train()
@@ -125,39 +126,42 @@ def theirs(weights: str, dtype: str, rate: float, steps: int) -> Run:
 
 @functools.cache
 def our_step(dtype: str) -> Any:
-    """Returns the jitted step (state, batch, rate), and what makes the state of given variables.
+    """Returns the jitted step (state, batch, rate), and a function of variables to a state.
 
-    The rate is an argument, the recipe's scaled, so that it is compiled once for all rates.
+    The recipe's rate is scaled to the argument `rate`, so that the step is compiled once.
     """
     config = mobilenet_v2_8xb32_in1k.get_config()
     config.model.dtype = dtype
     config.model.bn_group_size = 0
-    config = config_lib.with_defaults(config)
-    schedule = optimizer_lib.schedule(config, steps_per_epoch=5005, total_steps=300 * 5005)
+    settings = config_lib.read(config)
+    spec, task = config_lib.resolve(settings, None)
+    recipes_rate = schedule(
+        settings.schedule, settings.run.batch_size, steps_per_epoch=5005, total_steps=300 * 5005
+    )
+
+    def optimizer(rate: optax.Schedule, params: Any) -> optax.GradientTransformation:
+        return optimizer_lib.create(settings.optimizer, rate, params, spec.mode.frozen_stages)
 
     def step(state: Any, batch: Any, rate: Any) -> Any:
         def learning_rate(count: Any) -> Any:
-            return schedule(count) * (rate / RATE)
+            return recipes_rate(count) * (rate / RATE)
 
-        return step_lib.train_step(
-            state,
-            batch,
-            jax.random.key(0),
-            model=config_lib.model(config),
-            optimizer=optimizer_lib.create(config, learning_rate, state.params),
+        recipe = step_lib.Recipe(
+            task=task,
+            network=task.network(spec.backbone, spec.mode),
+            preprocessing=spec.preprocessing,
+            optimizer=optimizer(learning_rate, state.params),
             learning_rate=learning_rate,
-            mean=config.data.mean,
-            std=config.data.std,
-            label_smoothing=config.label_smoothing,
-            mixup_alpha=config.mixup_alpha,
-            cutmix_alpha=config.cutmix_alpha,
-            ema_decay=config.ema.decay,
-            ema_every_steps=config.ema.every_steps,
+            ema=settings.ema,
         )
+        return step_lib.train_step(state, batch, jax.random.key(0), recipe)
 
     def start(variables: Any) -> Any:
-        optimizer = optimizer_lib.create(config, schedule, variables["params"])
-        return state_lib.from_variables(variables, optimizer=optimizer, with_ema=False)
+        return state_lib.from_variables(
+            variables,
+            optimizer=optimizer(recipes_rate, variables["params"]),
+            with_ema=settings.ema.decay is not None,
+        )
 
     return jax.jit(step), start
 
@@ -174,7 +178,7 @@ def ours(weights: str, dtype: str, rate: float, steps: int) -> Run:
         for batch in batches(steps):
             state, metrics = step(state, batch, rate)
             losses.append(float(metrics["loss"]))
-            # The first step's momentum is its gradient and the decay, 4e-5 times the parameter.
+            # The first step's momentum is its gradient plus the decay, 4e-5 times the parameter.
             momentum = optax.tree.get(state.opt_state, "trace")
             gradients = gradients or jax.tree.map(
                 lambda m, p: m - 4e-5 * p.astype(np.float64), jax.device_get(momentum), params
@@ -199,16 +203,16 @@ def distances(got: Arrays, expected: Arrays) -> dict[str, float]:
 
 
 def errors(got: Arrays, expected: Arrays) -> dict[str, float]:
-    """Returns each tensor's distance, relative to what is expected."""
+    """Returns each tensor's distance, relative to the norm of the expected tensor."""
     return {path: d / norm(expected[path]) for path, d in distances(got, expected).items()}
 
 
 def gradient_errors(got: Arrays, expected: Arrays) -> dict[str, float]:
-    """Returns the errors; those of a norm's bias relative to its scale's gradient if that is more.
+    """Returns the errors; a bias's is relative to its scale's gradient where that is larger.
 
-    The next norm takes away what the bias of a bottleneck's norm adds to a channel, so that its
-    gradient is zero but for rounding; from calm weights the same goes for most of a depthwise
-    convolution's. Its scale's gradient is a sum over the same terms.
+    The next norm subtracts what the bias of a bottleneck's norm adds to a channel, so that the
+    bias's gradient is zero but for rounding; with calm weights so is most of a depthwise
+    convolution's. The gradient of the scale is a sum over the same terms.
     """
 
     def size(path: str) -> float:
@@ -221,7 +225,7 @@ def gradient_errors(got: Arrays, expected: Arrays) -> dict[str, float]:
 
 def test_float64_twenty_steps_at_a_low_rate():
     mine, other = (run("ordinary", "float64", LOW_RATE, STEPS) for run in (ours, theirs))
-    # Seen: 3e-13, 5e-13 and 2e-12. Momentum 0.899, decay 4.1e-5 or epsilon
+    # Measured: 3e-13, 5e-13 and 2e-12. Momentum 0.899, decay 4.1e-5 or epsilon
     # 1.01e-5 give 3e-3 and more, the biased running variance 7e-3, a float32 rate 5e-3.
     np.testing.assert_allclose(mine.losses, other.losses, rtol=1e-7)
     assert max(errors(mine.params, other.params).values()) <= 1e-7
@@ -230,15 +234,15 @@ def test_float64_twenty_steps_at_a_low_rate():
 
 def test_float64_eight_losses_at_the_recipes_rate():
     mine, other = (run("ordinary", "float64", RATE, 8) for run in (ours, theirs))
-    # Seen: 2e-10. Rounding grows about tenfold a step here; four steps later it has reached 1e-3.
+    # Measured: 2e-10. Rounding grows about tenfold a step here; four steps later it has reached 1e-3.
     np.testing.assert_allclose(mine.losses, other.losses, rtol=1e-6)
 
 
 def test_float32_first_step():
-    """The loss, and every tensor's gradient; from calm weights, see the top of this file."""
+    """Compares the loss and every tensor's gradient, from calm weights (see the module)."""
     mine, other = (run("calm", "float32", LOW_RATE, 1) for run in (ours, theirs))
-    # Seen: 1e-7 (a float32 ends there), and 9e-5 at most; one activation on the
-    # other side of a kink would make some tensor's 6e-3.
+    # Measured: 1e-7, float32's precision, and at most 9e-5. One activation on the other side of a
+    # kink would give some tensor an error of 6e-3.
     assert mine.losses[0] == pytest.approx(other.losses[0], rel=1e-5)
     assert max(gradient_errors(mine.gradients, other.gradients).values()) <= 1e-3
 
@@ -247,8 +251,8 @@ def test_float32_first_step_among_kinks():
     mine, other = (run("ordinary", "float32", LOW_RATE, 1) for run in (ours, theirs))
     exact = theirs("ordinary", "float64", LOW_RATE, STEPS)
     assert mine.losses[0] == pytest.approx(other.losses[0], rel=1e-5)
-    # torch's own gradients are off by 7e-3 of a tensor on average, up to 1e-2; so are ours. Which
-    # activations change sides is chance: only the tensors together can be compared.
+    # torch's own gradients are off by 7e-3 of a tensor on average, and at most 1e-2; so are ours.
+    # Chance decides which activations change sides: only all tensors together can be compared.
     mine_off, other_off = (
         np.array(list(gradient_errors(run.gradients, exact.gradients).values()))
         for run in (mine, other)
@@ -257,7 +261,7 @@ def test_float32_first_step_among_kinks():
 
 
 def assert_as_near(mine: Run, other: Run, exact: Run) -> None:
-    """Each quantity as a whole, L2, no farther from float64 than three times torch's own is."""
+    """Asserts that each quantity's L2 distance from float64 is at most three times torch's own."""
     assert norm(mine.losses - exact.losses) <= 3 * norm(other.losses - exact.losses)
     for part in ("params", "statistics"):
         expected = getattr(exact, part)
@@ -272,21 +276,21 @@ def assert_as_near(mine: Run, other: Run, exact: Run) -> None:
 def test_float32_twenty_steps_are_as_near_to_float64_as_torchs():
     mine, other = (run("calm", "float32", LOW_RATE, STEPS) for run in (ours, theirs))
     exact = theirs("calm", "float64", LOW_RATE, STEPS)
-    # Seen, at 96 pixels: equal distances to 10 %: of losses up to 20 1.5e-5, of all parameters
-    # 4e-5.
+    # Measured at 96 pixels: distances are equal within 10 %; 1.5e-5 for losses up to 20, and 4e-5
+    # for all parameters.
     assert_as_near(mine, other, exact)
     theirs_off = distances(other.params, exact.params)
     for path, distance in distances(mine.params, exact.params).items():
-        assert distance <= 3 * theirs_off[path], path  # seen: 1.5 times
+        assert distance <= 3 * theirs_off[path], path  # measured: 1.5 times
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rate", [LOW_RATE, RATE])
 def test_float32_twenty_steps_among_kinks(rate):
-    """torch's float32 loses its way within four steps: no more can be asked than to go no farther.
+    """Bounds our distance by torch's, whose own float32 run is far from float64 after four steps.
 
-    Seen, at 96 pixels: losses 1.0e-1 and torch's 0.9e-1 (at 0.045 2.3e-1 and 1.7e-1), parameters
-    1.9 and 1.9 (20 and 20), statistics 11 and 12 (37 and 37).
+    Measured at 96 pixels, ours and torch's: losses 1.0e-1 and 0.9e-1 (at rate 0.045 2.3e-1 and
+    1.7e-1), parameters 1.9 and 1.9 (20 and 20), statistics 11 and 12 (37 and 37).
     """
     mine, other = (run("ordinary", "float32", rate, STEPS) for run in (ours, theirs))
     assert_as_near(mine, other, theirs("ordinary", "float64", rate, STEPS))

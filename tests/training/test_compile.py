@@ -1,4 +1,4 @@
-"""--mode=compile: what it says of a recipe, and of what it cannot compile.
+"""--mode=compile: its report on a recipe, and its refusals.
 
 The tests marked `tpu` compile for real slices, with libtpu and without a TPU (`make test-tpu`).
 """
@@ -45,7 +45,7 @@ def test_missing_libtpu_is_named_with_its_extra(monkeypatch):
 def test_each_exchange_between_devices_is_counted_once():
     mesh = mesh_lib.create()
 
-    def program(x):  # every device's own row in, a sum, all rows, and the neighbour's row out
+    def program(x):  # a device's row -> the rows' sum, all rows, and the neighbour's row
         total = jax.lax.psum(x, "data")
         rows = jax.lax.all_gather(x, "data")
         neighbour = jax.lax.ppermute(x, "data", [(0, 1), (1, 2), (2, 3), (3, 0)])
@@ -57,19 +57,19 @@ def test_each_exchange_between_devices_is_counted_once():
 
 
 def test_out_of_memory_names_what_is_needed_and_what_is_there():
-    # libtpu 0.0.42.1's own words.
+    # The message of libtpu 0.0.42.1.
     message = (
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
         "temporaries (104.97G) exceeds available HBM (15.75G)."
     )
-    said = compile_lib.no_room(message, 16384)
+    said = compile_lib.out_of_memory(message, 16384)
     assert "16384 images a device need 104.97G of HBM, and a device has 15.75G" in said
-    said = compile_lib.no_room("RESOURCE_EXHAUSTED: no more", 8)
+    said = compile_lib.out_of_memory("RESOURCE_EXHAUSTED: no more", 8)
     assert "8 images a device: RESOURCE_EXHAUSTED: no more" in said
 
 
 def compiled(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command where the machine's own backend is the CPU."""
+    """Runs the command with the CPU as JAX's backend."""
     return subprocess.run(
         [sys.executable, "-m", "mbv2_jax.main", "--mode=compile", *arguments],
         cwd=REPOSITORY,
@@ -96,8 +96,8 @@ def test_the_tpu_recipe_compiles(topology, batch, devices):
     assert report["per_device_batch"] == report["global_batch"] / devices
     assert report["all_reduces"] <= 2  # the gradients'; normalisation needs none
     assert 4 * 4 * 3_504_872 < report["hbm_bytes"] < 16e9  # parameters and optimizer; the chip's
-    # Forward, and twice that backward: 3 x 2 x the multiply-adds. What is above is elementwise, and
-    # the padding of narrow layers.
+    # Forward, and twice that backward: 3 x 2 x the multiply-adds. The rest is elementwise, and the
+    # padding of narrow layers.
     assert report["flops"] > 6 * 300_774_272 * report["per_device_batch"]
 
 

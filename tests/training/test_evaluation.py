@@ -1,8 +1,9 @@
-"""Evaluation of a saved model on folders: its classes, --out, and what was published for it.
+"""Evaluation of a saved model on folders: its classes, --out, and its published figures.
 
 The peer is in tests/parity/test_evaluation.py.
 """
 
+import dataclasses
 import json
 import pathlib
 import runpy
@@ -19,26 +20,35 @@ from mbv2_jax import model_dir
 from mbv2_jax.command_line import load_config
 from mbv2_jax.data.classes import IMAGENET_NAMES, IMAGENET_WNIDS
 from mbv2_jax.errors import RunFailed, UserError
-from mbv2_jax.runtime import mesh
+from mbv2_jax.model_json import Description
+from mbv2_jax.runtime import mesh, processes
+from mbv2_jax.tasks.classification.settings import Head
+from mbv2_jax.tasks.task import Aligned
 from mbv2_jax.training import evaluation
 from tests.support import tiny_model
 
 
-def write_model(path: pathlib.Path, class_names: tuple[str, ...], **info: Any) -> pathlib.Path:
-    """A model that knows the images by nothing: class 0 before class 1 before class 2 ..."""
+def describe(names: tuple[str, ...], published: dict[str, Any] | None = None) -> Description:
+    """Returns the description of the tiny model with other classes."""
+    spec = dataclasses.replace(tiny_model.SPEC, head=Head(len(names)) if names else None)
+    return Description(spec, names, {"kind": "made by a test"}, published)
+
+
+def write_model(
+    path: pathlib.Path, names: tuple[str, ...], published: dict[str, Any] | None = None
+) -> pathlib.Path:
+    """Writes a model that ignores the image and ranks class 0 before class 1 before class 2 ..."""
     arrays = tiny_model.variables()
     arrays["params"]["classifier"] = {
-        "kernel": np.zeros((1280, len(class_names)), np.float32),
-        "bias": -np.arange(len(class_names), dtype=np.float32),
+        "kernel": np.zeros((1280, len(names)), np.float32),
+        "bias": -np.arange(len(names), dtype=np.float32),
     }
-    architecture = tiny_model.INFO["architecture"] | {"num_classes": len(class_names)}
-    info = tiny_model.INFO | {"class_names": class_names, "architecture": architecture} | info
-    model_dir.write(path, arrays["params"], arrays["batch_stats"], info)
+    model_dir.write(path, arrays["params"], arrays["batch_stats"], describe(names, published))
     return path
 
 
 def write_images(folder: pathlib.Path, counts: dict[str, int]) -> pathlib.Path:
-    """`counts` images of noise in a folder for each class, as large as the network's input."""
+    """Writes `counts` images of noise, of the network's size, in a folder for each class."""
     generator = np.random.default_rng(0)
     for name, count in counts.items():
         (folder / name).mkdir(parents=True)
@@ -65,7 +75,9 @@ def evaluate(
     config = load_config("finetune_folder")
     config.data.source = f"folder:{images}"
     config.batch_size = options.pop("batch_size", 16)
-    return evaluation.evaluate(config, str(model), {}, out=str(out) if out else None, **options)[0]
+    out_file = None if out is None else str(out)
+    group = processes.single()
+    return evaluation.evaluate(config, str(model), {}, group, out=out_file, **options)[0]
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -84,7 +96,8 @@ def test_labels_are_the_models_whatever_the_order_of_the_folders(tmp_path, capsy
     # A float32 logarithm.
     mean = (3 * losses[0] + 4 * losses[1] + losses[6]) / 8
     assert result["loss"] == pytest.approx(mean, rel=1e-6)
-    assert "3 of" in (said := capsys.readouterr().err) and "7 classes, by name" in said
+    err = capsys.readouterr().err
+    assert "3 of" in err and "7 classes, by name" in err
     lines = read(out)
     assert [pathlib.Path(line["image"]).relative_to(images).as_posix() for line in lines] == [
         *(f"bee/{i}.png" for i in range(4)),
@@ -129,10 +142,8 @@ def test_model_without_classifier_or_without_the_class_is_refused(tmp_path):
 
     arrays = tiny_model.variables()
     del arrays["params"]["classifier"]
-    architecture = tiny_model.INFO["architecture"] | {"num_classes": None}
-    info = tiny_model.INFO | {"class_names": [], "architecture": architecture}
-    model_dir.write(tmp_path / "features", arrays["params"], arrays["batch_stats"], info)
-    with pytest.raises(UserError, match=r"features has no classifier.*--mode=train --checkpoint="):
+    model_dir.write(tmp_path / "features", **arrays, description=describe(()))
+    with pytest.raises(UserError, match=r"features has no head.*--mode=train --checkpoint="):
         evaluate(tmp_path / "features", images)
 
 
@@ -154,7 +165,7 @@ def test_predictions_do_not_depend_on_devices_or_batches(tmp_path, monkeypatch):
         scores = [p["score"] for p in a["predictions"]]
         assert scores == pytest.approx([p["score"] for p in b["predictions"]], rel=1e-4)
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-    # What is printed is the mean of what is written, whose losses are float32.
+    # The printed loss is the mean of the written ones, which are float32.
     assert four["loss"] == pytest.approx(np.mean([line["loss"] for line in ours]), rel=1e-6)
 
 
@@ -177,14 +188,14 @@ def test_result_is_told_where_the_file_cannot_be_written_in_the_end(tmp_path, mo
     images = write_images(tmp_path / "images", {"cat": 3, "dog": 1})
     folder = tmp_path / "out"
     folder.mkdir()
-    score = evaluation.score
+    score = evaluation.Evaluation.score
 
     def score_and_lose_the_folder(*arguments, **options):
         result = score(*arguments, **options)
         folder.rmdir()
         return result
 
-    monkeypatch.setattr(evaluation, "score", score_and_lose_the_folder)
+    monkeypatch.setattr(evaluation.Evaluation, "score", score_and_lose_the_folder)
     with pytest.raises(RunFailed, match=r"cannot be written: No such.*; the result is") as failed:
         evaluate(model, images, folder / "a.jsonl")
     result = json.loads(str(failed.value).partition("the result is ")[2])
@@ -201,7 +212,7 @@ def test_evaluation_that_fails_writes_no_predictions(tmp_path):
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """One image for each class: of 1000 the first is right, and the first five are near."""
+    """One image for each class: top-1 gets 1 of 1000 right, top-5 5."""
     return write_images(tmp_path_factory.mktemp("imagenet"), dict.fromkeys(IMAGENET_WNIDS, 1))
 
 
@@ -211,7 +222,7 @@ def card(top1: float, top5: float, examples: int = 1000) -> dict[str, Any]:
 
 @pytest.fixture
 def run(monkeypatch, capsys) -> Callable[..., tuple[Any, str, str]]:
-    """Runs the command in this process, which has jax and the compiled step already."""
+    """Returns a function that runs the command in this process, which has compiled the step."""
 
     def run(*arguments: str) -> tuple[Any, str, str]:
         monkeypatch.setattr(sys, "argv", ["main", *arguments])
@@ -241,7 +252,7 @@ def test_result_is_compared_with_what_was_published(tmp_path, imagenet, run):
     assert status == 1
     assert out.splitlines()[0] == "top1: expected 0.16, got 0.10, difference -0.06"
     assert json.loads(out.splitlines()[-1]) == result
-    assert err.splitlines()[-1] == "failed: the result is not within 0.05 of what was expected"
+    assert err.splitlines()[-1] == "failed: the result is not within 0.05 of the expected figures"
 
     status, out, err = run(*arguments(wrong, imagenet, "--expect=none"))
     assert (status, json.loads(out), "published" in err) == (0, result, False)
@@ -259,22 +270,23 @@ def test_published_figures_of_other_data_are_only_shown(tmp_path, run):
     ) in err
 
 
-def published(names=IMAGENET_NAMES, examples=1000, found=range(1000), overrides=None, flip=False):
-    info = tiny_model.INFO | {"class_names": list(names), "published": card(1.0, 2.0)}
-    saved = model_dir.SavedModel({}, {}, info, pathlib.Path("model"))
-    return evaluation.published(saved, list(found), examples, overrides or {}, flip)
+def published(names=IMAGENET_NAMES, examples=1000, found=range(1000), overrides=None, tta=False):
+    description = describe(tuple(names), card(1.0, 2.0))
+    saved = model_dir.SavedModel({}, {}, description, pathlib.Path("model"))
+    aligned = Aligned(range(examples), tuple(found))
+    return evaluation.published(saved, aligned, overrides or {}, tta)
 
 
 def test_only_an_evaluation_like_the_published_one_is_compared():
-    assert published() == ((1.0, 2.0), "somebody", "")
-    # The fields as they are, and what does not change a result.
+    assert published() == ({"top1": 1.0, "top5": 2.0}, "somebody", "")
+    # The model's own values, and fields that do not change a result.
     same = {"data.image_size": tiny_model.SIZE, "batch_size": 8, "data.source": "folder:x"}
     assert published(overrides=same).unlike == ""
     assert published(["background", *IMAGENET_NAMES], found=range(1, 1001)).unlike == ""
     assert published(examples=999).unlike == "that is of 1,000 images, this of 999"
     assert "the data has 999 classes" in published(found=range(999)).unlike
     assert "not known to be ImageNet's" in published([str(i) for i in range(1000)]).unlike
-    assert published(flip=True).unlike == "that is without --tta"
+    assert published(tta=True).unlike == "that is without --tta"
     for name, value in (
         ("data.eval_transforms", "resize_edge(232)|center_crop(size)"),
         ("data.image_size", 64),
@@ -289,5 +301,6 @@ def test_only_an_evaluation_like_the_published_one_is_compared():
 
 
 def test_nothing_is_said_where_nothing_was_published():
-    saved = model_dir.SavedModel({}, {}, tiny_model.INFO, pathlib.Path("model"))
-    assert evaluation.published(saved, range(6), 6, {}, False) is None
+    saved = model_dir.SavedModel({}, {}, tiny_model.DESCRIPTION, pathlib.Path("model"))
+    aligned = Aligned(range(6), tuple(range(6)))
+    assert evaluation.published(saved, aligned, {}, False) is None

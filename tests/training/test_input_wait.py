@@ -1,6 +1,6 @@
-"""The share of the time in which the devices wait for input, and what the log says of it.
+"""The share of the time in which the devices wait for input, and the log's lines about it.
 
-Times are of a clock that only the test moves, so that a busy machine changes nothing.
+The test alone moves the clock, so that a busy machine changes nothing.
 """
 
 import json
@@ -14,12 +14,16 @@ import types
 import jax
 import jax.numpy as jnp
 import pytest
-from ml_collections import ConfigDict
 from tensorboardX.proto import event_pb2
 
+from mbv2_jax.configs import default
 from mbv2_jax.data import workers
+from mbv2_jax.tasks.classification.task import Classification
+from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import input_wait
 from mbv2_jax.training import log as run_logging
+from mbv2_jax.training.plan import Plan
+from mbv2_jax.training.settings import Data
 
 WAITING = "the devices waited for input"
 
@@ -27,19 +31,19 @@ WAITING = "the devices waited for input"
 class Machine:
     """A loader that makes a batch every `load` seconds, and a device that needs `compute` for one.
 
-    The device does its steps one after the other; the loader makes batches without a pause.
+    The device takes its steps one after the other; the loader makes batches without a pause.
     """
 
     def __init__(self, load: float, compute: float):
         self.load, self.compute = load, compute
-        self.now = 0.0  # of the host
-        self.ready = 0.0  # when the loader had made its last batch
-        self.finished = 0.0  # when the device will have done all that it was given
+        self.now = 0.0  # the host's time
+        self.ready = 0.0  # when the loader made its last batch
+        self.finished = 0.0  # when the device will have finished all steps that it was given
         self.started: list[Output] = []
         self.of_watcher = threading.local()
 
     def monotonic(self) -> float:
-        """The host's time; of the thread that waits for an output, the end of that."""
+        """Returns the host's time; in the thread that waits for an output, that output's time."""
         return getattr(self.of_watcher, "now", self.now)
 
     def batches(self, count: int):
@@ -53,7 +57,7 @@ class Machine:
             log.step(step, self.step())
 
     def step(self) -> dict[str, "Output | float"]:
-        """Starts a step; its metrics."""
+        """Starts a step and returns its metrics."""
         self.finished = max(self.now, self.finished) + self.compute
         self.started.append(Output(self, self.finished))
         others = dict.fromkeys(("top1", "grad_norm", "learning_rate"), 1.0)
@@ -61,7 +65,7 @@ class Machine:
 
 
 class Output:
-    """An array that is there at `end`."""
+    """An array that is ready at `end`."""
 
     def __init__(self, machine: Machine, end: float):
         self.machine, self.end = machine, end
@@ -81,22 +85,28 @@ class Output:
 
 @pytest.fixture
 def log(tmp_path, monkeypatch):
-    """Makes a machine and the log of a run on it."""
+    """Returns a function that makes a machine and the log of a run on it."""
+    config = default.get_config()
+    config.batch_size = 8
+    config.log.every_steps = 5
+    unused = ("spec", "train_source", "train_transform", "evaluation", "start_from")
+    unused += ("resumed_step", "damaged", "mesh", "group")
+    run = Plan(
+        settings=config_lib.read(config),
+        task=Classification(),
+        workdir=tmp_path,
+        steps_per_epoch=100,
+        total_steps=1000,
+        **dict.fromkeys(unused),
+    )
 
     def log(load: float, compute: float, start: int = 0) -> tuple[Machine, run_logging.RunLog]:
         machine = Machine(load, compute)
         clock = types.SimpleNamespace(monotonic=machine.monotonic)
         monkeypatch.setattr(input_wait, "time", clock)
         monkeypatch.setattr(run_logging, "time", clock)
-        return machine, run_logging.RunLog(
-            tmp_path,
-            start=start,
-            stop=1000,
-            steps_per_epoch=100,
-            batch_size=8,
-            every_steps=5,
-            remedy="take more of them",
-        )
+        monkeypatch.setattr(run_logging, "remedy", lambda data: "take more of them")
+        return machine, run_logging.RunLog(run, start)
 
     return log
 
@@ -106,14 +116,14 @@ def shares(tmp_path) -> list[float]:
     return [line["input_wait"] for line in lines if line["split"] == "train"]
 
 
-@pytest.mark.parametrize("start", [0, 500])  # from the beginning, and a run that goes on
+@pytest.mark.parametrize("start", [0, 500])  # a new run, and one that continues
 def test_slow_input_is_measured_and_said(log, tmp_path, capsys, start):
     machine, written = log(load=3.0, compute=1.0, start=start)
     with written:
         machine.run(written, range(start + 1, start + 202))
         written.flush()
     found = shares(tmp_path)
-    # The device works 1 s of 3; a line is written 2 steps late, which the first one shows.
+    # The device works 1 s of 3. A line is written 2 steps late, which shows in the first one.
     assert found[0] == pytest.approx(66.7, abs=10)
     assert found[1:39] == pytest.approx([66.7] * 38, abs=0.1)
     err = capsys.readouterr().err
@@ -151,7 +161,7 @@ def test_a_cpu_has_no_figure_of_its_memory(log, tmp_path, capsys):
 
 
 def tensorboard_scalars(folder: pathlib.Path) -> dict[str, float]:
-    """Returns the last value of each scalar, as TensorBoard's own format has them."""
+    """Returns the last value of each scalar in TensorBoard's files."""
     (file,) = folder.glob("events.*")
     data, found = file.read_bytes(), {}
     while data:  # length, its checksum, an event, its checksum
@@ -214,10 +224,10 @@ def test_a_real_step_that_waits_for_a_sleeping_loader():
         wait.started(outputs[-1])
     elapsed = time.monotonic() - start
     wait.close()
-    # One that is inside of jax when the interpreter ends would abort the process.
+    # A thread that is inside JAX when the interpreter ends would abort the process.
     assert "input wait" not in [thread.name for thread in threading.enumerate()]
-    # Of 7 sleeps (the first is before any step), 0.35 s, nearly all is waiting; a busy machine may
-    # take much of it for the step, and sleeps longer.
+    # The 7 sleeps after the first step, 0.35 s, are nearly all waiting. On a busy machine the step
+    # may take much of it, and sleeps are longer.
     assert 0.1 <= wait.seconds <= elapsed
 
 
@@ -236,8 +246,8 @@ def test_a_step_that_fails_ends_the_watch_quietly():
 
 def test_remedies_fit_the_config_and_the_machine():
     def remedy(workers: int, train_decode: str, cores: int, spec: str | None = None) -> str:
-        data = ConfigDict({"workers": workers, "train_decode": train_decode, "image_size": None})
-        data.train_transforms = spec or "random_resized_crop(size)|random_flip(0.5)"
+        transforms = spec or "random_resized_crop(size)|random_flip(0.5)"
+        data = Data(workers=workers, train_decode=train_decode, train_transforms=transforms)
         return input_wait.remedy(data, cores)
 
     assert remedy(4, "exact", 16) == (
@@ -253,6 +263,6 @@ def test_remedies_fit_the_config_and_the_machine():
     assert remedy(16, "fast", 2) == (
         "--config.data.workers=2 (now 16: more than the 2 cores), or more cores (now 2)"
     )
-    # Only a random crop at the beginning lets the decoder leave something out.
+    # Fast decoding leaves pixels out only if the first operation is a random crop.
     assert remedy(4, "exact", 4, "resize_edge(256)|random_crop(size)") == "more cores (now 4)"
     assert "fast" in remedy(4, "exact", 4, "inception_crop(size)")

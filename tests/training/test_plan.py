@@ -1,4 +1,4 @@
-"""What training and evaluation may be split from."""
+"""The plan of a run: the splits of its data, and refusals before anything is written."""
 
 import importlib.util
 import pathlib
@@ -15,7 +15,7 @@ from mbv2_jax.training import plan
 
 @pytest.fixture
 def config(tmp_path):
-    """Of a folder of 60 images in three classes."""
+    """The digits' recipe on a folder of 60 images in three classes."""
     for label in "abc":
         folder = tmp_path / "photos" / "train" / label
         folder.mkdir(parents=True)
@@ -37,10 +37,10 @@ def made(config, train: str, held_out: str, workdir: pathlib.Path) -> plan.Plan:
 def test_a_part_of_the_training_split_may_be_held_out(config, tmp_path):
     found = made(config, "train[15:]", "train[:15]", tmp_path / "run")
     assert len(found.train_source) == 45
-    assert len(found.eval_source) == 15
+    assert len(found.evaluation.source) == 15
     config.data.source, config.model.num_classes = "digits", 10
     found = made(config, "train[10%:]", "train[:10%]", tmp_path / "run")
-    assert len(found.train_source) + len(found.eval_source) == 1437
+    assert len(found.train_source) + len(found.evaluation.source) == 1437
 
 
 def test_held_out_images_must_not_be_trained_on(config, tmp_path):

@@ -1,6 +1,6 @@
-"""What a training step does besides the network: mixing, the average, and their randomness.
+"""The parts of a training step besides the network: mixing, the average, and their randomness.
 
-The network is a stand-in that compiles in a second. tests/parity/ has the real one.
+The network is a stand-in that compiles in a second; tests/parity/ has the real one.
 """
 
 import functools
@@ -14,14 +14,19 @@ import optax
 import torch
 
 from mbv2_jax.runtime import mesh as mesh_lib
+from mbv2_jax.spec import Preprocessing
+from mbv2_jax.tasks.classification.settings import Head, Settings
+from mbv2_jax.tasks.classification.task import Classification
 from mbv2_jax.training import state as state_lib
 from mbv2_jax.training import step as step_lib
+from mbv2_jax.training.settings import Ema
 
 BATCH, SIZE, CLASSES = 8, 6, 3
+MIXING = (0.2, 1.0)  # the alphas of mixup and cutmix
 
 
 class Pixels(nn.Module):
-    """A linear classifier of normalised pixels, or of nothing but dropout's mask."""
+    """A linear classifier of normalised pixels or, if `blind`, of dropout's mask alone."""
 
     blind: bool = False
     dtype: Any = jnp.float32
@@ -44,35 +49,30 @@ def batch(seed: int) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def build(devices: int, blind: bool, **changes: Any) -> tuple[Any, Any]:
+def build(devices: int, blind: bool, ema: Ema, mixing: tuple[float, float]) -> tuple[Any, Any]:
     """Returns the jitted step and the state of step 0."""
-    model: Any = Pixels(blind)
-    hyperparameters: dict[str, Any] = {
-        "mean": (127.0,) * 3,
-        "std": (64.0,) * 3,
-        "label_smoothing": 0.1,
-        "mixup_alpha": 0.0,
-        "cutmix_alpha": 0.0,
-        "ema_decay": None,
-        "ema_every_steps": 1,
-    } | changes
-    optimizer = optax.sgd(0.1)
+    network, optimizer = Pixels(blind), optax.sgd(0.1)
+    recipe = step_lib.Recipe(
+        task=Classification(Head(CLASSES), settings=Settings(0.1, *mixing)),
+        network=network,
+        preprocessing=Preprocessing(mean=(127.0,) * 3, std=(64.0,) * 3),
+        optimizer=optimizer,
+        learning_rate=lambda step: jnp.float32(0.1),
+        ema=ema,
+    )
     mesh = mesh_lib.create(jax.devices()[:devices])
     everywhere, split = mesh_lib.replicated(mesh), mesh_lib.split(mesh)
     step = jax.jit(
-        functools.partial(
-            step_lib.train_step,
-            model=model,
-            optimizer=optimizer,
-            learning_rate=lambda step: jnp.float32(0.1),
-            **hyperparameters,
-        ),
+        functools.partial(step_lib.train_step, recipe=recipe),
         in_shardings=(everywhere, split, everywhere),
         out_shardings=everywhere,
     )
-    with_ema = hyperparameters["ema_decay"] is not None
     create = functools.partial(
-        state_lib.create, model=model, optimizer=optimizer, image_size=SIZE, with_ema=with_ema
+        state_lib.create,
+        network=network,
+        optimizer=optimizer,
+        image_size=SIZE,
+        with_ema=ema.decay is not None,
     )
     return step, jax.device_get(jax.jit(create)(jax.random.key(1)))
 
@@ -83,10 +83,20 @@ def run(
     devices: int = 1,
     blind: bool = False,
     start: Any = None,
-    **changes: Any,
+    ema: Ema = Ema(),  # noqa: B008 # it is frozen
+    mixing: tuple[float, float] = (0.0, 0.0),
 ) -> tuple[list[Any], list[float]]:
-    """Returns the state before and after each step, and the losses."""
-    step, first = build(devices, blind, **changes)
+    """Returns the state before and after each step, and the losses.
+
+    Args:
+      batches: the batch of each step.
+      devices: the number of devices.
+      blind: see `Pixels`.
+      start: the state before the first step; by default the fresh one.
+      ema: the moving average; by default there is none.
+      mixing: the alphas of mixup and cutmix.
+    """
+    step, first = build(devices, blind, ema, mixing)
     states, losses = [start or first], []
     for each in batches:
         state, metrics = step(states[-1], each, jax.random.key(0))
@@ -96,7 +106,7 @@ def run(
 
 
 def test_average_is_torchs_called_every_third_step():
-    states, _ = run([batch(seed) for seed in range(7)], ema_decay=0.75, ema_every_steps=3)
+    states, _ = run([batch(seed) for seed in range(7)], ema=Ema(decay=0.75, every_steps=3))
     update = torch.optim.swa_utils.get_ema_multi_avg_fn(0.75)
 
     def variables(state: Any) -> list[torch.Tensor]:
@@ -110,15 +120,14 @@ def test_average_is_torchs_called_every_third_step():
         for ours, theirs in zip(jax.tree.leaves(state.ema), average, strict=True):
             # float32: a lerp there, a sum of two products here, of values of order one.
             np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
-        if done not in (0, 3, 6):  # exactly as it was
+        if done not in (0, 3, 6):  # unchanged to the bit
             jax.tree.map(np.testing.assert_array_equal, state.ema, states[done - 1].ema)
 
 
 def test_mixing_on_four_devices_is_as_on_one():
-    mixing: dict[str, Any] = {"mixup_alpha": 0.2, "cutmix_alpha": 1.0}
     batches = [batch(seed) for seed in range(4)]
-    one, losses = run(batches, devices=1, **mixing)
-    four, losses_of_four = run(batches, devices=4, **mixing)
+    one, losses = run(batches, devices=1, mixing=MIXING)
+    four, losses_of_four = run(batches, devices=4, mixing=MIXING)
     _, without = run(batches)
     # float32 sums over the batch in another order, through four steps.
     np.testing.assert_allclose(losses_of_four, losses, rtol=1e-5)
@@ -132,18 +141,18 @@ def test_mixing_on_four_devices_is_as_on_one():
 
 def test_a_run_that_goes_on_mixes_as_the_one_that_was_not_stopped():
     batches = [batch(seed) for seed in range(4)]
-    states, losses = run(batches, mixup_alpha=0.2, cutmix_alpha=1.0)
-    _, rest = run(batches[2:], start=states[2], mixup_alpha=0.2, cutmix_alpha=1.0)
+    states, losses = run(batches, mixing=MIXING)
+    _, rest = run(batches[2:], start=states[2], mixing=MIXING)
     assert rest == losses[2:]
-    # The same images at another step are mixed in another way.
-    _, shifted = run(batches[2:], start=states[1], mixup_alpha=0.2, cutmix_alpha=1.0)
+    # At another step the same images are mixed differently.
+    _, shifted = run(batches[2:], start=states[1], mixing=MIXING)
     assert all(abs(a - b) > 1e-3 for a, b in zip(shifted, rest, strict=True))
 
 
 def test_dropout_draws_the_same_with_and_without_mixing():
     batches = [batch(seed) | {"label": np.full(BATCH, 1, np.int32)} for seed in range(3)]
-    # All of one class and seen by nobody: only dropout's mask tells.
-    _, mixed = run(batches, blind=True, mixup_alpha=0.2, cutmix_alpha=1.0)
+    # With images of one class and a network that does not see them, only dropout's mask matters.
+    _, mixed = run(batches, blind=True, mixing=MIXING)
     _, plain = run(batches, blind=True)
     # share * loss + (1 - share) * loss, in float32
     np.testing.assert_allclose(mixed, plain, rtol=1e-6)
