@@ -307,7 +307,7 @@ def test_a_folder_in_a_bucket_is_refused():
 
 
 @pytest.mark.parametrize("lost", ["cat", "dog", "dog/old", "emu"])
-def test_a_folder_that_cannot_be_read_is_reported_and_not_remembered(root, cache, monkeypatch, lost):
+def test_a_folder_that_cannot_be_read_is_reported_and_not_cached(root, cache, monkeypatch, lost):
     """A temporary error of a disk must not lose a class or images, now or at the next start."""
     scan = os.scandir
 
