@@ -209,7 +209,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     if options.rounds < 1:
         raise UserError(f"--rounds={options.rounds}: give 1 or more")
     if name_of(1.0, options.image_size) not in VARIANTS:
-        sizes = sorted(variant.image_size for variant in VARIANTS.values() if variant.width == 1.0)
+        whole = [v for v in VARIANTS.values() if v.backbone.width == 1.0]
+        sizes = sorted(variant.preprocessing.image_size for variant in whole)
         raise UserError(
             f"--image-size={options.image_size}: give one of {', '.join(map(str, sizes))}"
         )

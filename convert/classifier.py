@@ -1,4 +1,8 @@
-"""The classifier of converted weights: its classes, their names, and the background class."""
+"""The head of converted weights where the task is classification.
+
+It reads the number of classes from the arrays, names the classes, and removes the background class.
+The other modules of the conversion leave these questions to this one.
+"""
 
 import dataclasses
 import pathlib

@@ -38,10 +38,15 @@ def write(saved: SavedModel, to: str, output: pathlib.Path) -> dict[str, str]:
       The facts about the file that a person should know, by name.
 
     Raises:
-      UserError: the model has conventions that `to` does not have, or the file cannot be written.
+      UserError: the model is for another task or has conventions that `to` does not have, or the
+        file cannot be written.
     """
     check_output(to, output)
     layout = LAYOUTS[TARGETS[to]]
+    if saved.spec.task != layout.task:
+        raise UserError(
+            f"{saved.path} is a model for {saved.spec.task}; --to={to} is for {layout.task}"
+        )
     if to != "safetensors":
         _check_conventions(saved, to, layout)
     tensors = _tensors(saved, layout)

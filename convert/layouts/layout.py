@@ -162,7 +162,7 @@ class Layout:
         return dataclasses.replace(self, table=table)
 
     def is_further_block(self, name: str) -> bool:
-        """Whether an array is named like those of a block, whatever its number."""
+        """Whether an array has the name of one in a block, of any number."""
         rows = [names for layer, names in self.table.items() if layer.startswith("layer*")]
         layers = "|".join(
             re.sub(r"\\\{[^}]*\}", r"\\d+", re.escape(row)) for names in rows for row in names

@@ -6,7 +6,7 @@ from mbv2_jax.spec import Backbone, Preprocessing, TrainingMode
 from .layout import KERAS, OURS, TORCH, Layout
 
 # The widths at which every port rounds its channels alike.
-WIDTHS = frozenset(variant.width for variant in VARIANTS.values())
+WIDTHS = frozenset(variant.backbone.width for variant in VARIANTS.values())
 
 _TENSORFLOW = Backbone(padding="same", bn_epsilon=1e-3)
 _FROM_MINUS_1_TO_1 = Preprocessing(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5))
@@ -114,7 +114,7 @@ LAYOUTS: dict[str, Layout] = {
             eval_transforms="resize_edge(256, interpolation='bicubic')|center_crop(size)"
         ),
         ignored=_COUNTERS,
-        has_width=lambda width: width in (0.35, 0.5, 0.75, 1.0, 1.4),  # its names' widths
+        has_width=lambda width: width in (0.35, 0.5, 0.75, 1.0, 1.4),  # its models' widths
         network="timm.create_model('mobilenetv2_{percent:03d}', num_classes={classes})",
     ),
     "tonylins": Layout(
@@ -130,7 +130,7 @@ LAYOUTS: dict[str, Layout] = {
         framework=TORCH,
         table=_TONYLINS | {"last": ("conv.0", "conv.1")},
         ignored=_COUNTERS,
-        has_width=lambda width: width != 0.1,  # whose channels are multiples of 4
+        has_width=lambda width: width != 0.1,  # there its channels are multiples of 4
         network="models.imagenet.mobilenetv2(num_classes={classes}, width_mult={width})",
     ),
     "keras": Layout(

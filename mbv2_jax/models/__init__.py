@@ -1,1 +1,1 @@
-"""MobileNetV2 and nothing else: no module in here imports the rest of the package."""
+"""The networks: what is computed. `mbv2_jax.ops` holds how."""

@@ -9,19 +9,20 @@ import numpy as np
 def fold(
     params: Mapping[str, Any], batch_stats: Mapping[str, Any], epsilon: float
 ) -> dict[str, Any]:
-    """Returns the parameters of `MobileNetV2(folded=True)` that give the same logits.
+    """Returns the parameters of the folded network that gives the same outputs.
 
     With running statistics a normalisation is affine, a factor and an offset per channel, and so it
     is part of a convolution with bias: conv/{kernel,bias} takes the place of conv/kernel,
     norm/{scale,bias} and their statistics. Computed in float64 and rounded once.
 
     Args:
-      params: the 'params' collection of a `MobileNetV2`, with or without classifier.
+      params: the 'params' collection of a network of `ConvNorm` layers and others.
       batch_stats: its 'batch_stats' collection.
       epsilon: its bn_epsilon.
 
     Returns:
-      Nested dict of numpy arrays, of the dtypes of `params`.
+      Nested dict of numpy arrays, of the dtypes of `params`. Layers without statistics, such as the
+      classifier, are in it as they are.
     """
     if "conv" in params:
         return {"conv": _fold_layer(params["conv"], params["norm"], batch_stats["norm"], epsilon)}

@@ -1,5 +1,6 @@
 """MobileNetV2: Inverted Residuals and Linear Bottlenecks (arXiv:1801.04381), in flax.linen."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,7 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mbv2_jax.models.layers import ConvNorm, make_divisible, parameter_dtype
+from mbv2_jax import spec
+from mbv2_jax.errors import nearest
+from mbv2_jax.models.classifier import Classifier
+from mbv2_jax.models.layers import ConvNorm, make_divisible
 from mbv2_jax.ops.normalization import Activation, materialize
 
 
@@ -23,7 +27,7 @@ class Stage(NamedTuple):
 
 # Table 2 of the paper. Its first row, the stem, is a 3x3 convolution to 32 channels with stride 2;
 # its last three are a 1x1 convolution to 1280, the average pool, and the classifier.
-STEM_CHANNELS, STEM_STRIDE = 32, 2
+STEM_CHANNELS = 32
 STAGES = (
     #     t  c   n  s                at 224 x 224
     Stage(1, 16, 1, 1),  # layer1  112 x 112 x  32 -> 112 x 112 x  16
@@ -37,57 +41,261 @@ STAGES = (
 LAST_CHANNELS = 1280
 
 
+class Block(NamedTuple):
+    """An inverted residual, its sizes fixed.
+
+    Attributes:
+      name: 'layer2_0', the first block of layer2.
+      stage: 2 of layer2.
+      inner: channels of the depthwise convolution.
+      channels: channels of the output.
+      stride: stride of the depthwise convolution.
+      dilation: dilation of the depthwise convolution.
+      input_reduction: input pixels of the network per input pixel of the block, on each axis.
+    """
+
+    name: str
+    stage: int
+    expansion: int
+    inner: int
+    channels: int
+    stride: int
+    dilation: int
+    input_reduction: int
+
+
+class FeatureInfo(NamedTuple):
+    """The size of a feature map.
+
+    Attributes:
+      channels: its channels.
+      reduction: pixels of the image per pixel of the map, on each axis.
+    """
+
+    channels: int
+    reduction: int
+
+
+def blocks(architecture: spec.Backbone) -> list[Block]:
+    """Returns the inverted residuals of layer1 to layer7, in order.
+
+    With an output stride of 8 or 16, each stride beyond it becomes dilation, as in TensorFlow's
+    deeplab (research/slim/nets/mobilenet/mobilenet.py): of the blocks after the one that loses it.
+    The default leaves the strides as they are.
+    """
+    found = []
+    inputs = make_divisible(STEM_CHANNELS * architecture.width)
+    reduction, dilation = architecture.strides[0], 1
+    dilates = architecture.output_stride != spec.Backbone.output_stride
+    for i, stage in enumerate(STAGES, start=1):
+        for j in range(stage.blocks):
+            stride = architecture.strides[i] if j == 0 else 1
+            lost = stride if dilates and reduction == architecture.output_stride else 1
+            block = Block(
+                name=f"layer{i}_{j}",
+                stage=i,
+                expansion=stage.expansion,
+                inner=stage.expansion * inputs,
+                channels=make_divisible(stage.channels * architecture.width),
+                stride=stride // lost,
+                dilation=dilation,
+                input_reduction=reduction,
+            )
+            found.append(block)
+            dilation *= lost
+            reduction *= block.stride
+            inputs = block.channels
+    return found
+
+
+def feature_info(architecture: spec.Backbone | None = None) -> dict[str, FeatureInfo]:
+    """Returns the feature maps that a `Backbone` can return, in the order it computes them.
+
+    "stem", "layer1_0", ..., "layer7_0" and "last" are the layers' outputs; "layer6_0/expand" is a
+    block's expansion, after ReLU6. Nothing is traced or run.
+
+    Args:
+      architecture: the backbone's fields; by default the paper's network.
+    """
+    architecture = architecture or spec.Backbone()
+    reduction = architecture.strides[0]
+    found = {"stem": FeatureInfo(make_divisible(STEM_CHANNELS * architecture.width), reduction)}
+    for block in blocks(architecture):
+        if block.expansion != 1:
+            found[f"{block.name}/expand"] = FeatureInfo(block.inner, block.input_reduction)
+        reduction = block.input_reduction * block.stride
+        found[block.name] = FeatureInfo(block.channels, reduction)
+    found["last"] = FeatureInfo(_last_channels(architecture.width), reduction)
+    return found
+
+
+def stage_endpoints() -> tuple[str, ...]:
+    """Returns the names of the outputs of layer1 to layer7: "layer1_0", "layer2_1", ..."""
+    return tuple(f"layer{i}_{stage.blocks - 1}" for i, stage in enumerate(STAGES, start=1))
+
+
+def _last_channels(width: float) -> int:
+    return make_divisible(LAST_CHANNELS * max(width, 1.0))
+
+
 class InvertedResidual(nn.Module):
     """Table 1 of the paper: expand, filter depthwise, project to a linear bottleneck.
 
     Attributes:
-      channels: of the output.
-      expansion: t, the width of the middle over that of the input; 1 = no expansion layer.
-      stride: of the depthwise convolution.
+      block: its sizes.
       layer: makes a `ConvNorm` with the network's conventions.
     """
 
-    channels: int
-    expansion: int
-    stride: int
+    block: Block
     layer: Any
 
     @nn.compact
-    def __call__(self, x: Activation, train: bool) -> jax.Array:
-        """(N, H, W, C) -> (N, ceil(H / stride), ceil(W / stride), channels)."""
-        inputs = x.shape[-1]
-        inner = self.expansion * inputs
+    def __call__(self, x: Activation, train: bool) -> tuple[jax.Array, Activation | None]:
+        """Computes the block.
+
+        Args:
+          x: (N, H, W, C).
+          train: see `ConvNorm`.
+
+        Returns:
+          The output (N, ceil(H / stride), ceil(W / stride), channels), and the expansion
+          (N, H, W, inner), None where there is no expansion layer.
+        """
+        block = self.block
+        expanded = None
         y = x
-        if self.expansion != 1:
-            y = self.layer(inner, name="expand")(y, train)  # (N, H, W, tC)
-        y = self.layer(inner, kernel_size=3, stride=self.stride, depthwise=True, name="depthwise")(
-            y, train
-        )  # (N, H/s, W/s, tC)
-        y = self.layer(self.channels, relu6=False, name="project")(y, train)  # (N, H/s, W/s, C')
-        if self.stride != 1 or inputs != self.channels:
-            return y
-        return x + y
+        if block.expansion != 1:
+            y = expanded = self.layer(block.inner, name="expand")(y, train)  # (N, H, W, tC)
+        y = self.layer(
+            block.inner,
+            kernel_size=3,
+            stride=block.stride,
+            dilation=block.dilation,
+            depthwise=True,
+            name="depthwise",
+        )(y, train)  # (N, H/s, W/s, tC)
+        y = self.layer(block.channels, relu6=False, name="project")(y, train)  # (N, H/s, W/s, C')
+        residual = block.stride == 1 and x.shape[-1] == block.channels
+        return (x + y if residual else y), expanded
+
+
+class Backbone(nn.Module):
+    """The network of Table 2 up to its last convolution, with the conventions of its ports.
+
+    A network of one's own takes it as a part, with `nn.share_scope` so that the names of its
+    parameters are the same in every network: see `MobileNetV2`.
+
+    Variables: `params` (stem, layer{1..7}_{j}/{expand,depthwise,project}, last: each conv/kernel
+    and norm/{scale,bias}) and `batch_stats` (norm/{mean,var}). They are float32, or float64 where
+    the compute dtype is.
+
+    Attributes:
+      architecture: the fields that change what the network computes from given weights.
+      mode: the fields that change how it is trained; `bn_group_size` is a number. Dropout is the
+        head's.
+      endpoints: names of the feature maps to return, see `feature_info`. Layers after the last of
+        them are neither run nor created.
+      folded: for inference: normalisations are part of the convolutions, which have biases; the
+        variables are those that `folding.fold` returns: conv/{kernel,bias}, no batch_stats.
+    """
+
+    architecture: spec.Backbone = spec.Backbone()
+    mode: spec.TrainingMode = spec.TrainingMode()
+    endpoints: Sequence[str] = ("last",)
+    folded: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+        """Computes feature maps.
+
+        Args:
+          x: (N, H, W, 3), floating, already normalised.
+          train: whether to normalise with the batch's statistics, and to update the running ones
+            (where the caller makes `batch_stats` mutable).
+
+        Returns:
+          The feature maps (N, h, w, channels) of `endpoints` by name, in the compute dtype.
+
+        Raises:
+          ValueError: the input or a field is not as described.
+        """
+        self._check(x, train)
+        architecture, mode = self.architecture, self.mode
+        learn = train and not mode.norm_eval  # where BatchNorm learns its statistics
+        layer = partial(
+            ConvNorm,
+            padding=architecture.padding,
+            bn_epsilon=architecture.bn_epsilon,
+            bn_momentum=mode.bn_momentum,
+            bn_group_size=int(mode.bn_group_size),
+            dtype=jnp.dtype(mode.dtype),
+            folded=self.folded,
+        )
+        make_block: Any = InvertedResidual
+        if mode.remat:
+            make_block = nn.remat(InvertedResidual, static_argnums=(2,))
+        wanted = set(self.endpoints)
+        found: dict[str, Any] = {}
+
+        stem = partial(layer, kernel_size=3, stride=architecture.strides[0])
+        stem = partial(stem, frozen=mode.frozen_stages >= 0)
+        y: Any = stem(make_divisible(STEM_CHANNELS * architecture.width), name="stem")(x, learn)
+        found["stem"] = y  # (N, H/2, W/2, 32)
+        for block in blocks(architecture):
+            if wanted <= found.keys():
+                break
+            frozen = block.stage <= mode.frozen_stages
+            y, expanded = make_block(block, partial(layer, frozen=frozen), name=block.name)(
+                y, learn and not frozen
+            )
+            found |= {f"{block.name}/expand": expanded, block.name: y}
+        if "last" in wanted:
+            found["last"] = layer(_last_channels(architecture.width), name="last")(
+                y, learn
+            )  # (N, H/32, W/32, 1280)
+        return {name: materialize(found[name]) for name in self.endpoints}
+
+    def _check(self, x: jax.Array, train: bool) -> None:
+        strides = self.architecture.strides
+        group_size: Any = self.mode.bn_group_size
+        if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"images must be (N, H, W, 3), floating and normalised, not {x.dtype} {x.shape}"
+            )
+        if len(strides) != 1 + len(STAGES) or not set(strides) <= {1, 2}:
+            raise ValueError(f"strides must be {1 + len(STAGES)} of 1 or 2, not {strides}")
+        if self.architecture.output_stride not in (8, 16, 32):
+            raise ValueError(
+                f"output_stride must be 8, 16 or 32, not {self.architecture.output_stride}"
+            )
+        known = feature_info(self.architecture)
+        for name in self.endpoints:
+            if name not in known:
+                raise ValueError(f"there is no endpoint {name!r}: {nearest(name, known)}")
+        if train and self.folded:
+            raise ValueError("a folded network has no statistics to train with: train it unfolded")
+        if not spec.is_integer(group_size) or group_size < 0:
+            raise ValueError(f"bn_group_size must be 0 or more, not {group_size}")
+        check_frozen_stages(self.mode.frozen_stages)
 
 
 class MobileNetV2(nn.Module):
-    """The network of Table 2, with the conventions of its ports as fields.
+    """The classification network of Table 2: `Backbone` and `Classifier`, with flat fields.
 
-    Variables: `params` (stem, layer{1..7}_{j}/{expand,depthwise,project}, last: each conv/kernel
-    and norm/{scale,bias}; classifier/{kernel,bias}) and `batch_stats` (norm/{mean,var}). They are
-    float32, or float64 where `dtype` is. Training with dropout takes an rng named 'dropout'.
+    Variables: those of both, side by side. Training with dropout takes an rng named 'dropout'.
 
     Attributes:
-      num_classes: of the classifier; None = no pool and no classifier, feature maps come out.
+      num_classes: number of logits; None leaves out the classifier and returns feature maps.
       width: the width multiplier, section 4 ("Trade-off hyper parameters"): every layer's channels
         times this, but the last convolution's only where it is above 1.
       dropout: the fraction of pooled features dropped before the classifier (torchvision 0.2,
         mmpretrain 0).
       padding: 'torch' (1 on every side of a 3x3) or 'same' (TensorFlow's, asymmetric at stride 2).
       bn_epsilon: 1e-5 in the PyTorch family, 1e-3 in TensorFlow's.
-      bn_momentum: what is kept of the running statistics each step (Flax's sense, 1 - torch's).
+      bn_momentum: share of the running statistics that each step keeps (1 - torch's momentum).
       bn_group_size: 0 = BatchNorm statistics over the global batch; N = over each N consecutive
         examples, running statistics averaged over the groups (see `layers.BatchNorm`).
-      dtype: of the arithmetic.
+      dtype: compute dtype.
       out_indices: the feature maps to return, 0..6 = layer1..layer7, 7 = the last convolution, in
         the network's order (mmpretrain's field); only read where num_classes is None.
       strides: of the stem and layer1..layer7; smaller ones for small images.
@@ -97,25 +305,25 @@ class MobileNetV2(nn.Module):
         still follow the training batches); layer1..layer{k} get none either and normalise with
         their running statistics. -1 = nothing. See `trainable`.
       norm_eval: normalise with the running statistics everywhere while training, and keep them.
-      folded: for inference: normalisations are part of the convolutions, which have biases; the
-        variables are what `folding.fold` makes of the others: conv/{kernel,bias}, no batch_stats.
+      folded: see `Backbone`.
+      output_stride: 8 or 16 turns the strides beyond it into dilation, see `blocks`.
     """
 
     num_classes: int | None = 1000
-    width: float = 1.0
-    dropout: float = 0.0
-    padding: str = "torch"
-    bn_epsilon: float = 1e-5
-    bn_momentum: float = 0.9
+    width: float = spec.Backbone.width
+    dropout: float = spec.TrainingMode.dropout
+    padding: str = spec.Backbone.padding
+    bn_epsilon: float = spec.Backbone.bn_epsilon
+    bn_momentum: float = spec.TrainingMode.bn_momentum
     bn_group_size: int = 0
-    dtype: Any = jnp.float32
+    dtype: Any = jnp.dtype(spec.TrainingMode.dtype)
     out_indices: Sequence[int] = (7,)
-    strides: Sequence[int] = (STEM_STRIDE, *(stage.stride for stage in STAGES))
-    remat: bool = False
-    frozen_stages: int = -1
-    norm_eval: bool = False
-    output_stride: int = 32
+    strides: Sequence[int] = spec.Backbone.strides
+    remat: bool = spec.TrainingMode.remat
+    frozen_stages: int = spec.TrainingMode.frozen_stages
+    norm_eval: bool = spec.TrainingMode.norm_eval
     folded: bool = False
+    output_stride: int = spec.Backbone.output_stride
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array | tuple[jax.Array, ...]:
@@ -123,8 +331,8 @@ class MobileNetV2(nn.Module):
 
         Args:
           x: (N, H, W, 3), floating, already normalised.
-          train: normalise with the batch's statistics, update the running ones (where the caller
-            makes `batch_stats` mutable), and drop out.
+          train: whether to normalise with the batch's statistics, update the running ones (where
+            the caller makes `batch_stats` mutable), and drop out.
 
         Returns:
           Logits (N, num_classes), float32 (float64 where `dtype` is). With num_classes None the
@@ -133,67 +341,25 @@ class MobileNetV2(nn.Module):
         Raises:
           ValueError: the input or a field is not as described.
         """
-        self._check(x, train)
-        learn = train and not self.norm_eval  # where BatchNorm learns its statistics
-        layer = partial(
-            ConvNorm,
-            padding=self.padding,
-            bn_epsilon=self.bn_epsilon,
-            bn_momentum=self.bn_momentum,
-            bn_group_size=self.bn_group_size,
-            dtype=self.dtype,
-            folded=self.folded,
-        )
-        block = nn.remat(InvertedResidual, static_argnums=(2,)) if self.remat else InvertedResidual
-
-        stem = partial(layer, kernel_size=3, stride=self.strides[0], frozen=self.frozen_stages >= 0)
-        y: Any = stem(make_divisible(STEM_CHANNELS * self.width), name="stem")(
-            x, learn
-        )  # (N, H/2, W/2, 32)
-        features = []
-        for i, stage in enumerate(STAGES, start=1):
-            frozen = i <= self.frozen_stages
-            for j in range(stage.blocks):
-                y = block(
-                    channels=make_divisible(stage.channels * self.width),
-                    expansion=stage.expansion,
-                    stride=self.strides[i] if j == 0 else 1,
-                    layer=partial(layer, frozen=frozen),
-                    name=f"layer{i}_{j}",
-                )(y, learn and not frozen)
-            features.append(y)
-        last = layer(make_divisible(LAST_CHANNELS * max(self.width, 1.0)), name="last")
-        y = materialize(last(y, learn))
-        features.append(y)  # (N, H/32, W/32, 1280)
+        last = len(STAGES)
+        if not set(self.out_indices) <= set(range(last + 1)):
+            raise ValueError(f"out_indices must lie in 0..{last}, not {self.out_indices}")
+        indices = (last,) if self.num_classes is not None else sorted(set(self.out_indices))
+        names = tuple((*stage_endpoints(), "last")[i] for i in indices)
+        mode = self._select(spec.TrainingMode, dtype=jnp.dtype(self.dtype).name)
+        backbone = Backbone(self._select(spec.Backbone), mode, names, self.folded)
+        nn.share_scope(self, backbone)
+        features = backbone(x, train)
         if self.num_classes is None:
-            return tuple(features[i] for i in sorted(set(self.out_indices)))
+            return tuple(features[name] for name in names)
+        classifier = Classifier(self.num_classes, self.dropout, self.dtype)
+        nn.share_scope(self, classifier)
+        return classifier(features["last"], train)
 
-        # Pooled features and logits are few: float32 costs nothing, bfloat16 would cost digits.
-        kept = parameter_dtype(self.dtype)
-        x = y.astype(kept).mean((1, 2))  # (N, 1280)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(
-            self.num_classes,
-            dtype=kept,
-            param_dtype=kept,
-            kernel_init=nn.initializers.normal(0.01),
-            name="classifier",
-        )(x)
-
-    def _check(self, x: jax.Array, train: bool) -> None:
-        if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(
-                f"images must be (N, H, W, 3), floating and normalised, not {x.dtype} {x.shape}"
-            )
-        if len(self.strides) != 1 + len(STAGES) or not set(self.strides) <= {1, 2}:
-            raise ValueError(f"strides must be {1 + len(STAGES)} of 1 or 2, not {self.strides}")
-        if not set(self.out_indices) <= set(range(len(STAGES) + 1)):
-            raise ValueError(f"out_indices must lie in 0..{len(STAGES)}, not {self.out_indices}")
-        if train and self.folded:
-            raise ValueError("a folded network has no statistics to train with: train it unfolded")
-        if self.bn_group_size < 0:
-            raise ValueError(f"bn_group_size must be 0 or more, not {self.bn_group_size}")
-        check_frozen_stages(self.frozen_stages)
+    def _select(self, cls: type, **changes: Any) -> Any:
+        """Returns the fields of a dataclass of spec.py that are among these."""
+        values = {f.name: spec.frozen(getattr(self, f.name)) for f in dataclasses.fields(cls)}
+        return cls(**values | changes)
 
 
 def check_frozen_stages(frozen_stages: int) -> None:
@@ -203,13 +369,13 @@ def check_frozen_stages(frozen_stages: int) -> None:
 
 
 def trainable(params: Mapping[str, Any], frozen_stages: int) -> dict[str, Any]:
-    """Says which parameters an optimizer may move.
+    """Returns which parameters an optimizer may move.
 
     A frozen parameter's gradient is zero, but weight decay would still move it: mask its update.
 
     Args:
-      params: the 'params' collection of a `MobileNetV2`, with or without classifier.
-      frozen_stages: as the model's.
+      params: the 'params' collection of a network with a `Backbone`, with or without a head.
+      frozen_stages: as the network's.
 
     Returns:
       The same tree with False in the stem and layer1..layer{frozen_stages} where these are frozen

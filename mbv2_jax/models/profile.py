@@ -1,4 +1,4 @@
-"""How large a network is: parameters and multiply-adds, layer by layer, without running it."""
+"""The size of a network: parameters and multiply-adds, layer by layer, without running it."""
 
 from dataclasses import dataclass
 from math import prod
@@ -8,17 +8,21 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mbv2_jax.models.layers import ConvNorm
+from mbv2_jax.models.classifier import Classifier
+from mbv2_jax.models.layers import Conv, ConvNorm
+
+# The layers with a kernel. A `ConvNorm` is one layer with the `Conv` inside it.
+LAYERS = (ConvNorm, Conv, nn.Dense)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A layer: convolution with its norm, or the classifier.
+    """A layer: a convolution, with its normalisation if it has one, or a dense layer.
 
     Attributes:
       name: path in the parameter tree, 'layer2_0/expand'.
-      output_shape: of one image: (H, W, C), or (classes,).
-      params: learned values, statistics not counted.
+      output_shape: shape for one image: (H, W, C), or (classes,).
+      params: number of learned values; statistics are not counted.
       multiply_adds: of the convolution or the matrix product, for one image.
     """
 
@@ -33,12 +37,12 @@ class Profile:
     """The size of a network at one image size.
 
     Attributes:
-      params: learned values.
-      multiply_adds: of all convolutions and the classifier, one image; the paper's count.
-      page_count: what mmpretrain's model page calls FLOPs (0.319 G at width 1 and 224). mmcv 1.x's
-        counter counts a convolution's multiply-adds once, 2 for each element a BatchNorm puts out,
-        1 for each of ReLU6 and 1 for each element the average pool takes in; the classifier is
-        left out.
+      params: number of learned values.
+      multiply_adds: of all convolutions and dense layers, for one image; the paper's count.
+      page_count: mmpretrain's "FLOPs" on its model page (0.319 G at width 1 and 224). mmcv 1.x's
+        counter counts a convolution's multiply-adds once, 2 for each element of a BatchNorm's
+        output, 1 for each of ReLU6's and 1 for each element that the average pool takes in; the
+        classifier is left out.
       rows: the layers in the order they run.
     """
 
@@ -52,37 +56,65 @@ def profile(model: nn.Module, image_size: int) -> Profile:
     """Measures `model` on one image of (image_size, image_size, 3).
 
     Args:
-      model: a `MobileNetV2`.
+      model: a network of the layers in LAYERS, such as `MobileNetV2`.
       image_size: pixels.
     """
-    layers: list[tuple[nn.Module, tuple[int, ...]]] = []
+    calls = _trace(model, image_size)
+    params = calls.params
+    rows, page_count = [], calls.pooled
+    for layer, shape in calls.layers:
+        tree = params
+        for key in layer.path:
+            tree = tree[key]
+        kernel = tree["conv"]["kernel"] if isinstance(layer, ConvNorm) else tree["kernel"]
+        positions = prod(shape[:-1])  # how often the kernel is applied
+        row = Row("/".join(layer.path), shape, _size(tree), positions * kernel.size)
+        rows.append(row)
+        if not isinstance(layer, nn.Dense):
+            page_count += row.multiply_adds
+        if isinstance(layer, ConvNorm):
+            page_count += prod(shape) * (3 if layer.relu6 else 2)
+    multiply_adds = sum(row.multiply_adds for row in rows)
+    return Profile(_size(params), multiply_adds, page_count, tuple(rows))
+
+
+@dataclass
+class _Calls:
+    """The calls that a network makes.
+
+    Attributes:
+      params: its parameters' shapes.
+      layers: each layer with the shape of its output for one image.
+      pooled: number of elements that the classifier pools.
+    """
+
+    params: Any
+    layers: list[tuple[nn.Module, tuple[int, ...]]]
+    pooled: int = 0
+
+
+def _trace(model: nn.Module, image_size: int) -> _Calls:
+    calls = _Calls(None, [])
+    inside: list[nn.Module] = []  # the layers whose calls are under way
 
     def watch(run: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        module = context.module
+        if context.method_name != "__call__" or inside:
+            return run(*args, **kwargs)
+        if isinstance(module, Classifier):
+            calls.pooled += prod(args[0].shape[1:])
+        if not isinstance(module, LAYERS):
+            return run(*args, **kwargs)
+        inside.append(module)
         result = run(*args, **kwargs)
-        if context.method_name == "__call__" and isinstance(context.module, ConvNorm | nn.Dense):
-            layers.append((context.module, result.shape[1:]))
+        inside.pop()
+        calls.layers.append((module, result.shape[1:]))
         return result
 
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     with nn.intercept_methods(watch):
-        params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-
-    rows, extras, pooled = [], 0, 0
-    for module, shape in layers:
-        tree = params
-        for key in module.path:
-            tree = tree[key]
-        is_conv = isinstance(module, ConvNorm)
-        kernel = tree["conv"]["kernel"] if is_conv else tree["kernel"]
-        positions = prod(shape[:-1])  # how often the kernel is applied
-        rows.append(Row("/".join(module.path), shape, _size(tree), positions * kernel.size))
-        if isinstance(module, ConvNorm):
-            extras += prod(shape) * (3 if module.relu6 else 2)
-            pooled = prod(shape)  # the last convolution's, in the end
-        else:
-            extras += pooled - rows[-1].multiply_adds  # the pool before the classifier; not itself
-    total = sum(row.multiply_adds for row in rows)
-    return Profile(_size(params), total, total + extras, tuple(rows))
+        calls.params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    return calls
 
 
 def table(measured: Profile) -> str:

@@ -1,19 +1,20 @@
 """The named variants: the paper's grid of widths and resolutions (section 6.1.2, figure 5).
 
-Plain data, importable without jax. `MobileNetV2(**VARIANTS[name].architecture)` is the network.
+Plain data, importable without jax. `MobileNetV2(**asdict(VARIANTS[name].backbone))` is the network.
 """
 
 from dataclasses import dataclass
-from typing import Any
+
+from mbv2_jax.spec import Backbone, Preprocessing
 
 
 @dataclass(frozen=True)
 class Published:
-    """What someone else reported for a variant on ImageNet's 50,000 validation images.
+    """Figures that someone else reported for a variant on ImageNet's 50,000 validation images.
 
     Attributes:
       top1, top5: percent.
-      source: who, and of which weights.
+      source: the publisher, and the weights.
     """
 
     top1: float
@@ -26,28 +27,14 @@ class Variant:
     """One network with everything that evaluating it needs; conventions are the PyTorch family's.
 
     Attributes:
-      width: width multiplier.
-      image_size: side of the square input, pixels.
-      eval_transform: spec of `mbv2_jax.data.transforms.pipeline.make_transform`.
-      mean, std: per RGB channel, of pixels in 0..255; the network sees (pixel - mean) / std.
-      padding: 'torch' or 'same'.
-      bn_epsilon: BatchNorm's.
+      backbone: the network's fields.
+      preprocessing: how an image becomes its input.
       published: figures known for it; empty where none is.
     """
 
-    width: float
-    image_size: int
-    eval_transform: str
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    padding: str = "torch"
-    bn_epsilon: float = 1e-5
+    backbone: Backbone
+    preprocessing: Preprocessing
     published: tuple[Published, ...] = ()
-
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """The fields of `MobileNetV2` that the variant decides."""
-        return {"width": self.width, "padding": self.padding, "bn_epsilon": self.bn_epsilon}
 
 
 PUBLISHED = {
@@ -58,7 +45,7 @@ PUBLISHED = {
 
 
 def name_of(width: float, image_size: int) -> str:
-    """'mobilenet_v2_1.0_224' of (1.0, 224)."""
+    """Returns the name of a variant: 'mobilenet_v2_1.0_224' for (1.0, 224)."""
     return f"mobilenet_v2_{width}_{image_size}"
 
 
@@ -66,10 +53,10 @@ def _variant(width: float, image_size: int) -> Variant:
     # 224 is cropped from a short side of 256: seven eighths. d-li14's (imagenet.py), tonylins's and
     # timm's ports keep that share at other resolutions, and truncate; only transformers adds 32.
     edge = int(image_size / 0.875)
+    transforms = f"resize_edge({edge})|center_crop({image_size})"
     return Variant(
-        width=width,
-        image_size=image_size,
-        eval_transform=f"resize_edge({edge})|center_crop({image_size})",
+        backbone=Backbone(width=width),
+        preprocessing=Preprocessing(image_size=image_size, eval_transforms=transforms),
         published=PUBLISHED.get(name_of(width, image_size), ()),
     )
 

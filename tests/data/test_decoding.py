@@ -154,7 +154,7 @@ def test_a_fast_crop_is_within_two_levels(name, interpolation):
 
 
 @pytest.mark.parametrize("name", [*OTHER, "print colours"])
-def test_what_the_fast_decoder_cannot_read_is_exact(name):
+def test_files_that_the_fast_decoder_cannot_read_are_exact(name):
     for box in BOXES:
         np.testing.assert_array_equal(
             crop(FILES[name], box, decode_as="fast"), whole(FILES[name], box)

@@ -46,7 +46,7 @@ def test_each_class_is_held_out_alike(data_dir):
     assert labels != sorted(labels)
 
 
-def test_a_disk_that_is_full_is_said_and_the_next_try_succeeds(tmp_path):
+def test_a_full_disk_is_reported_and_the_next_try_succeeds(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:

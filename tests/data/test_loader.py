@@ -391,7 +391,7 @@ def test_skip_takes_the_next_readable_example_and_says_so():
     np.testing.assert_array_equal(labels, [index % 10 for index in expected])
 
 
-def test_what_stands_in_is_augmented_as_itself_is_not():
+def test_a_replacement_is_augmented_unlike_its_own_row():
     """Otherwise a batch would hold the same pixels twice."""
     crops = []
     for seed in range(5):

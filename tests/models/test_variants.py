@@ -1,5 +1,6 @@
-"""The registry holds the paper's grid, and costs no import of jax."""
+"""The registry holds the paper's grid and imports no jax."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -22,10 +23,10 @@ def test_the_papers_grid_is_complete():
 
 def test_the_published_model():
     variant = VARIANTS["mobilenet_v2_1.0_224"]
-    assert (variant.width, variant.image_size) == (1.0, 224)
-    assert variant.eval_transform == "resize_edge(256)|center_crop(224)"
-    assert variant.mean == (123.675, 116.28, 103.53)
-    assert variant.std == (58.395, 57.12, 57.375)
+    assert (variant.backbone.width, variant.preprocessing.image_size) == (1.0, 224)
+    assert variant.preprocessing.eval_transforms == "resize_edge(256)|center_crop(224)"
+    assert variant.preprocessing.mean == (123.675, 116.28, 103.53)
+    assert variant.preprocessing.std == (58.395, 57.12, 57.375)
     (published,) = variant.published
     assert (published.top1, published.top5) == (71.86, 90.42)
     assert "mmpretrain" in published.source
@@ -37,14 +38,14 @@ def test_the_published_model():
 def test_evaluation_keeps_seven_eighths(size, edge):
     # d-li14's mobilenetv2.pytorch (imagenet.py) resizes to int(size / 0.875), timm likewise.
     variant = VARIANTS[f"mobilenet_v2_0.5_{size}"]
-    assert variant.eval_transform == f"resize_edge({edge})|center_crop({size})"
+    assert variant.preprocessing.eval_transforms == f"resize_edge({edge})|center_crop({size})"
 
 
 def test_a_variant_makes_its_network():
     variant = VARIANTS["mobilenet_v2_0.35_96"]
-    model = MobileNetV2(**variant.architecture)
+    model = MobileNetV2(**dataclasses.asdict(variant.backbone))
     assert (model.width, model.padding, model.bn_epsilon) == (0.35, "torch", 1e-5)
-    assert profile(model, variant.image_size).params == 1_677_128
+    assert profile(model, variant.preprocessing.image_size).params == 1_677_128
 
 
 def test_variants_need_no_jax():

@@ -5,7 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -91,12 +91,14 @@ def run(cache: pathlib.Path | None, *arguments: str, **how: Any) -> tuple[int, s
 
 
 def metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns metrics.jsonl, without the values that are not of the run but of the clock."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        for name in ("images_per_second", "step_ms", "input_wait", "hbm_peak_gib"):
-            line.pop(name, None)
-    return lines
+    """Returns the lines of metrics.jsonl, without the fields that measure time or memory."""
+    return timeless(map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()))
+
+
+def timeless(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns lines of metrics.jsonl without the fields that measure time or memory."""
+    measured = ("images_per_second", "step_ms", "input_wait", "hbm_peak_gib")
+    return [{name: line[name] for name in line if name not in measured} for line in lines]
 
 
 def logged_step(workdir: pathlib.Path) -> int:

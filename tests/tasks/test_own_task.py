@@ -16,11 +16,11 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
+from mbv2_jax import spec
 from mbv2_jax.data.sample import ArraySpec, Sample
 from mbv2_jax.data.sources import Source
 from mbv2_jax.model_dir import SavedModel
-from mbv2_jax.models.mobilenet_v2 import MobileNetV2
-from mbv2_jax.spec import Backbone, TrainingMode, declare, integer
+from mbv2_jax.models.mobilenet_v2 import Backbone
 from mbv2_jax.tasks.task import Batch, Task, Transferred
 from tests.support import commands
 
@@ -29,22 +29,25 @@ CLOSE = 32.0  # grey levels within which a prediction counts
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    channels: int = declare(3, integer(1), "colours to predict")
+    channels: int = spec.declare(3, spec.integer(1), "colours to predict")
 
 
 class MeanColourNetwork(nn.Module):
     """The backbone with one dense layer on its pooled features."""
 
-    backbone: Backbone
+    architecture: spec.Backbone
+    mode: spec.TrainingMode
     channels: int
     folded: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        fields = dataclasses.asdict(self.backbone)
-        network = MobileNetV2(num_classes=None, folded=self.folded, **fields, name="backbone")
-        (features,) = network(images, train=train)
+        backbone = Backbone(
+            self.architecture, self.mode, endpoints=("layer7_0",), folded=self.folded
+        )
+        nn.share_scope(self, backbone)
+        features = backbone(images, train)["layer7_0"]
         return nn.Dense(self.channels, name="colour")(features.mean((1, 2)))
 
 
@@ -63,9 +66,9 @@ class MeanColour(Task):
         return cls(head=Head())
 
     def network(
-        self, backbone: Backbone, mode: TrainingMode, *, folded: bool = False
+        self, backbone: spec.Backbone, mode: spec.TrainingMode, *, folded: bool = False
     ) -> MeanColourNetwork:
-        return MeanColourNetwork(backbone, self.head.channels, folded)
+        return MeanColourNetwork(backbone, mode, self.head.channels, folded)
 
     def batch_spec(self, size: tuple[int, int]) -> dict[str, ArraySpec]:
         return {

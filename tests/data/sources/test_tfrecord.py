@@ -231,7 +231,7 @@ def test_missing_files_are_reported_at_once(data_dir):
     assert "and 1 more" in fails(data_dir)
 
 
-def test_other_counts_than_said_are_reported_at_once(data_dir, records):
+def test_wrong_record_counts_are_reported_at_once(data_dir, records):
     for content in (b"", b"".join(map(frame, records[:2])), b"".join(map(frame, records[:4]))):
         shard(data_dir, 1).write_bytes(content)
         message = fails(data_dir)

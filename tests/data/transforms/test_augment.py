@@ -88,7 +88,7 @@ def test_the_draws_alone_decide_the_pixels(spec):
     assert tried.random
 
 
-def test_what_does_nothing_draws_nothing_of_note():
+def test_operations_without_effect_change_nothing():
     image = picture(40, 30)
     for spec in (
         "color_jitter()",
@@ -102,7 +102,7 @@ def test_what_does_nothing_draws_nothing_of_note():
             assert change(tried, image, np.random.default_rng(seed)).tobytes() == image.tobytes()
 
 
-def test_what_is_erased_has_the_mean_of_imagenet():
+def test_erased_pixels_have_the_mean_of_imagenet():
     black = Image.new("RGB", (64, 64))
     erased = np.asarray(change(operation("random_erasing(1.0)"), black, np.random.default_rng(0)))
     assert {tuple(pixel) for pixel in erased.reshape(-1, 3).tolist()} == {

@@ -188,7 +188,7 @@ OPERATIONS = [
 
 @pytest.mark.parametrize("spec", OPERATIONS)
 @pytest.mark.parametrize("from_file", [False, True])
-def test_a_box_stays_around_what_is_painted(spec, from_file):
+def test_a_box_stays_around_a_painted_rectangle(spec, from_file):
     transform, seen = make_transform(spec, 64), 0
     for seed in range(30):
         given, rng = painted(), np.random.default_rng(seed)

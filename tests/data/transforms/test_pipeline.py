@@ -223,7 +223,7 @@ def damaged_png() -> bytes:
         png(Image.fromarray(ramp(64, 64)))[:60],
     ],
 )
-def test_what_is_no_whole_image_is_refused(encoded):
+def test_damaged_and_other_files_are_refused(encoded):
     with pytest.raises(UserError, match=rf"cannot decode the image \({len(encoded)} bytes\)"):
         decode(encoded)
 

@@ -1,0 +1,45 @@
+"""The classifier on top of the backbone: average pool, dropout, and a dense layer to logits."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mbv2_jax.models.layers import parameter_dtype
+from mbv2_jax.spec import TrainingMode
+
+
+class Classifier(nn.Module):
+    """The last two rows of Table 2: average pool and classifier.
+
+    Parameters: classifier/{kernel,bias}. Training with dropout takes an rng named 'dropout'.
+
+    Attributes:
+      num_classes: number of logits.
+      dropout: probability of dropping a pooled feature in training.
+      dtype: compute dtype of the network. Pooled features and logits are few: they are float32 or
+        wider, which costs nothing, where bfloat16 would cost digits.
+    """
+
+    num_classes: int
+    dropout: float = TrainingMode.dropout
+    dtype: Any = jnp.dtype(TrainingMode.dtype)
+
+    @nn.compact
+    def __call__(self, features: jax.Array, train: bool) -> jax.Array:
+        """Classifies a feature map (N, H, W, C).
+
+        Returns:
+          Logits (N, num_classes), float32, or float64 where `dtype` is.
+        """
+        kept = parameter_dtype(self.dtype)
+        x = features.astype(kept).mean((1, 2))  # (N, C)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(
+            self.num_classes,
+            dtype=kept,
+            param_dtype=kept,
+            kernel_init=nn.initializers.normal(0.01),
+            name="classifier",
+        )(x)
