@@ -31,7 +31,7 @@ def arrays() -> dict[str, np.ndarray]:
 
 
 def torchs(a: dict[str, np.ndarray], train: bool, rows: slice = slice(None)) -> list[np.ndarray]:
-    """Output, gradients of input, scale and bias, and the new statistics of those rows."""
+    """Returns output, gradients of input, scale and bias, and new statistics of those rows."""
     norm = torch.nn.BatchNorm2d(SHAPE[-1]).double().train(train)
     assert norm.running_mean is not None and norm.running_var is not None
     for tensor, name in (
@@ -51,7 +51,7 @@ def torchs(a: dict[str, np.ndarray], train: bool, rows: slice = slice(None)) -> 
 def ours(
     a: dict[str, np.ndarray], train: bool, sharding: Any = None, **fields: Any
 ) -> list[np.ndarray]:
-    """The same of our layer, in float64; with `sharding`, of the batch laid out so."""
+    """Returns the same arrays of our layer, in float64, with the batch sharded by `sharding`."""
     norm = BatchNorm(dtype=jnp.float64, **fields)
 
     @jax.jit
@@ -78,7 +78,7 @@ def ours(
 
 def assert_same(got: list[np.ndarray], expected: list[np.ndarray]) -> None:
     for name, a, b in zip(NAMES, got, expected, strict=True):
-        # Sums of 180 float64 terms of size about 1 in another order.
+        # The order of sums of 180 float64 terms of size about 1 differs.
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12, err_msg=name)
 
 
@@ -90,7 +90,7 @@ def test_is_torchs(arrays, train):
 
 @pytest.mark.parametrize("group_size", [1, 3, 12])
 def test_each_group_is_a_torch_replica(arrays, group_size):
-    """As distributed training without synchronised BatchNorm, replicas' statistics averaged."""
+    """Compares with replicas without synchronised BatchNorm, whose statistics are averaged."""
     replicas = [
         torchs(arrays, True, slice(start, start + group_size))
         for start in range(0, SHAPE[0], group_size)
@@ -129,9 +129,9 @@ def test_float32_survives_a_large_mean(arrays):
     )(variables, x)
     exact = x.astype(np.float64)
     centred = exact - exact.mean((0, 1, 2))
-    # A sum of 180 values grows to 1.8e6, where float32 steps by 1/8: 180 roundings of that size by
-    # chance put the mean off by 1/8 / sqrt(12) / sqrt(180), 3e-3 (at most six times that here). So
-    # are the normalised values; the variance is by the square.
+    # A sum of 180 values grows to 1.8e6, where float32 steps by 1/8. 180 random roundings of that
+    # size put the mean off by 1/8 / sqrt(12) / sqrt(180), 3e-3 (at most six times that here), and
+    # so the normalised values; the error of the variance is its square.
     np.testing.assert_allclose(y, centred / exact.std((0, 1, 2)), atol=2e-2)
     np.testing.assert_allclose(state["batch_stats"]["var"], exact.var((0, 1, 2), ddof=1), rtol=4e-4)
 
@@ -146,7 +146,7 @@ def test_bfloat16_has_float32_statistics(arrays):
     statistics = state["batch_stats"]
     assert {s.dtype for s in statistics.values()} == {jnp.dtype("float32")}
     exact = np.asarray(x, np.float64)
-    # Float32 rounding of sums of 180; bfloat16's would be 4e-3.
+    # The rounding of float32 sums of 180 values; bfloat16's would be 4e-3.
     np.testing.assert_allclose(statistics["mean"], 0.1 * exact.mean((0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(
         statistics["var"], 0.9 + 0.1 * exact.var((0, 1, 2), ddof=1), rtol=1e-5
@@ -159,7 +159,7 @@ def test_statistics_rest_where_the_collection_is_not_mutable(arrays):
     variables = norm.init(jax.random.key(0), x, True)
     assert variables["batch_stats"]["mean"].tolist() == [0, 0, 0, 0]  # initialising learns nothing
     y = norm.apply(variables, x, True)
-    # Normalised by the batch: mean 0, deviation 1 (within epsilon and rounding) all the same.
+    # The batch still normalises it: mean 0, deviation 1, within epsilon and rounding.
     np.testing.assert_allclose(np.std(np.asarray(y), axis=(0, 1, 2)), 1, atol=1e-4)
 
 

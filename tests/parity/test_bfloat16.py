@@ -1,4 +1,4 @@
-"""Training in bfloat16: how far its statistics and gradients are from exact, beside torch's."""
+"""Training in bfloat16: the errors of its statistics and gradients, beside those of torch's."""
 
 import copy
 from typing import Any
@@ -16,7 +16,7 @@ CLASSES, BATCH, SIZE, WIDTH = 7, 32, 64, 0.25
 
 
 def test_one_pass_over_rounded_values_costs_less_than_the_rounding():
-    """Also where the mean is a hundred times the deviation, and float32 loses four digits to it."""
+    """Takes a mean of a hundred deviations, for which float32 loses four digits."""
     rng = np.random.default_rng(0)
     exact = rng.standard_normal((64, 14, 14, 8)) + 100.0
     x = jnp.asarray(exact, jnp.bfloat16)
@@ -29,13 +29,13 @@ def test_one_pass_over_rounded_values_costs_less_than_the_rounding():
     error = np.abs(found - rounded.var(axes, ddof=1)).max()
     rounding = np.abs(rounded.var(axes, ddof=1) - exact.var(axes, ddof=1)).min()
     assert error < rounding / 5
-    # The result is off by that variance and by its own rounding to 2^-9 of its size, 4 at most.
+    # The result has the variance's error, and its own rounding to 2^-9 of its size, 4 at most.
     centred = (rounded - rounded.mean(axes)) / rounded.std(axes)
     np.testing.assert_allclose(np.asarray(y, np.float64), centred, atol=0.02)
 
 
 def distance(a: Any, b: Any) -> float:
-    """Of two trees, relative to the norm of the second."""
+    """Returns the distance of two trees, relative to the norm of the second."""
 
     def norm(tree: Any) -> float:
         return float(np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(tree))))
@@ -82,9 +82,9 @@ def test_a_step_is_as_near_to_the_exact_one_as_torchs_autocast():
     start = peers.parameters(model), peers.statistics(model)
     gradients, statistics = jax.device_get(ours(*jax.tree.map(np.float32, start)))
     exact, theirs = torchs(torch.float64, False), torchs(torch.float32, True)
-    # Rounding to 2^-9 grows from layer to layer, in both about alike. Running statistics are off by
-    # 1e-4 of their size after the stem and by 7e-3 at worst; gradients by 16 % in the classifier,
-    # by half before it, and ten layers further back nothing is left of a single step's, in either.
+    # Rounding to 2^-9 grows from layer to layer, about alike in both. Running statistics are off by
+    # 1e-4 of their size after the stem and by 7e-3 at worst. Gradients are off by 16 % in the
+    # classifier and by half before it; ten layers further back neither has a correct digit.
     for layer, truth in exact[1].items():
         assert distance(statistics[layer], truth) < 2 * distance(theirs[1][layer], truth), layer
         assert distance(statistics[layer], truth) < 0.02

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mbv2_jax.tasks import classification
+from mbv2_jax.tasks.classification import scores
 
 SMOOTHINGS = [0.0, 0.1, 1.0]
 
@@ -29,9 +29,7 @@ def torchs(logits: np.ndarray, labels: np.ndarray, label_smoothing: float) -> np
 def test_losses_are_torchs(label_smoothing):
     logits, labels = draw()
     with jax.enable_x64(True):
-        ours = classification.cross_entropy(
-            jnp.asarray(logits), jnp.asarray(labels), label_smoothing
-        )
+        ours = scores.cross_entropy(jnp.asarray(logits), jnp.asarray(labels), label_smoothing)
     assert ours.dtype == np.float64
     # Sums of ten float64 terms of up to 20; float32 would differ by 1e-7 of them.
     np.testing.assert_allclose(ours, torchs(logits, labels, label_smoothing), rtol=0, atol=1e-13)
@@ -46,7 +44,7 @@ def test_gradients_are_torchs(label_smoothing):
     ).backward()
 
     def loss(logits):
-        return classification.cross_entropy(logits, jnp.asarray(labels), label_smoothing).mean()
+        return scores.cross_entropy(logits, jnp.asarray(labels), label_smoothing).mean()
 
     with jax.enable_x64(True):
         ours = jax.grad(loss)(jnp.asarray(logits))
@@ -58,17 +56,17 @@ def test_gradients_are_torchs(label_smoothing):
 def test_bfloat16_logits_are_computed_in_float32(label_smoothing):
     logits, labels = draw()
     narrow = jnp.asarray(logits, jnp.bfloat16)
-    ours = classification.cross_entropy(narrow, jnp.asarray(labels), label_smoothing)
+    ours = scores.cross_entropy(narrow, jnp.asarray(labels), label_smoothing)
     assert ours.dtype == np.float32
     wide = np.asarray(narrow, np.float32)
-    # float32 rounding of numbers of up to 20; computed in bfloat16 they would differ by up to 0.06.
+    # Numbers of up to 20 are rounded to float32; in bfloat16 they would differ by up to 0.06.
     theirs = torchs(wide, labels, label_smoothing)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_large_logits_do_not_overflow():
-    logits, labels = draw(scale=1e4)  # exp(1e4) is no float32
-    ours = classification.cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(labels), 0.1)
+    logits, labels = draw(scale=1e4)  # exp(1e4) overflows float32
+    ours = scores.cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(labels), 0.1)
     theirs = torchs(logits.astype(np.float32), labels, 0.1)
     # Ten float32 terms of up to 3e4 each.
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-2)

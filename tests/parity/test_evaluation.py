@@ -1,4 +1,4 @@
-"""--out and --tta against mmpretrain's own test command, on the same file and folder of images."""
+"""--out and --tta against mmpretrain's own test command, with the same weights and images."""
 
 import importlib.util
 import json
@@ -13,10 +13,11 @@ from PIL import Image
 from mbv2_jax import model_dir
 from mbv2_jax.command_line import load_config
 from mbv2_jax.convert import importer
+from mbv2_jax.runtime import processes
 from mbv2_jax.training import evaluation
 from tests.support import peers
 
-# The folders are in another order than the model's classes, and fewer.
+# There are fewer folders than classes of the model, and in another order.
 CLASSES = ("hen", "dog", "gnu", "cat", "fox", "eel", "owl")
 FOLDERS = {"cat": 9, "eel": 4, "gnu": 7, "hen": 11}
 PAGE = "mobilenet-v2_8xb32_in1k.py"
@@ -24,7 +25,7 @@ PAGE = "mobilenet-v2_8xb32_in1k.py"
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> pathlib.Path:
-    """31 pictures: not symmetric, not square, not of the network's size."""
+    """31 pictures that are not symmetric, not square, and not of the network's size."""
     folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for name, count in FOLDERS.items():
@@ -37,7 +38,7 @@ def images(tmp_path_factory) -> pathlib.Path:
 
 
 def network_config() -> dict[str, Any]:
-    """The page's network, but narrow, and for our classes."""
+    """Returns the page's network, but narrow and with our classes."""
     return {
         "type": "ImageClassifier",
         "backbone": {"type": "MobileNetV2", "widen_factor": 0.1},
@@ -48,7 +49,7 @@ def network_config() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> pathlib.Path:
-    """A file of weights as mmpretrain's training writes it."""
+    """A file of weights in the form in which mmpretrain's training writes it."""
     peers.mmpretrain()
     import torch
     from mmengine.registry import init_default_scope
@@ -57,7 +58,7 @@ def weights(tmp_path_factory) -> pathlib.Path:
     init_default_scope("mmpretrain")
     network = MODELS.build(network_config())
     peers.randomize(network, seed=0)
-    network.head.fc.weight.data /= 10  # else softmax would hide differences
+    network.head.fc.weight.data /= 10  # otherwise softmax would hide differences
     file = tmp_path_factory.mktemp("weights") / "epoch_1.pth"
     meta = {"dataset_meta": {"classes": CLASSES}}
     torch.save({"meta": meta, "state_dict": network.state_dict()}, file)
@@ -67,7 +68,7 @@ def weights(tmp_path_factory) -> pathlib.Path:
 def mmpretrains_test_command(
     images: pathlib.Path, weights: pathlib.Path, folder: pathlib.Path, *flags: str
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Does what mmpretrain's tools/test.py does; returns its metrics, and what its --out holds."""
+    """Runs mmpretrain's tools/test.py; returns its metrics, and the rows of its --out."""
     installed = pathlib.Path(peers.mmpretrain().__path__[0]) / ".mim"
     import mmengine
     from mmengine.config import Config
@@ -103,9 +104,9 @@ def mmpretrains_test_command(
     return metrics, mmengine.load(folder / "results.pkl")
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_each_prediction_is_that_of_mmpretrains_test_command(images, weights, tmp_path, flip):
-    flags = ["--tta"] if flip else []
+@pytest.mark.parametrize("tta", [False, True])
+def test_each_prediction_is_that_of_mmpretrains_test_command(images, weights, tmp_path, tta):
+    flags = ["--tta"] if tta else []
     metrics, theirs = mmpretrains_test_command(images, weights, tmp_path / "theirs", *flags)
     scores = np.stack([sample["pred_score"].numpy() for sample in theirs])
     labels = np.array([sample["gt_label"].item() for sample in theirs])
@@ -117,12 +118,17 @@ def test_each_prediction_is_that_of_mmpretrains_test_command(images, weights, tm
     config.data.source = f"folder:{images}"
     config.batch_size = 12
     result, _ = evaluation.evaluate(
-        config, str(tmp_path / "model"), {}, flip=flip, out=str(tmp_path / "ours")
+        config,
+        str(tmp_path / "model"),
+        {},
+        processes.single(),
+        tta=tta,
+        out=str(tmp_path / "ours"),
     )
     ours = [json.loads(line) for line in (tmp_path / "ours").read_text().splitlines()]
 
     assert result["examples"] == len(ours) == len(theirs) == 31
-    # float32 percentages there.
+    # Their percentages are float32.
     assert result["top1"] == pytest.approx(metrics["accuracy/top1"], abs=1e-4)
     assert result["top5"] == pytest.approx(metrics["accuracy/top5"], abs=1e-4)
     by_image = {line["image"]: line for line in ours}
@@ -131,7 +137,7 @@ def test_each_prediction_is_that_of_mmpretrains_test_command(images, weights, tm
     best = np.argsort(-scores, axis=1)[:, :5]
     found = [[p["label"] for p in line["predictions"]] for line in ours]
     np.testing.assert_array_equal(found, best)
-    # float32 through 52 layers, whose sums are ordered differently: 1e-5 of logits of order one.
+    # float32 through 52 layers with other orders of sums: 1e-5 of logits of order one.
     ranked = [[p["score"] for p in line["predictions"]] for line in ours]
     np.testing.assert_allclose(ranked, np.take_along_axis(scores, best, 1), rtol=1e-4)
     # The loss of the averaged probabilities.

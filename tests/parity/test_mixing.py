@@ -12,12 +12,13 @@ import torch
 from scipy import stats  # type: ignore[import-untyped]
 
 from mbv2_jax.runtime import mesh as mesh_lib
-from mbv2_jax.tasks import classification
+from mbv2_jax.spec import Preprocessing
+from mbv2_jax.tasks.classification import mixing, scores
 from mbv2_jax.training import step as step_lib
 from tests.support import peers
 
 BATCH, HEIGHT, WIDTH, CLASSES = 8, 24, 20, 5
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+IMAGENET = Preprocessing()
 
 
 def draw_batch() -> tuple[np.ndarray, np.ndarray]:
@@ -29,7 +30,7 @@ def draw_batch() -> tuple[np.ndarray, np.ndarray]:
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def mix(seed: Any, mixup_alpha: float, cutmix_alpha: float) -> Any:
     images, labels = draw_batch()
-    pixels, targets = classification.mix(
+    pixels, targets = mixing.mix(
         jax.random.key(seed), jnp.asarray(images), jnp.asarray(labels), mixup_alpha, cutmix_alpha
     )
     return pixels, targets, targets.main()
@@ -43,13 +44,15 @@ def torchvisions(name: str, params: dict[str, Any]) -> tuple[np.ndarray, np.ndar
     images, labels = draw_batch()
     transform = getattr(v2, name)(num_classes=CLASSES)
     transform.make_params = lambda flat: params
-    normalised = torch.from_numpy(((images - MEAN) / STD).transpose(0, 3, 1, 2).copy())
+    normalised = torch.from_numpy(
+        ((images - IMAGENET.mean) / IMAGENET.std).transpose(0, 3, 1, 2).copy()
+    )
     one_hot = torch.nn.functional.one_hot(torch.from_numpy(labels).long(), CLASSES).double()
     mixed, targets = transform(normalised, one_hot)
     return mixed.numpy().transpose(0, 2, 3, 1), targets.numpy()
 
 
-def one_hot(targets: classification.Targets) -> np.ndarray:
+def one_hot(targets: mixing.Targets) -> np.ndarray:
     eye, share = np.eye(CLASSES), np.asarray(targets.share)
     return share * eye[np.asarray(targets.labels)] + (1 - share) * eye[np.asarray(targets.others)]
 
@@ -58,10 +61,10 @@ def one_hot(targets: classification.Targets) -> np.ndarray:
 def test_mixup_is_torchvisions(seed):
     with jax.enable_x64(True):
         pixels, targets, _ = mix(seed, 0.2, 0.0)
-        ours = step_lib.normalize(pixels, MEAN, STD, jnp.dtype("float64"))
+        ours = step_lib.normalize(pixels, IMAGENET, jnp.dtype("float64"))
     assert 0 < float(np.asarray(targets.share)) < 1
     images, expected = torchvisions("MixUp", {"lam": float(targets.share)})
-    # float64: ours mixes, then normalises, theirs the other way round.
+    # float64: we mix and then normalise, they do it the other way round.
     np.testing.assert_allclose(ours, images, rtol=0, atol=1e-13)
     np.testing.assert_allclose(one_hot(targets), expected, rtol=0, atol=1e-15)
 
@@ -71,8 +74,8 @@ def test_cutmix_is_torchvisions(seed):
     images, _ = draw_batch()
     with jax.enable_x64(True):
         pixels, targets, _ = mix(seed, 0.0, 1.0)
-        ours = step_lib.normalize(pixels, MEAN, STD, jnp.dtype("float64"))
-    # Where it was pasted can be seen in what came out, wherever the two images differ.
+        ours = step_lib.normalize(pixels, IMAGENET, jnp.dtype("float64"))
+    # The pasted box shows in the result wherever the two images differ.
     rows, columns = np.nonzero((np.asarray(pixels) != images).any((0, 3)))
     box = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
     area = (box[2] - box[0]) * (box[3] - box[1])
@@ -100,7 +103,7 @@ def test_box_of_cutmix_is_torchvisions(share, centre, monkeypatch):
 
     with jax.enable_x64(True):
         box = (jnp.float64(share), jnp.asarray(centre), HEIGHT, WIDTH)
-        ours = np.asarray(classification.outside_box(*box))
+        ours = np.asarray(mixing.outside_box(*box))
     np.testing.assert_array_equal(ours, expected)
     assert ours.mean() == pytest.approx(params["lam_adjusted"], abs=1e-15)  # float64
 
@@ -113,7 +116,7 @@ def test_loss_is_torchs_of_mixed_targets(label_smoothing):
         _, targets, _ = mix(3, 0.2, 0.0)
 
         def loss(logits: jax.Array) -> jax.Array:
-            return classification.mixed_cross_entropy(logits, targets, label_smoothing).mean()
+            return scores.mixed_cross_entropy(logits, targets, label_smoothing).mean()
 
         ours, gradient = jax.value_and_grad(loss)(jnp.asarray(logits))
     leaf = torch.from_numpy(logits).requires_grad_()
@@ -129,7 +132,7 @@ def test_loss_is_torchs_of_mixed_targets(label_smoothing):
 def test_top1_counts_the_class_with_the_larger_share():
     labels, others = jnp.asarray([1, 2, 3]), jnp.asarray([3, 1, 2])
     for share, expected in ((0.7, labels), (0.5, labels), (0.3, others)):
-        found = classification.Targets(labels, others, jnp.float32(share)).main()
+        found = mixing.Targets(labels, others, jnp.float32(share)).main()
         np.testing.assert_array_equal(found, expected)
 
 
@@ -146,13 +149,13 @@ DRAWS = 2000
 
 @functools.cache
 def draws(mixup_alpha: float, cutmix_alpha: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns each draw's share, and whether it was cutmix: black images beside a white one."""
+    """Returns the share of each draw, and whether it was cutmix, from a black and a white image."""
 
     def draw(seed: jax.Array) -> tuple[jax.Array, jax.Array]:
         images = jnp.asarray([[0], [255]], jnp.uint8)[:, :, None, None] * jnp.ones(
             (2, 32, 32, 3), jnp.uint8
         )
-        pixels, targets = classification.mix(
+        pixels, targets = mixing.mix(
             jax.random.key(seed), images, jnp.arange(2), mixup_alpha, cutmix_alpha
         )
         return jnp.asarray(targets.share), ((pixels == 0) | (pixels == 255)).all()
@@ -164,7 +167,7 @@ def draws(mixup_alpha: float, cutmix_alpha: float) -> tuple[np.ndarray, np.ndarr
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
 def test_shares_of_mixup_are_of_the_beta_distribution(alpha):
     share, _ = draws(alpha, 0.0)
-    # A right sampler is below this in one of a thousand sets of draws; the draws are fixed.
+    # A correct sampler is below this in one of a thousand sets of draws; the draws are fixed.
     assert stats.kstest(share, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
@@ -191,7 +194,7 @@ def test_both_are_drawn_equally_often():
 
 
 def test_four_devices_mix_as_one_does_and_pass_on_one_image_each():
-    """A batch that is gathered on every device would cost more than the step."""
+    """Checks the transfers: gathering the batch on every device would cost more than the step."""
     images, labels = draw_batch()
     found = []
     for devices in (1, 4):
@@ -199,8 +202,8 @@ def test_four_devices_mix_as_one_does_and_pass_on_one_image_each():
         split, everywhere = mesh_lib.split(mesh), mesh_lib.replicated(mesh)
 
         def mixed(key: jax.Array, images: jax.Array, labels: jax.Array) -> Any:
-            pixels, targets = classification.mix(key, images, labels, 0.2, 1.0)
-            return step_lib.normalize(pixels, MEAN, STD, jnp.dtype("float32")), *targets
+            pixels, targets = mixing.mix(key, images, labels, 0.2, 1.0)
+            return step_lib.normalize(pixels, IMAGENET, jnp.dtype("float32")), *targets
 
         jitted = jax.jit(
             mixed,
@@ -211,6 +214,6 @@ def test_four_devices_mix_as_one_does_and_pass_on_one_image_each():
         found.append([compiled(jax.random.key(seed), images, labels) for seed in range(6)])
     jax.tree.map(np.testing.assert_array_equal, found[1], found[0])
     program = compiled.as_text() or ""
-    # Of the two images of each device one goes to the next device, as uint8, and one label.
+    # Each device sends one of its two images, as uint8, and one label to the next device.
     sent = re.findall(r"= (\w+\[[\d,]*\])\S* (?:collective|all)-[a-z-]+\(", program)
     assert sorted(sent) == ["s32[1]", f"u8[1,{HEIGHT},{WIDTH},3]"]

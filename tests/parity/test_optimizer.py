@@ -10,18 +10,17 @@ import numpy as np
 import optax
 import pytest
 import torch
-from ml_collections import ConfigDict
 
-from mbv2_jax.configs import default
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 from mbv2_jax.training import optimizer
+from mbv2_jax.training.settings import Optimizer
 
 Arrays = dict[str, np.ndarray]
 
 STEPS = 12
-# A rate that changes at every step: a constant one would hide on which side of the momentum it is.
+# The rate changes at every step: a constant one would hide whether it is inside the momentum.
 RATES = 0.05 * np.random.default_rng(0).uniform(0.5, 1.5, STEPS)
-# Named as the network's: a kernel is not a vector, norms and biases are.
+# Named as the network's parameters: kernels are not vectors, norms and biases are.
 SHAPES = {
     "stem/conv/kernel": (3, 3, 3, 4),
     "stem/norm/scale": (4,),
@@ -41,11 +40,6 @@ TORCH: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
 def float64() -> Iterator[None]:
     with jax.enable_x64(True):
         yield
-
-
-@pytest.fixture
-def config() -> ConfigDict:
-    return default.get_config()
 
 
 def draw(seed: int, scale: float = 1.0, shapes: Mapping[str, tuple[int, ...]] = SHAPES) -> Arrays:
@@ -76,10 +70,14 @@ def flat(tree: Any) -> Arrays:
     }
 
 
-def run_ours(config: ConfigDict, params: Arrays, grads: list[Arrays]) -> list[Arrays]:
+def run_ours(
+    settings: Optimizer, params: Arrays, grads: list[Arrays], frozen_stages: int = -1
+) -> list[Arrays]:
     """Returns the parameters after each step."""
     tree = nested(params)
-    transformation = optimizer.create(config, lambda step: jnp.asarray(RATES)[step], tree)
+    transformation = optimizer.create(
+        settings, lambda step: jnp.asarray(RATES)[step], tree, frozen_stages
+    )
 
     @jax.jit
     def step(tree: Any, state: Any, grads: Any) -> Any:
@@ -106,10 +104,12 @@ def run_torch(
     """Returns the parameters after each step.
 
     Args:
-      make: the optimizer of these parameter groups, one for each parameter.
-      group: the options of a parameter's group.
-      factor: of a parameter's learning rate.
-      clip_norm: for clip_grad_norm_.
+      make: returns the optimizer of parameter groups, of which each parameter has one.
+      params: the parameters at first.
+      grads: the gradients of each step.
+      group: returns the options of a parameter's group.
+      factor: returns the factor of a parameter's learning rate.
+      clip_norm: the norm for clip_grad_norm_; None: it is not called.
     """
     tensors = {name: torch.nn.Parameter(torch.from_numpy(v.copy())) for name, v in params.items()}
     names = list(tensors)
@@ -148,11 +148,8 @@ def assert_same(
 @pytest.mark.parametrize(
     ("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)], ids=str
 )
-def test_sgd_is_torchs(config, momentum, nesterov, weight_decay):
-    config.optimizer.momentum = momentum
-    config.optimizer.nesterov = nesterov
-    config.optimizer.weight_decay = weight_decay
-
+def test_sgd_is_torchs(momentum, nesterov, weight_decay):
+    settings = Optimizer(momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
     theirs = run_torch(
         lambda groups: torch.optim.SGD(
             groups, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
@@ -160,16 +157,13 @@ def test_sgd_is_torchs(config, momentum, nesterov, weight_decay):
         draw(0),
         gradients(),
     )
-    assert_same(run_ours(config, draw(0), gradients()), theirs)
+    assert_same(run_ours(settings, draw(0), gradients()), theirs)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
-def test_adamw_is_torchs(config, weight_decay):
-    config.optimizer.name = "adamw"
-    config.optimizer.betas = (0.8, 0.95)
-    config.optimizer.epsilon = 1e-3  # large enough to show where it is added
-    config.optimizer.weight_decay = weight_decay
-
+def test_adamw_is_torchs(weight_decay):
+    # Epsilon is so large that it matters where it is added.
+    settings = Optimizer("adamw", betas=(0.8, 0.95), epsilon=1e-3, weight_decay=weight_decay)
     theirs = run_torch(
         lambda groups: torch.optim.AdamW(
             groups, betas=(0.8, 0.95), eps=1e-3, weight_decay=weight_decay
@@ -177,18 +171,16 @@ def test_adamw_is_torchs(config, weight_decay):
         draw(0),
         gradients(),
     )
-    assert_same(run_ours(config, draw(0), gradients()), theirs)
+    assert_same(run_ours(settings, draw(0), gradients()), theirs)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_rmsprop_is_tensorflows(config, momentum):
-    """TensorFlow's ApplyRMSProp, with which TF-slim trained the paper's network; L2 decay."""
-    config.optimizer.name = "rmsprop"
-    config.optimizer.momentum = momentum
-    config.optimizer.rms_decay = 0.8
-    config.optimizer.epsilon = 0.1  # large enough to show where it is added
-    config.optimizer.weight_decay = 0.04
-
+def test_rmsprop_is_tensorflows(momentum):
+    """Compares with the formula of ApplyRMSProp, which trained the paper's network in TF-slim."""
+    # Epsilon is so large that it matters where it is added.
+    settings = Optimizer(
+        "rmsprop", momentum=momentum, rms_decay=0.8, epsilon=0.1, weight_decay=0.04
+    )
     w = draw(0)
     mean_square = {name: np.ones_like(value) for name, value in w.items()}
     moment = {name: np.zeros_like(value) for name, value in w.items()}
@@ -200,24 +192,20 @@ def test_rmsprop_is_tensorflows(config, momentum):
             moment[name] = momentum * moment[name] + rate * g / np.sqrt(mean_square[name] + 0.1)
             w[name] = w[name] - moment[name]
         expected.append(dict(w))
-    assert_same(run_ours(config, draw(0), gradients()), expected)
+    assert_same(run_ours(settings, draw(0), gradients()), expected)
 
 
-def test_nesterov_is_of_sgd_only(config):
-    config.optimizer.name = "rmsprop"
-    plain = run_ours(config, draw(0), gradients())
-    config.optimizer.nesterov = True
-    assert_same(run_ours(config, draw(0), gradients()), plain, rtol=0.0, atol=0.0)
+def test_nesterov_is_of_sgd_only():
+    plain = run_ours(Optimizer("rmsprop"), draw(0), gradients())
+    nesterov = run_ours(Optimizer("rmsprop", nesterov=True), draw(0), gradients())
+    assert_same(nesterov, plain, rtol=0.0, atol=0.0)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_decay_spares_norms_and_the_bias_only_if_asked(config, name, norm, bias):
-    config.optimizer.name = name
-    config.optimizer.weight_decay = 0.04
-    config.optimizer.decay_norm = norm
-    config.optimizer.decay_bias = bias
+def test_decay_spares_norms_and_the_bias_only_if_asked(name, norm, bias):
+    settings = Optimizer(name, weight_decay=0.04, decay_norm=norm, decay_bias=bias)
 
     def group(parameter: str) -> dict[str, float]:
         decays = bias if parameter == "classifier/bias" else norm
@@ -225,27 +213,25 @@ def test_decay_spares_norms_and_the_bias_only_if_asked(config, name, norm, bias)
         return {"weight_decay": 0.0 if spared else 0.04}
 
     theirs = run_torch(TORCH[name], draw(0), gradients(), group=group)
-    assert_same(run_ours(config, draw(0), gradients()), theirs)
+    assert_same(run_ours(settings, draw(0), gradients()), theirs)
 
 
-def test_clipping_by_global_norm_comes_before_the_decay(config):
-    config.optimizer.clip_norm = 250.0
-    config.optimizer.weight_decay = 0.04
-    # Every second gradient is longer than that, the others are shorter.
+def test_clipping_by_global_norm_comes_before_the_decay():
+    settings = Optimizer(clip_norm=250.0, weight_decay=0.04)
+    # Every second gradient is longer than clip_norm, the others are shorter.
     grads = [draw(seed, 40.0 if seed % 2 else 10.0) for seed in range(STEPS)]
     norms = [np.sqrt(sum((g**2).sum() for g in gradient.values())) for gradient in grads]
     assert max(norms[::2]) < 250.0 < min(norms[1::2])
 
     theirs = run_torch(TORCH["sgd"], draw(0), grads, clip_norm=250.0)
-    # torch divides by the norm + 1e-6, here a share of at most 4e-9, and parameters move by 100.
-    assert_same(run_ours(config, draw(0), grads), theirs, rtol=0.0, atol=4e-7)
+    # torch divides by the norm + 1e-6, which changes it by 4e-9 at most; parameters move by 100.
+    assert_same(run_ours(settings, draw(0), grads), theirs, rtol=0.0, atol=4e-7)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_learning_rate_per_part_is_that_of_torchs_parameter_groups(config, name):
-    config.optimizer.name = name
-    config.optimizer.weight_decay = 0.04
-    config.optimizer.lr_multipliers = (("classifier", 2.5), (".*/norm", 0.0), (".*", 0.1))
+def test_learning_rate_per_part_is_that_of_torchs_parameter_groups(name):
+    rules = (("classifier", 2.5), (".*/norm", 0.0), (".*", 0.1))
+    settings = Optimizer(name, weight_decay=0.04, lr_multipliers=rules)
 
     def factor(parameter: str) -> float:
         if parameter.startswith("classifier"):
@@ -253,7 +239,7 @@ def test_learning_rate_per_part_is_that_of_torchs_parameter_groups(config, name)
         return 0.0 if "/norm/" in parameter else 0.1
 
     theirs = run_torch(TORCH[name], draw(0), gradients(), factor=factor)
-    assert_same(run_ours(config, draw(0), gradients()), theirs)
+    assert_same(run_ours(settings, draw(0), gradients()), theirs)
 
 
 def test_first_rule_that_matches_from_the_beginning_decides():
@@ -261,7 +247,7 @@ def test_first_rule_that_matches_from_the_beginning_decides():
         ("classifier/bias", 3.0),
         ("classifier", 2.0),
         ("layer1", 0.5),
-        ("norm", 7.0),  # no path begins so
+        ("norm", 7.0),  # no path begins with it
         ("stem/conv", 0.25),
     )
     assert optimizer.multipliers(nested(draw(0)), rules) == {
@@ -272,7 +258,7 @@ def test_first_rule_that_matches_from_the_beginning_decides():
 
 
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "adamw"])
-def test_frozen_stages_of_the_network_stay_bit_for_bit(config, name):
+def test_frozen_stages_of_the_network_stay_bit_for_bit(name):
     network = MobileNetV2(num_classes=3, width=0.1)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     shapes = jax.eval_shape(network.init, jax.eval_shape(jax.random.key, 0), image)["params"]
@@ -280,11 +266,9 @@ def test_frozen_stages_of_the_network_stay_bit_for_bit(config, name):
     sizes = {path: value.shape for path, value in zeros.items()}
     params, gradient = draw(0, shapes=sizes), draw(1, shapes=sizes)
 
-    config.optimizer.name = name
-    config.optimizer.weight_decay = 0.1
-    config.optimizer.lr_multipliers = (("classifier", 1.0), (".*", 0.1))
-    config.model.frozen_stages = 2
-    after = run_ours(config, params, [gradient] * 2)[-1]
+    rules = (("classifier", 1.0), (".*", 0.1))
+    settings = Optimizer(name, weight_decay=0.1, lr_multipliers=rules)
+    after = run_ours(settings, params, [gradient] * 2, frozen_stages=2)[-1]
 
     frozen = {path for path in params if re.match("stem/|layer[12]_", path)}
     assert len(frozen) == 3 + 6 + 2 * 9  # stem; layer1's block without expansion; layer2's two
@@ -292,10 +276,8 @@ def test_frozen_stages_of_the_network_stay_bit_for_bit(config, name):
     assert moved == params.keys() - frozen
 
 
-def test_gradients_of_frozen_stages_do_not_count_for_the_clipping(config):
-    config.optimizer.clip_norm = 250.0
-    config.optimizer.weight_decay = 0.04
-    config.model.frozen_stages = 0  # the stem
+def test_gradients_of_frozen_stages_do_not_count_for_the_clipping():
+    settings = Optimizer(clip_norm=250.0, weight_decay=0.04)
     grads = gradients(scale=40.0)
     trained = [name for name in SHAPES if not name.startswith("stem")]
 
@@ -305,6 +287,6 @@ def test_gradients_of_frozen_stages_do_not_count_for_the_clipping(config):
         [{name: gradient[name] for name in trained} for gradient in grads],
         clip_norm=250.0,
     )
-    ours = run_ours(config, draw(0), grads)
+    ours = run_ours(settings, draw(0), grads, frozen_stages=0)  # the stem
     ours_trained = [{name: after[name] for name in trained} for after in ours]
     assert_same(ours_trained, theirs, rtol=0.0, atol=4e-7)  # as in the test before

@@ -1,6 +1,6 @@
 """From the file to the class, against torchvision and mmpretrain; features against mmpretrain's."""
 
-import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,8 +13,7 @@ from PIL import Image
 
 import mbv2_jax
 from mbv2_jax import model_dir
-from mbv2_jax.inference import Classifier
-from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from mbv2_jax.inference import Predictor
 from tests.support import commands, peers, tiny_model
 
 
@@ -23,7 +22,10 @@ def test_prediction_of_a_file_is_torchvisions(tmp_path):
     network = torchvision.models.mobilenet_v2(num_classes=6, width_mult=0.1).eval()
     peers.randomize(network, seed=0)
     model_dir.write(
-        tmp_path / "model", peers.parameters(network), peers.statistics(network), tiny_model.INFO
+        tmp_path / "model",
+        peers.parameters(network),
+        peers.statistics(network),
+        tiny_model.DESCRIPTION,
     )
     noise = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     Image.fromarray(noise).resize((70, 51), Image.Resampling.BICUBIC).save(tmp_path / "photo.png")
@@ -40,10 +42,10 @@ def test_prediction_of_a_file_is_torchvisions(tmp_path):
     with torch.no_grad():
         logits = network(prepare(Image.open(tmp_path / "photo.png"))[None])[0]
     theirs = torch.softmax(logits, 0).numpy()
-    assert theirs.max() < 0.999  # else softmax would hide differences
+    assert theirs.max() < 0.999  # otherwise softmax would hide differences
 
-    classifier = mbv2_jax.init_model(tmp_path / "model")
-    ours = mbv2_jax.inference_model(classifier, tmp_path / "photo.png")
+    predictor = mbv2_jax.init_model(tmp_path / "model")
+    ours = mbv2_jax.inference_model(predictor, tmp_path / "photo.png")
     # float32 through 52 layers, whose sums are ordered differently; logits are of order ten.
     np.testing.assert_allclose(ours["pred_scores"], theirs, rtol=0, atol=1e-4)
     assert ours["pred_label"] == theirs.argmax()
@@ -65,11 +67,15 @@ def mmpretrains() -> torch.nn.Module:
 
 
 @pytest.fixture(scope="module")
-def classifier(mmpretrains, tmp_path_factory) -> Classifier:
-    info: dict[str, Any] = copy.deepcopy(tiny_model.INFO)
-    info["architecture"] |= {"width": WIDTH, "strides": list(MobileNetV2.strides)}
+def predictor(mmpretrains, tmp_path_factory) -> Predictor:
+    spec = tiny_model.SPEC.replace({"model.width": WIDTH})
     folder = tmp_path_factory.mktemp("models") / "model"
-    model_dir.write(folder, peers.parameters(mmpretrains), peers.statistics(mmpretrains), info)
+    model_dir.write(
+        folder,
+        peers.parameters(mmpretrains),
+        peers.statistics(mmpretrains),
+        dataclasses.replace(tiny_model.DESCRIPTION, spec=spec),
+    )
     return mbv2_jax.init_model(folder)
 
 
@@ -79,32 +85,32 @@ def images() -> np.ndarray:
 
 def assert_same(ours: Any, theirs: np.ndarray) -> None:
     assert ours.shape == theirs.shape
-    # float32 through up to 52 layers, whose sums are ordered differently: of the largest value
-    # measured up to 6e-6 in layer1..layer7 and 2.6e-5 in the last map, which ReLU6 cuts at 6.
-    # There torch's float32 is 2.6e-5 from its float64.
+    # float32 through up to 52 layers with other orders of sums. Measured, relative to the largest
+    # value: up to 6e-6 in layer1..layer7 and 2.6e-5 in the last map, which ReLU6 cuts at 6. There
+    # torch's float32 is 2.6e-5 from its float64.
     assert abs(np.asarray(ours) - theirs).max() <= 1e-4 * abs(theirs).max()
 
 
 @pytest.mark.parametrize("out_indices", [(7,), (0, 3), (1, 2, 4, 5, 6)])
-def test_feature_maps_are_mmpretrains(classifier, mmpretrains, out_indices):
+def test_feature_maps_are_mmpretrains(predictor, mmpretrains, out_indices):
     mmpretrains.backbone.out_indices = out_indices
     with torch.no_grad():
         theirs = mmpretrains.extract_feat(peers.nchw(images()), stage="backbone")
-    ours = classifier.extract_feat(images(), stage="backbone", out_indices=out_indices)
+    ours = predictor.extract_feat(images(), stage="backbone", out_indices=out_indices)
     assert len(ours) == len(theirs) == len(out_indices)
     for got, expected in zip(ours, theirs, strict=True):
         assert_same(got, peers.nhwc(expected))
 
 
-def test_pooled_features_are_mmpretrains(classifier, mmpretrains):
+def test_pooled_features_are_mmpretrains(predictor, mmpretrains):
     mmpretrains.backbone.out_indices = (7,)
     with torch.no_grad():
         (theirs,) = mmpretrains.extract_feat(peers.nchw(images()), stage="neck")
-    assert_same(classifier.extract_feat(images()), theirs.numpy())
+    assert_same(predictor.extract_feat(images()), theirs.numpy())
 
 
 def test_photos_are_named_as_mmpretrain_names_them(check_data, tmp_path):
-    """Its own inferencer, with the real weights, on the 20 photos; ours through the command."""
+    """Compares our command with its own inferencer, with the real weights, on 20 photos."""
     peers.mmpretrain()
     from mmpretrain.apis import ImageClassificationInferencer
 

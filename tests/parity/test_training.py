@@ -234,7 +234,7 @@ def test_float64_twenty_steps_at_a_low_rate():
 
 def test_float64_eight_losses_at_the_recipes_rate():
     mine, other = (run("ordinary", "float64", RATE, 8) for run in (ours, theirs))
-    # Measured: 2e-10. Rounding grows about tenfold a step here; four steps later it has reached 1e-3.
+    # Measured: 2e-10. Rounding grows about tenfold a step here, and reaches 1e-3 four steps later.
     np.testing.assert_allclose(mine.losses, other.losses, rtol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Saves that fail: what was saved before stays."""
+"""A save that fails leaves the earlier checkpoints as they are."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from mbv2_jax.training.checkpoint import _Manager
 
 
 def test_save_that_fails_costs_no_earlier_checkpoint(tmp_path, monkeypatch):
-    """However late the thread that would delete it hears of the failure."""
+    """Delays the news of the failure to the thread that would delete the earlier checkpoint."""
     options = ocp.CheckpointManagerOptions(preservation_policy=AnyPreservationPolicy([LatestN(1)]))
     handlers = {"state": ocp.StandardCheckpointHandler()}
     manager = _Manager(tmp_path, options=options, item_handlers=handlers)

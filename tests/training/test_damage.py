@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, and disks that are full: what was saved before is not lost."""
+"""Damaged checkpoints and full disks: what was saved before is not lost."""
 
 import errno
 import os
@@ -65,7 +65,7 @@ def test_falls_back_to_the_checkpoint_before(
         ours, theirs = commands.arrays(workdir / item), commands.arrays(whole / item)
         for name in theirs:
             np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
-    assert (workdir / "damaged" / str(newest)).is_dir()  # for whoever wants to know
+    assert (workdir / "damaged" / str(newest)).is_dir()  # kept for inspection
 
 
 def test_no_whole_checkpoint_is_an_error_and_nothing_is_overwritten(
@@ -80,7 +80,7 @@ def test_no_whole_checkpoint_is_an_error_and_nothing_is_overwritten(
     assert (status, out) == (2, "")
     assert f"error: no checkpoint in {workdir / 'checkpoints'} is whole" in err
     assert {file: file.stat().st_mtime_ns for file in workdir.rglob("*")} == before
-    # Nor is such a one evaluated.
+    # A damaged checkpoint is not evaluated either.
     checkpoint = f"--checkpoint={workdir / 'checkpoints' / str(step)}"
     status, out, err = commands.run(cache, *tiny(workdir), "--mode=eval", checkpoint)
     assert (status, out) == (2, "")
@@ -107,14 +107,15 @@ def test_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(
 
 
 def run_limited(cache: pathlib.Path, *arguments: str, size: int) -> tuple[int, str, str]:
-    """As commands.run, with the stand-in for a full disk: no file may be larger."""
+    """Runs a command as `commands.run` does; no file may exceed `size`, as on a full disk."""
     process = commands.start(cache, *arguments)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, size))
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize("size", [10, 1000])  # not even the lock; nor what the run writes first
+# At 10 bytes not even the lock can be written, at 1000 the lock, but not the next file.
+@pytest.mark.parametrize("size", [10, 1000])
 def test_disk_that_is_full_from_the_beginning_is_said(tiny, cache, unbroken, tmp_path, size):
     workdir = tmp_path / "run"
     status, out, err = run_limited(cache, *tiny(workdir), size=size)
@@ -133,13 +134,13 @@ def test_save_that_fails_stops_the_run_and_leaves_the_earlier_ones(tiny, cache, 
     shutil.rmtree(workdir / "checkpoints" / str(newest))
     saved = commands.arrays(workdir / "checkpoints" / str(before) / "state")
 
-    # Below the size of the arrays, above that of all else.
+    # The size is below that of the arrays and above that of all other files.
     status, out, err = run_limited(cache, *tiny(workdir), size=120_000)
     assert (status, out) == (1, ""), err
     last = err.splitlines()[-1]
     assert last.startswith(f"failed: a checkpoint cannot be saved in {workdir}/checkpoints: ")
     assert last.endswith(f"last good checkpoint: {workdir}/checkpoints/{before}")
-    assert "Traceback" not in err  # tensorstore has one for every array
+    assert "Traceback" not in err  # tensorstore would print one for every array
     assert newest not in checkpoints(workdir)
     kept = commands.arrays(workdir / "checkpoints" / str(before) / "state")
     for name in saved:

@@ -17,7 +17,7 @@ from tests.support.commands import checkpoints, logged_step
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:
-    """Waits until something is seen, while the process still runs."""
+    """Waits until `condition` holds, while the process still runs."""
     end = time.monotonic() + 120
     while not condition():
         assert process.poll() is None, f"ended too early: {process.communicate()}"
@@ -39,7 +39,7 @@ def kill_inside_a_save(workdir: pathlib.Path, process: subprocess.Popen) -> int:
         half = [path for path in workdir.glob(pattern) if path.is_dir()]
         step = int(half[0].name.partition(".")[0]) if half else None
         if step is not None and step not in checkpoints(workdir):
-            break  # stopped: what is seen now is what the kill leaves
+            break  # the process is stopped: the kill leaves the files as they are now
         os.killpg(process.pid, signal.SIGCONT)
     kill(process)
     assert half[0].is_dir() and step not in checkpoints(workdir)

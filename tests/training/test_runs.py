@@ -1,4 +1,4 @@
-"""What a run leaves behind, and what starts from it, through the real command line."""
+"""The files that a run writes, and the runs that start from them, through the real commands."""
 
 import gzip
 import json
@@ -42,7 +42,7 @@ def test_log_has_every_step_asked_for_once(unbroken):
 
 def test_tensorboard_holds_what_metrics_jsonl_holds(unbroken):
     workdir, _ = unbroken
-    (path,) = (workdir / "tensorboard").iterdir()  # one file a start
+    (path,) = (workdir / "tensorboard").iterdir()  # one file for each start
     content, seen = path.read_bytes(), {}
     while content:  # TFRecord: length, CRC, data, CRC
         (length,) = struct.unpack("<Q", content[:8])
@@ -58,7 +58,7 @@ def test_tensorboard_holds_what_metrics_jsonl_holds(unbroken):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="nothing is set up elsewhere than on Linux")
 def test_takes_a_device_for_each_core_of_a_cpu(tiny, cache, unbroken, tmp_path):
-    """Against the run of the other tests, on one device."""
+    """Compares with the run of the other tests, on one device."""
     expected, run = unbroken[0], tmp_path / "run"
     free = {"XLA_FLAGS": commands.QUICKLY}
     status, out, err = commands.run(cache, *tiny(run), env=free)
@@ -66,8 +66,8 @@ def test_takes_a_device_for_each_core_of_a_cpu(tiny, cache, unbroken, tmp_path):
     most = min(len(os.sched_getaffinity(0)), 6)  # 48 images, 8 or more on each
     devices = max(n for n in range(1, most + 1) if 48 % n == 0)
     assert (f"training on {devices} devices" in err) == (devices > 1)
-    # That the sums are the same is shown in float64 (test_train_step.py): in float32, after three
-    # steps of so few values to normalise, another order of them shows in the third digit.
+    # test_train_step.py compares the sums in float64. In float32, after three steps that normalise
+    # so few values, their order shows in the third digit.
     ours, theirs = commands.metrics(run), commands.metrics(expected)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], rel=0.02)
@@ -136,7 +136,7 @@ def test_expected_result_is_compared(tiny, cache, unbroken):
 
 def test_model_json_decides_unless_overridden_aloud(tiny, cache, unbroken):
     workdir, line = unbroken
-    # Another recipe's model section is of no account in evaluation.
+    # Evaluation ignores the model section of another recipe.
     config = tiny(workdir)[0].replace("tiny.py", "other.py")
     path = pathlib.Path(config.removeprefix("--config="))
     path.write_text(
@@ -167,7 +167,7 @@ def test_loss_that_is_not_finite_stops_the_run(tiny, cache, tmp_path):
     assert "changed since step 6: schedule.base_lr: 0.1 -> 1e+30" in err
     message = err.splitlines()[-1]
     assert message.startswith("failed: ") and "Traceback" not in err
-    assert "at step 8" in message  # step 7 made the parameters what step 8 cannot bear
+    assert "at step 8" in message  # step 7 made the parameters infinite
     assert "learning rate" in message and "e+2" in message
     assert message.endswith(f"last good checkpoint: {workdir / 'checkpoints' / '6'}")
 
@@ -221,8 +221,8 @@ def test_fine_tuning_on_a_folder(cache, unbroken, photos, tmp_path):
     assert last_line(out)["examples"] == 15
     with short_network.in_use():
         before, after = model_dir.read(source), model_dir.read(workdir)
-    assert after.class_names == ("blue", "green", "red")
-    assert after.field("model.width") == 0.1 and after.field("data.image_size") == 16
+    assert after.classes == ("blue", "green", "red")
+    assert after.spec.backbone.width == 0.1 and after.spec.preprocessing.image_size == 16
     assert after.params["classifier"]["kernel"].shape == (1280, 3)
     for name, part in before.params.items():
         if name == "classifier":
@@ -232,7 +232,7 @@ def test_fine_tuning_on_a_folder(cache, unbroken, photos, tmp_path):
         same = [np.array_equal(old, new) for old, new in pairs]
         assert all(same) if frozen else not any(same), name
 
-    # The same run on other classes would go on under wrong names.
+    # The same run on other classes would continue under wrong names.
     (photos / "train" / "red").rename(photos / "train" / "crimson")
     (photos / "val" / "red").rename(photos / "val" / "crimson")
     status, _, err = commands.run(cache, *arguments)
@@ -242,7 +242,7 @@ def test_fine_tuning_on_a_folder(cache, unbroken, photos, tmp_path):
     assert status == 2
     assert f"has no class 'crimson', which is one of folder:{photos}" in err
 
-    # More photos are said, and a finished run says that it is one.
+    # Additional photos are reported, and a finished run is reported as finished.
     for split in ("train", "val"):
         (photos / split / "crimson").rename(photos / split / "red")
     more = photos / "train" / "red" / "more.jpg"
@@ -258,7 +258,7 @@ def test_one_checkpoint_of_a_run_can_be_evaluated(tiny, cache, unbroken):
     workdir, _ = unbroken
     scored = {line["step"]: line for line in commands.metrics(workdir) if line["split"] == "eval"}
     kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
-    step = min(kept & scored.keys())  # the best, which is kept; the last, if that is the best
+    step = min(kept & scored.keys())  # the best, or the last if that is the best
     checkpoint = f"--checkpoint={workdir / 'checkpoints' / str(step)}"
     status, out, err = commands.run(cache, *tiny(workdir), "--mode=eval", checkpoint)
     assert status == 0, err
@@ -267,7 +267,7 @@ def test_one_checkpoint_of_a_run_can_be_evaluated(tiny, cache, unbroken):
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A folder with as many steps an epoch and classes as the digits: nothing is compiled anew."""
+    """A folder with the digits' steps per epoch and classes, so that nothing is compiled again."""
     folder = tmp_path_factory.mktemp("damaged")
     pixels = np.random.default_rng(0).integers(0, 256, (1420, 8, 8, 3), np.uint8)
     for number, image in enumerate(pixels):
@@ -279,7 +279,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     (train / "truncated.jpg").write_bytes(whole[:-40])
     (train / "zero.jpg").write_bytes(b"")
     (train / "text.png").write_text("no image")
-    Image.fromarray(pixels[0]).convert("CMYK").save(train / "cmyk.jpg")  # which is an image
+    Image.fromarray(pixels[0]).convert("CMYK").save(train / "cmyk.jpg")  # this one is readable
     return folder
 
 
@@ -306,7 +306,7 @@ def test_unreadable_images_are_skipped_aloud_or_stop_the_run(
     assert last_line(out)["examples"] == 20
     said = [line.removeprefix("skipping ") for line in err.splitlines() if "skipping" in line]
     reasons = dict(line.split(": ", 1) for line in said)
-    assert len(said) == 3 and reasons.keys() == names  # once each, though two epochs meet them
+    assert len(said) == 3 and reasons.keys() == names  # once each, in spite of two epochs
     assert "truncated" in reasons[str(bad / "truncated.jpg")]
     assert "0 bytes" in reasons[str(bad / "zero.jpg")]
     assert "not the bytes of an image" in reasons[str(bad / "text.png")]
