@@ -34,13 +34,13 @@ def ours(photos: str, setting: int, decode_as: str) -> Batches:
     from mbv2_jax.data.loader import train_batches
     from mbv2_jax.data.sources import open_source
     from mbv2_jax.data.transforms.pipeline import make_transform
-    from mbv2_jax.tasks import classification
+    from mbv2_jax.tasks.classification.task import Classification
 
     source = open_source(f"folder:{photos}", "train")
     batches = train_batches(
         source,
         make_transform("random_resized_crop(size)|random_flip(0.5)", SIZE),
-        classification.COLLATOR,
+        Classification(),
         batch_size=BATCH,
         seed=0,
         start=0,

@@ -169,7 +169,7 @@ def memory(options: argparse.Namespace) -> None:
     """
     from mbv2_jax.data import loader
     from mbv2_jax.data.transforms import pipeline
-    from mbv2_jax.tasks import classification
+    from mbv2_jax.tasks.classification.task import Classification
 
     workers = len(os.sched_getaffinity(0))
     source = open_source(f"folder:{options.photos}", "train")
@@ -177,7 +177,7 @@ def memory(options: argparse.Namespace) -> None:
     batches = loader.train_batches(
         source,
         pipeline.make_transform("random_resized_crop(size)|random_flip(0.5)", input_peers.SIZE),
-        classification.COLLATOR,
+        Classification(),
         batch_size=input_peers.BATCH,
         seed=0,
         start=0,
