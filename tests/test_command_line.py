@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+from tests.support import REPOSITORY
 
 
 def run(*arguments: str, devices: int = 1) -> subprocess.CompletedProcess[str]:
