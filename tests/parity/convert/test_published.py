@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from mbv2_jax.convert.published import PUBLISHED
+from mbv2_jax.data.sample import Sample
 from mbv2_jax.data.transforms.pipeline import make_transform
 from tests.support import peers
 
@@ -13,7 +14,7 @@ def crop(name: str, image: Image.Image) -> np.ndarray:
     """Returns our evaluation crop for published weights: (size, size, 3) uint8."""
     preprocessing = PUBLISHED[name].preprocessing
     transform = make_transform(preprocessing.eval_transforms, preprocessing.image_size)
-    return np.asarray(transform(image, np.random.default_rng(0)))
+    return transform(Sample(image, id=""), np.random.default_rng(0)).image
 
 
 @pytest.fixture(scope="module", params=[(500, 375), (333, 500), (240, 201)], ids=str)
