@@ -10,7 +10,7 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
 import pytest
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+from tests.support import REPOSITORY
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,9 +1,7 @@
 """The benchmarks run, and what they work out of their measurements is right."""
 
-import argparse
 import csv
 import itertools
-import pathlib
 import subprocess
 import sys
 
@@ -14,8 +12,7 @@ from PIL import Image
 from benchmarks import cpu, gpu, gpu_peers, input_peers, input_pipeline, report, startup
 from benchmarks.input_pipeline import Run
 from mbv2_jax.errors import UserError
-
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+from tests.support import REPOSITORY
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="the benchmark pins processes to cores, and reads /proc"
@@ -132,30 +129,6 @@ def test_memory_counts_processes_below():
     assert 100 < grown < 150
 
 
-@pytest.mark.slow
-def test_ways_on_a_cpu_are_compared_measured_and_written(tmp_path, capsys):
-    path = tmp_path / "cpu.csv"
-    # The loss after a step of 8 small images depends on rounding in its third digit.
-    small = ["--image-size=64", "--batch=8", "--rounds=1", "--seconds=0.01", "--tolerance=0.02"]
-    few = ["--ways=ours,torch", "--allocator=default", "--cores=1", f"--output={path}"]
-    assert cpu.main([*small, *few]) == 0
-    printed = capsys.readouterr().out
-    assert "inference, batch 8 at 64 pixels, 1 core, allocator default" in printed
-    rows = report.read(path)
-    assert [(row["task"], row["way"]) for row in rows] == [
-        ("inference", "ours"),
-        ("inference", "torch"),
-        ("training", "ours"),
-        ("training", "torch"),
-    ]
-    for row in rows:
-        assert float(row["images_per_second"]) > 0
-        # A process with jax or torch and 14 MB of weights; torch's CUDA build holds more.
-        assert 100 < float(row["peak_mib"]) < 5000
-    assert "torchvision" in rows[0]["versions"]
-    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_ratios_to_torch_and_to_ours_are_of_the_medians():
     rows = report.rates({"ours": [0.5, 0.1, 0.2], "torch": [0.4, 0.8, 0.1]}, batch=32)
     # Medians of 64, 320, 160 and of 80, 40, 320 images per second.
@@ -237,19 +210,6 @@ def test_depthwise_lowerings_are_measured_and_written(tmp_path, monkeypatch, cap
     assert [row["way"] for row in rows] == ["convolution", "shifted-sums", "triton"]
     assert all(float(row["images_per_second"]) > 0 and float(row["share"]) > 0 for row in rows)
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.slow
-def test_a_network_is_measured_for_the_gpu_benchmark(monkeypatch):
-    # Where others work, too, torch's threads wait for one another for seconds.
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    options = argparse.Namespace(device="cpu", image_size=32, rounds=1, seconds=0.01)
-    job = {"task": "inference", "batch": 2, "dtype": "float32"}
-    # That XLA knows the options, too: it ends a process that has one which it does not.
-    ways = [*gpu.FLAGS, "torch"]
-    rows, versions = gpu.compare(ways, None, options, **job)
-    assert [row["way"] for row in rows] == ways
-    assert {"jax", "torch"} <= set(versions)
 
 
 def test_without_a_gpu_its_benchmark_says_so(tmp_path, monkeypatch, capsys):

@@ -2,14 +2,13 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 import tarfile
 
 import pytest
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+from tests.support import REPOSITORY
 
 
 @pytest.mark.slow  # 20 minutes on 4 cores

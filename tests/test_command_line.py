@@ -16,8 +16,7 @@ import pytest
 from PIL import Image
 
 from mbv2_jax.training import settings
-
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+from tests.support import REPOSITORY
 
 
 def run(*arguments: str, devices: int = 1) -> subprocess.CompletedProcess[str]:

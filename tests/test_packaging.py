@@ -1,12 +1,12 @@
 """setup.cfg ships every package, and the names that users import resolve."""
 
 import configparser
-import pathlib
 import subprocess
 import sys
 
+from tests.support import REPOSITORY
+
 BESIDE = ("configs", "convert")  # these folders install inside the package
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
 def test_every_package_is_shipped():

@@ -14,7 +14,7 @@ from PIL import Image
 
 import mbv2_jax
 from mbv2_jax.inference import Predictor
-from tests.support import commands, tiny_model
+from tests.support import REPOSITORY, commands, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def predictor(folder) -> Predictor:
 def predict(folder, tmp_path_factory):
     """Returns the function that runs `python -m mbv2_jax.predict` in the folder of images."""
     environment = commands.environment(tmp_path_factory.mktemp("compiled"))
-    environment["PYTHONPATH"] = str(commands.REPOSITORY)
+    environment["PYTHONPATH"] = str(REPOSITORY)
 
     def run(*arguments: str | bytes, text: bool = True, stderr: int = subprocess.PIPE):
         return subprocess.run(
@@ -200,7 +200,7 @@ def test_help_teaches_without_jax():
         "assert 'jax' not in sys.modules\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=commands.REPOSITORY, capture_output=True, text=True
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert "python -m mbv2_jax.predict cat.jpg dog.png --checkpoint=mmpretrain" in done.stdout

@@ -8,24 +8,18 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from jax.experimental.compilation_cache import compilation_cache
-from ml_collections import ConfigDict
 from PIL import Image
 
 from mbv2_jax import main, model_dir
 from mbv2_jax.command_line import flatten
-from mbv2_jax.data import loader
 from mbv2_jax.errors import UserError
 from mbv2_jax.models import profile
 from mbv2_jax.training import config as config_lib
-from mbv2_jax.training.schedule import schedule
-from tests.support import peers
+from tests.support.recipes import rates, recipe, steps_per_epoch
 
-TRAIN_EXAMPLES = 1_281_167
 RECIPES = [
     "mobilenet_v2_8xb32_in1k",
     "mobilenet_v2_dli14_150",
@@ -35,10 +29,6 @@ RECIPES = [
     "mobilenet_v2_tpu_4096",
 ]
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
-
-
-def recipe(name: str, *arguments: str) -> ConfigDict:
-    return importlib.import_module(f"mbv2_jax.configs.{name}").get_config(*arguments)
 
 
 def test_every_imagenet_recipe_is_tested_here():
@@ -182,58 +172,6 @@ def test_hyperparameters_are_the_originals(name):
     mean, std = np.array([0.485, 0.456, 0.406]) * 255, np.array([0.229, 0.224, 0.225]) * 255
     np.testing.assert_allclose(found["data.mean"], mean, rtol=1e-12)
     np.testing.assert_allclose(found["data.std"], std, rtol=1e-12)
-
-
-def steps_per_epoch(config: ConfigDict) -> int:
-    return loader.steps_per_epoch(TRAIN_EXAMPLES, config.batch_size, config.data.last_batch)
-
-
-def rates(config: ConfigDict, steps: Any) -> np.ndarray:
-    """Returns the learning rates of these steps, in float64."""
-    per_epoch = steps_per_epoch(config)
-    total = loader.epochs_to_steps(config.num_epochs, per_epoch)
-    with jax.enable_x64(True):
-        section = config_lib.read(config).schedule
-        rate = jax.jit(jax.vmap(schedule(section, config.batch_size, per_epoch, total)))
-        return np.asarray(rate(jnp.asarray(steps)))
-
-
-def test_torchvisions_schedule_is_theirs_at_the_beginning_of_each_epoch():
-    """Their rate is constant within an epoch; the two calls are those of its train.py."""
-    config = recipe("mobilenet_v2_torchvision_v2")
-    sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=0.5)
-    rise = torch.optim.lr_scheduler.LinearLR(sgd, start_factor=0.01, total_iters=5)
-    fall = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, T_max=600 - 5)
-    scheduler = torch.optim.lr_scheduler.SequentialLR(sgd, [rise, fall], milestones=[5])
-    theirs = []
-    for _ in range(600):
-        theirs.append(sgd.param_groups[0]["lr"])
-        sgd.step()
-        scheduler.step()
-    # float64; theirs is a product of 600 factors.
-    np.testing.assert_allclose(rates(config, 1251 * np.arange(600)), theirs, rtol=1e-9)
-    # It is never far from theirs: within the first epoch the rate rises by a fifth of 0.5.
-    assert rates(config, [1250])[0] < theirs[1]
-
-
-def test_timms_schedule_is_theirs_at_the_beginning_of_each_epoch_after_the_warm_up():
-    peers.timm()
-    from timm.scheduler import StepLRScheduler
-
-    config = recipe("mobilenet_v2_timm_ra")
-    sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=0.048)
-    # The flag --warmup-prefix came later; train.py leaves it off.
-    scheduler = StepLRScheduler(
-        sgd, 2.4, 0.97, warmup_t=3, warmup_lr_init=1e-6, warmup_prefix=False
-    )
-    theirs = []
-    for epoch in range(450):
-        scheduler.step(epoch)
-        theirs.append(sgd.param_groups[0]["lr"])
-    ours = rates(config, 1668 * np.arange(450))
-    np.testing.assert_allclose(ours[3:], theirs[3:], rtol=1e-12)
-    # Within the warm-up ours falls once, 2.4 epochs after its beginning, later than these three.
-    np.testing.assert_allclose(ours[:3], theirs[:3], rtol=1e-12)
 
 
 def test_tensorflows_schedule_is_theirs_from_the_end_of_the_warm_up():

@@ -18,9 +18,8 @@ from PIL import Image
 from mbv2_jax.analysis import command
 from mbv2_jax.data import classes, sources
 from mbv2_jax.errors import RunFailed, UserError
+from tests.support import REPOSITORY
 from tests.support.coded import CodedSource
-
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
 def photo(size: tuple[int, int] = (40, 30), mode: str = "RGB") -> bytes:

@@ -8,7 +8,6 @@ import pytest
 from mbv2_jax.data import labels
 from mbv2_jax.data.classes import IMAGENET_NAMES, IMAGENET_WNIDS
 from mbv2_jax.errors import UserError
-from tests.support import peers
 from tests.support.coded import CodedSource
 
 # ImageNet's class numbers, with both cranes and the last class.
@@ -66,17 +65,6 @@ def test_a_thousand_other_wordnet_ids_are_not_taken_for_imagenets():
     # Nor by their order if all but one are ImageNet's.
     with pytest.raises(UserError, match="no class 'n99999999'"):
         match([*IMAGENET_WNIDS[:-1], "n99999999"], IMAGENET_NAMES)
-
-
-def test_imagenets_names_in_mmpretrains_wording_are_the_same_classes():
-    peers.mmpretrain()
-    from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
-
-    short = [name.partition(",")[0] for name in IMAGENET_CATEGORIES]
-    assert short.count("crane") == 2  # and 'maillot': no name would tell them apart
-    found, how = match(IMAGENET_CATEGORIES, short)
-    assert found == tuple(range(1000))
-    assert "another wording" in how
 
 
 def test_class_that_the_model_lacks_is_refused_by_name():

@@ -14,7 +14,7 @@ from PIL import Image
 import mbv2_jax
 from mbv2_jax import model_dir
 from mbv2_jax.inference import Predictor
-from tests.support import commands, peers, tiny_model
+from tests.support import REPOSITORY, commands, peers, tiny_model
 
 
 def test_prediction_of_a_file_is_torchvisions(tmp_path):
@@ -121,7 +121,7 @@ def test_photos_are_named_as_mmpretrain_names_them(check_data, tmp_path):
             f"--checkpoint={weights}",
         ],
         env=commands.environment(tmp_path),
-        cwd=commands.REPOSITORY,
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
     )

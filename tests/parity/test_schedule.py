@@ -1,8 +1,6 @@
 """The learning-rate schedules against torch.optim.lr_scheduler, step by step."""
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +13,8 @@ from mbv2_jax.configs import mobilenet_v2_8xb32_in1k
 from mbv2_jax.data import loader
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training.schedule import schedule
-from mbv2_jax.training.settings import Schedule
 from tests.support import peers
-
-STEPS_PER_EPOCH = 7
-EPOCHS = 12
-STEPS = EPOCHS * STEPS_PER_EPOCH
-BASE = 0.3
-
-
-def ours(settings: Schedule, steps: int = STEPS, batch_size: int = 256) -> np.ndarray:
-    """Returns the rate of each step, under jit as in training."""
-    rate = jax.jit(schedule(settings, batch_size, STEPS_PER_EPOCH, STEPS))
-    return np.asarray([rate(jnp.int32(step)) for step in range(steps)])
-
-
-def settings(name: str = "constant", **fields: Any) -> Schedule:
-    return Schedule(name=name, base_lr=BASE, **fields)
+from tests.support.schedules import BASE, STEPS, STEPS_PER_EPOCH, assert_close, ours, settings
 
 
 def torchs(
@@ -52,16 +35,6 @@ def torchs(
     return np.asarray(rates)
 
 
-def assert_close(ours: np.ndarray, theirs: np.ndarray | list[float]) -> None:
-    # The rate is float32, torch's is a Python float. Factor, power and cosine each round by up to
-    # 6e-8 of their result, and a power of n carries n roundings of its base (n <= 12 here).
-    np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=1e-8)
-
-
-def test_constant():
-    np.testing.assert_array_equal(ours(settings()), np.full(STEPS, np.float32(BASE)))
-
-
 def test_step_is_torchs_multi_step_by_epoch():
     theirs = torchs(lambda sgd: lr_scheduler.MultiStepLR(sgd, [3, 5, 10], 0.2), by_epoch=True)
     assert_close(ours(settings("step", milestones=(3, 5, 10), factor=0.2)), theirs)
@@ -76,13 +49,6 @@ def test_exponential_is_torchs_by_epoch():
 def test_cosine_is_torchs_by_step(min_lr):
     theirs = torchs(lambda sgd: lr_scheduler.CosineAnnealingLR(sgd, STEPS, min_lr))
     assert_close(ours(settings("cosine", min_lr=min_lr)), theirs)
-
-
-@pytest.mark.parametrize("name", ["cosine", "poly"])
-def test_cosine_and_poly_stay_at_their_end(name):
-    found = ours(settings(name, min_lr=0.02), STEPS + 5)[STEPS:]
-    # torch's cosine would rise again. Rounded to float32 twice: base - (base - min_lr).
-    np.testing.assert_allclose(found, np.full(5, 0.02), rtol=1e-6)
 
 
 @pytest.mark.parametrize("power", [0.9, 1.0, 2.0])
@@ -123,18 +89,6 @@ def test_warm_up_is_torchs_linear():
     assert_close(ours(in_steps), theirs)
 
 
-def test_warm_up_starts_at_zero_by_default():
-    # A torch warm-up cannot start at 0.
-    expected = [0.0, BASE / 4, BASE / 2, BASE * 3 / 4, BASE, BASE]
-    assert_close(ours(settings(warmup_epochs=4 / STEPS_PER_EPOCH), 6), expected)
-    assert_close(ours(settings(warmup_steps=4), 6), expected)
-
-
-def test_warm_up_of_no_steps_is_none():
-    none = settings(warmup_epochs=2.0, warmup_steps=0)
-    np.testing.assert_array_equal(ours(none), ours(settings()))
-
-
 @pytest.mark.parametrize("warmup", [{"warmup_epochs": 2.0}, {"warmup_steps": 2 * STEPS_PER_EPOCH}])
 def test_cosine_falls_over_what_the_warm_up_leaves(warmup):
     steps = 2 * STEPS_PER_EPOCH
@@ -156,14 +110,6 @@ def test_warm_up_multiplies_a_rate_that_falls_meanwhile():
 
     falling = settings("exponential", factor=0.9, warmup_epochs=3.0, warmup_start=0.1)
     assert_close(ours(falling), torchs(make))
-
-
-@pytest.mark.parametrize(("batch_size", "expected"), [(256, 0.1), (1024, 0.4), (96, 0.0375)])
-def test_rate_follows_the_batch_if_a_reference_is_given(batch_size, expected):
-    fixed = Schedule(base_lr=0.1)
-    assert ours(fixed, 1, batch_size)[0] == np.float32(0.1)
-    scaled = dataclasses.replace(fixed, reference_batch_size=256)
-    assert ours(scaled, 1, batch_size)[0] == np.float32(expected)
 
 
 @pytest.mark.parametrize(("wide", "tolerance"), [(False, 1e-5), (True, 1e-12)])
@@ -195,22 +141,3 @@ def test_pages_recipe_is_mmengines_in_all_300_epochs(wide, tolerance):
     # mmengine's product of 300 factors rounds 300 times by 1e-16.
     expected = np.repeat(theirs, len(inside))
     np.testing.assert_allclose(ours, expected, rtol=tolerance)
-
-
-def test_exponential_falls_after_every_so_many_epochs_counted_in_steps():
-    """TensorFlow's ExponentialDecay(staircase=True): rate * factor ** floor(step / decay_steps)."""
-    # 2.4 epochs of 7 steps are 16.8 steps, rounded to 17.
-    expected = [BASE * 0.9 ** (step // 17) for step in range(STEPS)]
-    assert_close(ours(settings("exponential", factor=0.9, decay_epochs=2.4)), expected)
-    assert len(set(expected[:18])) == 2
-    # A duration shorter than a step is one step.
-    short = settings("exponential", factor=0.9, decay_epochs=0.01)
-    assert_close(ours(short, 5), [BASE * 0.9**step for step in range(5)])
-
-
-def test_warm_up_and_staircase_are_hand_computed():
-    # 1.5 epochs are 10.5 steps, rounded to the even 10; 3 epochs are 21 steps.
-    staircase = settings("exponential", factor=0.5, decay_epochs=1.5, warmup_epochs=3.0)
-    # Both count from the start of training, as in TensorFlow and timm.
-    expected = [BASE * 0.5 ** (step // 10) * min(1, step / 21) for step in range(STEPS)]
-    assert_close(ours(staircase), expected)

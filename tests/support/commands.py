@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+from tests.support import REPOSITORY
+
 # The command itself, and with fewer layers, for what does not depend on how many there are.
 WHOLE, SHORT = "mbv2_jax.main", "tests.support.short_network"
 

@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 
-from tests.support import commands
+from tests.support import REPOSITORY, commands
 
 # Lower than the default, or every death would take the tests a minute and a half.
 HEARTBEAT = 10  # seconds
@@ -59,7 +59,7 @@ def start(
             f"--config.distributed.heartbeat_timeout={HEARTBEAT}",
             *(each[index] if each else ()),
             module=module,
-            cwd=folders[index] if folders else commands.REPOSITORY,
+            cwd=folders[index] if folders else REPOSITORY,
             env={
                 "JAX_ENABLE_X64": "1",
                 # Nobody else is to reach it.

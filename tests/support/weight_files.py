@@ -3,16 +3,19 @@
 import pathlib
 import random
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 
 from mbv2_jax.convert import readers
 from mbv2_jax.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
 
-def assert_is(found: dict[str, np.ndarray], expected: dict[str, torch.Tensor]) -> None:
+
+def assert_is(found: dict[str, np.ndarray], expected: dict[str, "torch.Tensor"]) -> None:
     """Asserts the same names in the same order, the same types, the same bits."""
     assert list(found) == list(expected)
     for name, tensor in expected.items():

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from mbv2_jax.errors import UserError
 from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.training import compile as compile_lib
-from tests.support.commands import REPOSITORY
+from tests.support import REPOSITORY
 
 RECIPE = "--config=configs/mobilenet_v2_tpu_4096.py"
 KEYS = {

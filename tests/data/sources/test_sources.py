@@ -1,62 +1,20 @@
-"""Folders, compared with torchvision's ImageFolder, TFDS datasets, and wrong names."""
+"""Folders, TFDS datasets, and wrong names."""
 
 import dataclasses
 import hashlib
 import shutil
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from mbv2_jax.data import sources
-from mbv2_jax.data.sample import Sample
 from mbv2_jax.data.sources import identity, open_source
 from mbv2_jax.errors import UserError
-from tests.support import peers
-
-
-def write(path, *names) -> None:
-    """Writes an image file at each path; its one grey level tells it from the others."""
-    for level, name in enumerate(names):
-        file = path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((8, 8), level, np.uint8)).save(
-            file, {".webp": "WEBP", ".png": "PNG", ".bmp": "BMP"}.get(file.suffix, "JPEG")
-        )
+from tests.support.flowers import write, write_flowers
 
 
 @pytest.fixture
 def flowers(tmp_path):
-    write(
-        tmp_path / "train",
-        "tulip/b.jpg",
-        "tulip/a.JPEG",
-        "rose/x.png",
-        "rose/y.webp",
-        "Iris/more/deep.bmp",
-        "Iris/z.jpg",
-        "Iris/10.jpg",
-        "Iris/9.jpg",
-        "Iris/more-2/a.jpg",
-    )
-    (tmp_path / "train" / "tulip" / "notes.txt").write_text("no image")
-    (tmp_path / "train" / "index.html").write_text("no class")
-    write(tmp_path / "val", "Iris/1.jpg", "rose/1.jpg", "tulip/1.jpg")
-    return tmp_path
-
-
-def test_folder_is_in_the_order_of_torchvision(flowers):
-    peers.torchvision()
-    from torchvision.datasets import ImageFolder
-
-    expected = ImageFolder(str(flowers / "train"))
-    source = open_source(f"folder:{flowers}", "train")
-    assert source.class_names == tuple(expected.classes)
-    assert len(source) == len(expected.samples) == 9
-    for i, (path, label) in enumerate(expected.samples):
-        assert source.describe(i) == path
-        with open(path, "rb") as file:
-            assert source[i] == Sample(file.read(), path, {"label": label})
+    return write_flowers(tmp_path)
 
 
 def test_the_identity_of_a_split_is_its_size_its_classes_and_its_ends(flowers):

@@ -16,7 +16,7 @@ import pytest
 import mbv2_jax
 from mbv2_jax.data.classes import IMAGENET_WNIDS
 from mbv2_jax.inference import Predictor
-from tests.support import commands, peers
+from tests.support import REPOSITORY, commands, peers
 
 # Logits are from -3 to 14. Both sides compute in float32 through 53 layers and order their sums
 # differently: 1.8e-5 was measured with BatchNorm folded and 1.5e-5 without, and other machines may
@@ -40,7 +40,7 @@ def converted(weights, folder) -> pathlib.Path:
     """The model directory to which mmpretrain's file is converted."""
     process = subprocess.run(
         [sys.executable, "-m", "convert", str(weights), f"--output={folder / 'mm'}"],
-        cwd=commands.REPOSITORY,
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
     )

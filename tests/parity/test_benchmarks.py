@@ -1,0 +1,44 @@
+"""Benchmarks of our network beside torch's."""
+
+import argparse
+
+import pytest
+
+from benchmarks import cpu, gpu, report
+
+
+@pytest.mark.slow
+def test_ways_on_a_cpu_are_compared_measured_and_written(tmp_path, capsys):
+    path = tmp_path / "cpu.csv"
+    # The loss after a step of 8 small images depends on rounding in its third digit.
+    small = ["--image-size=64", "--batch=8", "--rounds=1", "--seconds=0.01", "--tolerance=0.02"]
+    few = ["--ways=ours,torch", "--allocator=default", "--cores=1", f"--output={path}"]
+    assert cpu.main([*small, *few]) == 0
+    printed = capsys.readouterr().out
+    assert "inference, batch 8 at 64 pixels, 1 core, allocator default" in printed
+    rows = report.read(path)
+    assert [(row["task"], row["way"]) for row in rows] == [
+        ("inference", "ours"),
+        ("inference", "torch"),
+        ("training", "ours"),
+        ("training", "torch"),
+    ]
+    for row in rows:
+        assert float(row["images_per_second"]) > 0
+        # A process with jax or torch and 14 MB of weights; torch's CUDA build holds more.
+        assert 100 < float(row["peak_mib"]) < 5000
+    assert "torchvision" in rows[0]["versions"]
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_a_network_is_measured_for_the_gpu_benchmark(monkeypatch):
+    # Where others work, too, torch's threads wait for one another for seconds.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    options = argparse.Namespace(device="cpu", image_size=32, rounds=1, seconds=0.01)
+    job = {"task": "inference", "batch": 2, "dtype": "float32"}
+    # That XLA knows the options, too: it ends a process that has one which it does not.
+    ways = [*gpu.FLAGS, "torch"]
+    rows, versions = gpu.compare(ways, None, options, **job)
+    assert [row["way"] for row in rows] == ways
+    assert {"jax", "torch"} <= set(versions)
