@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
@@ -11,8 +12,8 @@ from mbv2_jax.spec import Backbone, ModelSpec, Preprocessing, TrainingMode
 from mbv2_jax.tasks.classification.settings import Head, Settings
 from mbv2_jax.training import settings
 
-DECLARATIONS = (Backbone, Preprocessing, TrainingMode, Head, Settings, settings.Run)
-DECLARATIONS += tuple(settings.SECTIONS.values())
+DECLARATIONS: list[Any] = [Backbone, Preprocessing, TrainingMode, Head, Settings, settings.Run]
+DECLARATIONS += settings.SECTIONS.values()
 FIELDS = [
     pytest.param(field, id=f"{cls.__name__}.{field.name}")
     for cls in DECLARATIONS

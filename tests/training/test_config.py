@@ -63,7 +63,7 @@ def test_sections_become_frozen_settings():
     assert settings.checkpoint.best_metric == "top1"  # the task's
     assert settings.task is Classification
     with pytest.raises(dataclasses.FrozenInstanceError):
-        settings.run.batch_size = 16
+        settings.run.batch_size = 16  # type: ignore[misc] # that is the test
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import struct
 import threading
 import time
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,15 +90,16 @@ def log(tmp_path, monkeypatch):
     config = default.get_config()
     config.batch_size = 8
     config.log.every_steps = 5
-    unused = ("spec", "train_source", "train_transform", "evaluation", "start_from")
-    unused += ("resumed_step", "damaged", "mesh", "group")
+    unused: Any = dict.fromkeys(
+        "spec train_source train_transform evaluation start_from resumed_step damaged mesh group".split()
+    )
     run = Plan(
         settings=config_lib.read(config),
         task=Classification(),
         workdir=tmp_path,
         steps_per_epoch=100,
         total_steps=1000,
-        **dict.fromkeys(unused),
+        **unused,
     )
 
     def log(load: float, compute: float, start: int = 0) -> tuple[Machine, run_logging.RunLog]:
