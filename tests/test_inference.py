@@ -372,7 +372,7 @@ def test_init_model_refuses_what_is_no_model(tmp_path):
         mbv2_jax.init_model(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"no variant 'mobilenet_v2_1\.0_244': did you mean"):
         mbv2_jax.init_model("mobilenet_v2_1.0_244")
-    with pytest.raises(UserError, match=r"'torchvison' is no file.*did you mean 'torchvision'"):
+    with pytest.raises(UserError, match=r"'torchvison' is not a file.*did you mean 'torchvision'"):
         mbv2_jax.init_model("torchvison")
 
 

@@ -159,7 +159,7 @@ def test_bar_is_for_a_terminal_and_not_in_the_table(predict):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["0.png", "--checkpoint=nothing"], "error: 'nothing' is no file"),
+        (["0.png", "--checkpoint=nothing"], "error: 'nothing' is not a file"),
         (["0.png", "--checkpoint=model", "--topk=0"], "--topk=0: give 1 or more"),
         (["0.png", "--checkpoint=model", "--topk=two"], "'two'"),
         (["0.png", "--checkpoint=model", "--batch-size=0"], "--batch-size=0: give 1 or more"),

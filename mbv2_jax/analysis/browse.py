@@ -251,7 +251,7 @@ def _caption(settings: "Settings", task: "Task", epoch: int, height: int, width:
         data.train_transforms,
     ]
     if task.augmentations:
-        lines.append(f"before {' and '.join(task.augmentations)}, which run on the device")
+        lines.append(f"before {' and '.join(task.augmentations)}, on the device")
     return lines
 
 

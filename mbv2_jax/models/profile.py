@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,6 @@ from flax import linen as nn
 
 from mbv2_jax.models.classifier import Classifier
 from mbv2_jax.models.layers import Conv, ConvNorm
-
-# The layers with a kernel. A `ConvNorm` is one layer with the `Conv` inside it.
-LAYERS = (ConvNorm, Conv, nn.Dense)
 
 
 @dataclass(frozen=True)
@@ -56,65 +53,56 @@ def profile(model: nn.Module, image_size: int) -> Profile:
     """Measures `model` on one image of (image_size, image_size, 3).
 
     Args:
-      model: a network of the layers in LAYERS, such as `MobileNetV2`.
+      model: a network of `ConvNorm`, `Conv` and `nn.Dense` layers, such as `MobileNetV2`.
       image_size: pixels.
     """
-    calls = _trace(model, image_size)
-    params = calls.params
-    rows, page_count = [], calls.pooled
-    for layer, shape in calls.layers:
+    params, calls = _trace(model, image_size)
+    rows, page_count = [], 0
+    for module, inputs, outputs in calls:
+        if isinstance(module, Classifier):
+            page_count += prod(inputs)  # its average pool
+            continue
         tree = params
-        for key in layer.path:
+        for key in module.path:
             tree = tree[key]
-        kernel = tree["conv"]["kernel"] if isinstance(layer, ConvNorm) else tree["kernel"]
-        positions = prod(shape[:-1])  # how often the kernel is applied
-        row = Row("/".join(layer.path), shape, _size(tree), positions * kernel.size)
+        kernel = tree["conv"]["kernel"] if isinstance(module, ConvNorm) else tree["kernel"]
+        positions = prod(outputs[:-1])  # how often the kernel is applied
+        row = Row("/".join(module.path), outputs, _size(tree), positions * kernel.size)
         rows.append(row)
-        if not isinstance(layer, nn.Dense):
+        if not isinstance(module, nn.Dense):
             page_count += row.multiply_adds
-        if isinstance(layer, ConvNorm):
-            page_count += prod(shape) * (3 if layer.relu6 else 2)
+        if isinstance(module, ConvNorm):
+            page_count += prod(outputs) * (3 if module.relu6 else 2)
     multiply_adds = sum(row.multiply_adds for row in rows)
     return Profile(_size(params), multiply_adds, page_count, tuple(rows))
 
 
-@dataclass
-class _Calls:
-    """The calls that a network makes.
+class _Call(NamedTuple):
+    """A call of a layer: the shapes of its input and output for one image."""
 
-    Attributes:
-      params: its parameters' shapes.
-      layers: each layer with the shape of its output for one image.
-      pooled: number of elements that the classifier pools.
-    """
-
-    params: Any
-    layers: list[tuple[nn.Module, tuple[int, ...]]]
-    pooled: int = 0
+    module: nn.Module
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
 
 
-def _trace(model: nn.Module, image_size: int) -> _Calls:
-    calls = _Calls(None, [])
-    inside: list[nn.Module] = []  # the layers whose calls are under way
+def _trace(model: nn.Module, image_size: int) -> tuple[Any, list[_Call]]:
+    """Returns the shapes of a network's parameters, and its layers' calls in order."""
+    calls: list[_Call] = []
 
     def watch(run: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        module = context.module
-        if context.method_name != "__call__" or inside:
-            return run(*args, **kwargs)
-        if isinstance(module, Classifier):
-            calls.pooled += prod(args[0].shape[1:])
-        if not isinstance(module, LAYERS):
-            return run(*args, **kwargs)
-        inside.append(module)
         result = run(*args, **kwargs)
-        inside.pop()
-        calls.layers.append((module, result.shape[1:]))
+        module = context.module
+        counted = isinstance(module, ConvNorm | Conv | nn.Dense | Classifier)
+        # The convolution of a ConvNorm is a part of that layer.
+        counted = counted and not isinstance(module.parent, ConvNorm)
+        if counted and context.method_name == "__call__":
+            calls.append(_Call(module, args[0].shape[1:], result.shape[1:]))
         return result
 
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     with nn.intercept_methods(watch):
-        calls.params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    return calls
+        params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    return params, calls
 
 
 def table(measured: Profile) -> str:

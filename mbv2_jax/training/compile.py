@@ -20,6 +20,8 @@ from ml_collections import ConfigDict
 from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.errors import RunFailed, UserError, first_line, nearest
 from mbv2_jax.runtime import mesh as mesh_lib
+from mbv2_jax.spec import ModelSpec
+from mbv2_jax.tasks.task import Task
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import program as program_lib
 from mbv2_jax.training.config import Settings
@@ -81,6 +83,7 @@ def compile_for(
         config that leaves the classes open. RunFailed: the step does not fit the memory.
     """
     settings = config_lib.read(config)
+    _resolve(settings)  # a config that leaves the head open is refused without libtpu, too
     mesh = topology_mesh(topology)
     start = time.monotonic()
     compiled = compile_step(settings, mesh, options)
@@ -165,9 +168,7 @@ def compile_step(
     """
     batch_size = settings.run.batch_size
     mesh_lib.check_batch(mesh, batch_size)
-    spec, task = config_lib.resolve(settings, None)
-    if task.head is None:
-        raise UserError(task.open_head)
+    spec, task = _resolve(settings)
     steps = _STEPS_PER_EPOCH
     program = program_lib.build(settings, spec, task, mesh, steps, steps * _EPOCHS)
     transform = pipeline.make_transform(
@@ -184,6 +185,14 @@ def compile_step(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise RunFailed(out_of_memory(str(error), batch_size // mesh.size)) from None
+
+
+def _resolve(settings: Settings) -> tuple[ModelSpec, Task]:
+    """Resolves a config without its data; raises UserError if it leaves the head to the data."""
+    spec, task = config_lib.resolve(settings, None)
+    if task.head is None:
+        raise UserError(task.open_head)
+    return spec, task
 
 
 def _memory(analysis: Any) -> int:

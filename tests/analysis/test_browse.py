@@ -19,7 +19,8 @@ from mbv2_jax.data.sample import Sample
 from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.errors import UserError
 from mbv2_jax.runtime import mesh as mesh_lib
-from mbv2_jax.training import loop, step_rate
+from mbv2_jax.training import config as config_lib
+from mbv2_jax.training import step_rate
 from tests.support.coded import CodedSource, LabelCollator
 
 SIZE = 128  # images of this size are shown unscaled
@@ -132,14 +133,21 @@ def test_an_image_without_a_class_is_named_by_its_id():
     assert named.batch_spec((4, 5))["image"].shape == (4, 5, 3)
 
 
+def last_line(config: ConfigDict, **changes: float) -> str:
+    """Returns the last line above the images of a changed config."""
+    config.update(changes)
+    settings = config_lib.read(config)
+    _, task = config_lib.resolve(settings, None)
+    return browse._caption(settings, task, 0, 224, 224)[-1]
+
+
 def test_the_caption_mentions_mixing(run, photos):
     run(*flags(photos), "--config.mixup_alpha=0.2", "--config.cutmix_alpha=1.0")
     picture = np.asarray(Image.open("browse.png"))
     config = command_line.load_config("finetune_folder").copy_and_resolve_references()
-    config.mixup_alpha = 0.2
-    assert browse._caption(config, 0, 224, 224)[-1] == "before mixup, on the device"
-    config.cutmix_alpha = 1.0
-    assert browse._caption(config, 0, 224, 224)[-1] == "before mixup and cutmix, on the device"
+    assert last_line(config, mixup_alpha=0.2) == "before mixup, on the device"
+    both = {"mixup_alpha": 0.2, "cutmix_alpha": 1.0}
+    assert last_line(config, **both) == "before mixup and cutmix, on the device"
     # Three lines above the images.
     third = picture[browse.GAP + 2 * browse.CAPTION : browse.GAP + 3 * browse.CAPTION]
     assert (third < 128).any()
@@ -245,27 +253,29 @@ def tiny_digits() -> ConfigDict:
 def test_steps_are_timed_without_the_first_ones(monkeypatch):
     now, seen = 0.0, []
 
-    def step(state, batch):
+    def step(state, batch, key):
         nonlocal now
         now += 100.0 if state == 0 else 0.5  # the first compiles
         seen.append(jax.tree.map(lambda array: (array.shape, array.dtype), batch))
         return state + 1, {"loss": np.float32(0)}
 
-    monkeypatch.setattr(loop, "prepare", lambda run: (0, step))
+    fake = types.SimpleNamespace(create=lambda key: 0, step=step)
+    monkeypatch.setattr(step_rate.program_lib, "build", lambda *arguments: fake)
     monkeypatch.setattr(step_rate, "time", types.SimpleNamespace(monotonic=lambda: now))
     config = tiny_digits()
     mesh = mesh_lib.create(jax.devices()[:1])
-    assert step_rate.measure(config, CodedSource(100), mesh) == 8 / 0.5
+    assert step_rate.measure(config_lib.read(config), CodedSource(100), mesh) == 8 / 0.5
     assert seen[0] == {"image": ((8, 16, 16, 3), np.uint8), "label": ((8,), np.int32)}
     config.batch_size = 6
     with pytest.raises(UserError, match="does not divide over 4 devices"):
-        step_rate.measure(config, CodedSource(100), mesh_lib.create())
+        step_rate.measure(config_lib.read(config), CodedSource(100), mesh_lib.create())
 
 
 @pytest.mark.slow  # it is compiled: 23 s
 def test_the_real_step_is_timed():
     mesh = mesh_lib.create(jax.devices()[:1])
-    rate = step_rate.measure(tiny_digits(), CodedSource(100), mesh, seconds=0.1)
+    settings = config_lib.read(tiny_digits())
+    rate = step_rate.measure(settings, CodedSource(100), mesh, seconds=0.1)
     assert 8 < rate < 1e6  # from a step a second to more than any CPU does
 
 

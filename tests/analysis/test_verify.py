@@ -196,7 +196,7 @@ def test_splits_that_training_refuses_together_are_faults(verify, tmp_path):
     arguments = ["--config=finetune_folder", f"--config.data.source=folder:{folder}"]
     error, lines, result = verify(*arguments)
     assert isinstance(error, RunFailed) and not result["ok"]
-    assert lines[0] == "the classes of 'train' and 'val' differ; in only one of them: b; c"
+    assert lines[0] == "the classes of 'train' and 'val' differ; in only one of them: b, c"
     assert verify(*arguments, "--split=train")[0] is None
     for split in ("train", "train[:50%]"):
         error, lines, result = verify(*arguments, f"--config.data.eval_split={split}")

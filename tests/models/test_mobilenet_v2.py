@@ -1,5 +1,6 @@
 """What the network's fields promise."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -7,9 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mbv2_jax.models.mobilenet_v2 import MobileNetV2, trainable
+from mbv2_jax import spec
+from mbv2_jax.models.layers import ConvNorm
+from mbv2_jax.models.mobilenet_v2 import Backbone, MobileNetV2, blocks, feature_info, trainable
+from mbv2_jax.ops.normalization import materialize
 
 STRIDES = (1, 1, 1, 2, 2, 1, 2, 1)
 FEATURES_AT_224 = [
@@ -91,6 +96,142 @@ def test_feature_maps(out_indices):
     features, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), x)
     assert [f.shape for f in features] == [(2, *FEATURES_AT_224[i]) for i in sorted(out_indices)]
     assert "classifier" not in variables["params"]
+
+
+ARCHITECTURES = {
+    "paper": spec.Backbone(),
+    "narrow": spec.Backbone(width=0.35, strides=STRIDES),
+    "wide": spec.Backbone(width=1.4, padding="same"),
+    "output stride 8": spec.Backbone(output_stride=8),
+    "output stride 16": spec.Backbone(output_stride=16, padding="same"),
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_feature_info_is_the_networks(architecture):
+    info = feature_info(architecture)
+    backbone = Backbone(architecture, endpoints=tuple(info))
+    x = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+    features, _ = jax.eval_shape(backbone.init_with_output, jax.random.key(0), x)
+    assert features.keys() == info.keys()
+    for name, (channels, reduction) in info.items():
+        side = 224 // reduction
+        assert features[name].shape == (2, side, side, channels), name
+
+
+def test_feature_info_by_hand():
+    info = feature_info()
+    assert len(info) == 1 + 17 + 16 + 1  # stem, blocks, all but one expansion, last
+    assert info["stem"] == (32, 2)
+    assert info["layer1_0"] == (16, 2)
+    assert "layer1_0/expand" not in info
+    assert info["layer2_0/expand"] == (96, 2)
+    assert info["layer2_0"] == (24, 4)
+    assert info["layer6_0/expand"] == (576, 16)  # SSDLite's first tap (section 6.2)
+    assert info["layer7_0"] == (320, 32)
+    assert info["last"] == (1280, 32)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_endpoints_are_the_layers_outputs(train, few_layers):
+    backbone = Backbone(
+        spec.Backbone(width=0.25, strides=STRIDES),
+        endpoints=("last", "stem", "layer1_0", "layer7_0/expand", "layer7_0"),
+    )
+    x = images()
+    variables = jax.jit(backbone.init)(jax.random.key(1), x)
+
+    def layer(x, train, path, **fields):
+        entries = {
+            kind: variables[kind][path[0]][path[1]] if len(path) > 1 else variables[kind][path[0]]
+            for kind in ("params", "batch_stats")
+        }
+        y, _ = ConvNorm(**fields).apply(entries, x, train, mutable=["batch_stats"])
+        return materialize(y)
+
+    @jax.jit
+    def run(x):
+        return backbone.apply(variables, x, train, mutable=["batch_stats"])[0]
+
+    features = run(x)
+    assert features.keys() == set(backbone.endpoints)
+    inner = 6 * features["layer1_0"].shape[-1]
+    by_layer = {
+        "stem": layer(x, train, ["stem"], features=8, kernel_size=3),
+        "layer7_0/expand": layer(
+            features["layer1_0"], train, ["layer7_0", "expand"], features=inner
+        ),
+        "last": layer(features["layer7_0"], train, ["last"], features=1280),
+    }
+    for name, expected in by_layer.items():
+        # The same float32 operations, fused otherwise.
+        np.testing.assert_allclose(features[name], expected, atol=1e-4, err_msg=name)
+
+
+def test_layers_after_the_last_endpoint_do_not_exist():
+    def layers(*endpoints: str) -> set[str]:
+        backbone = Backbone(endpoints=endpoints)
+        return set(jax.eval_shape(backbone.init, jax.random.key(0), images())["params"])
+
+    whole = layers("stem", "last")
+    assert len(whole) == 1 + 17 + 1
+    assert layers("layer7_0") == whole - {"last"}
+    assert layers("layer2_1", "stem") == {"stem", "layer1_0", "layer2_0", "layer2_1"}
+
+
+@pytest.mark.parametrize("name", ["layer1_0/expand", "layer2_2", "head"])
+def test_unknown_endpoints_are_refused(name):
+    with pytest.raises(ValueError, match=f"there is no endpoint '{name}'"):
+        jax.eval_shape(Backbone(endpoints=(name,)).init, jax.random.key(0), images())
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "dilations"),
+    [
+        (32, {}),
+        (16, {"layer6_1": 2, "layer6_2": 2, "layer7_0": 2}),
+        (
+            8,
+            {f"layer4_{j}": 2 for j in (1, 2, 3)}
+            | {f"layer5_{j}": 2 for j in range(3)}
+            | {"layer6_0": 2, "layer6_1": 4, "layer6_2": 4, "layer7_0": 4},
+        ),
+    ],
+)
+def test_dilations_are_deeplabs(output_stride, dilations):
+    """The dilations and strides of TensorFlow's deeplab, written out."""
+    strides = {"layer2_0": 2, "layer3_0": 2, "layer4_0": 2, "layer6_0": 2}
+    lost = {32: [], 16: ["layer6_0"], 8: ["layer4_0", "layer6_0"]}[output_stride]
+    for block in blocks(spec.Backbone(output_stride=output_stride)):
+        stride = 1 if block.name in lost else strides.get(block.name, 1)
+        assert (block.stride, block.dilation) == (stride, dilations.get(block.name, 1)), block.name
+
+
+def test_strides_that_never_reach_the_output_stride_stay():
+    small = spec.Backbone(strides=STRIDES)  # 8 pixels of the image per pixel of the last map
+    assert feature_info(small) == feature_info(dataclasses.replace(small, output_stride=16))
+    many = spec.Backbone(strides=(2,) * 8)
+    assert feature_info(many)["last"].reduction == 256
+
+
+class Counter(nn.Module):
+    """A network with a head of its own."""
+
+    @nn.compact
+    def __call__(self, x):
+        backbone = Backbone(spec.Backbone(width=0.25), endpoints=("layer5_2",))
+        nn.share_scope(self, backbone)
+        return nn.Dense(1, name="count")(backbone(x)["layer5_2"].mean((1, 2)))
+
+
+def test_another_network_has_the_same_names():
+    def names(model: nn.Module) -> set[str]:
+        shapes = jax.eval_shape(model.init, jax.random.key(0), images())
+        return set(flatten_dict(shapes, sep="/"))
+
+    other, own = names(Counter()), names(network())
+    assert {name for name in own if "layer5" in name} <= other
+    assert other - own == {"params/count/kernel", "params/count/bias"}
 
 
 def test_frozen_stages_stay_under_weight_decay(few_layers):
@@ -214,6 +355,7 @@ def test_dropout_drops_pooled_features_in_training_only():
         ({"strides": (2, 1)}, "strides must be 8 of 1 or 2"),
         ({"strides": (2, 1, 2, 2, 2, 1, 2, 4)}, "strides must be 8 of 1 or 2"),
         ({"out_indices": (8,)}, "out_indices must lie in 0..7"),
+        ({"output_stride": 4}, "output_stride must be 8, 16 or 32, not 4"),
         ({"frozen_stages": 8}, "frozen_stages must lie in -1..7, not 8"),
         ({"bn_group_size": -1}, "bn_group_size must be 0 or more, not -1"),
     ],

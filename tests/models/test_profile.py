@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import linen as nn
 
-from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from mbv2_jax.models.layers import Conv, ConvNorm
+from mbv2_jax.models.mobilenet_v2 import Backbone, MobileNetV2
 from mbv2_jax.models.profile import profile, table
 
 # Width multiplier, resolution, parameters with 1000 classes, multiply-adds.
@@ -66,6 +68,28 @@ def test_strides_classes_and_features_only():
     assert whole.multiply_adds - features.multiply_adds == 1280 * 10
     # The page's count has the pool, which only a classifier needs, and no classifier.
     assert whole.page_count - features.page_count == 4 * 4 * 1280
+
+
+class Detector(nn.Module):
+    """A network with a head of plain convolutions."""
+
+    @nn.compact
+    def __call__(self, x):
+        backbone = Backbone(endpoints=("layer6_0/expand",))
+        nn.share_scope(self, backbone)
+        y = ConvNorm(24, kernel_size=3, name="tower")
+        return Conv(4, bias=True, name="boxes")(y(backbone(x)["layer6_0/expand"], False))
+
+
+def test_another_networks_head():
+    rows = {row.name: row for row in profile(Detector(), 64).rows}
+    assert rows["tower"].multiply_adds == 4 * 4 * 9 * 576 * 24
+    assert rows["tower"].params == 9 * 576 * 24 + 2 * 24
+    boxes = rows["boxes"]
+    assert (boxes.output_shape, boxes.params) == ((4, 4, 4), 24 * 4 + 4)
+    assert boxes.multiply_adds == 4 * 4 * 24 * 4
+    assert list(rows)[-3:] == ["layer6_0/project", "tower", "boxes"]
+    assert "last" not in rows
 
 
 def test_table_is_aligned_and_complete():
