@@ -1,4 +1,4 @@
-"""The table of published weights agrees with the publishers' packages that are installed."""
+"""The table of published weights, beside the publishers' installed packages."""
 
 import numpy as np
 import pytest
