@@ -1,1 +1,1 @@
-"""Speed, measured: a script per question, a CSV of what it measured. See each one's --help."""
+"""Benchmarks: one script for each question, with a CSV file of its results. See their --help."""

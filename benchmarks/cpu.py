@@ -1,38 +1,39 @@
-"""Images per second on this CPU: this package beside what one would take in its place.
+"""Images per second on this CPU: this package beside its alternatives.
 
     make bench-cpu
     python -m benchmarks.cpu [--cores=2] [--tasks=inference,training] [--ways=ours,torch,flax]
     python -m benchmarks.cpu --image-size=64 --batch=2 --rounds=1 --seconds=0.1 --tolerance=0.1
 
-MobileNetV2 1.0 with 1000 classes at 224 pixels, float32: inference at batch 1 and 32, training (SGD
-with momentum and weight decay, no dropout) at batch 32. The ways are
+The network is MobileNetV2 1.0 with 1000 classes at 224 pixels in float32: inference at batch 1 and
+32, training (SGD with momentum and weight decay, no dropout) at batch 32. The ways are
 
-    ours           the classifier that `init_model` gives, the step that a training run takes
+    ours           the predictor that `init_model` returns; the step of a training run
     torch          torchvision's network in channels-last memory, eager
-    torch-fused    that with BatchNorm in the convolutions; inference only
-    torch-compile  that (not fused) under torch.compile
-    flax           Flax's own layers and optax, jitted: plain_flax.py
+    torch-fused    the same with BatchNorm folded into the convolutions; inference only
+    torch-compile  the same, not folded, under torch.compile
+    flax           Flax's own layers and optax, jitted (plain_flax.py)
     keras          Keras's own network on its JAX backend
     onnxruntime    ONNX Runtime on torch's export; inference only
-    openvino       OpenVINO on the same
+    openvino       OpenVINO on the same export; inference only
 
-Every way is a process of its own on the same cores, which compiles and warms up, and then sleeps
-until it is its turn: about a second of steps, one way after another, round after round. What counts
-is the median of the rounds; ratios are of medians. Memory is the most that a process held at once
-while it took steps, its libraries included.
+Each way is a process of its own on the same cores. It compiles and warms up, and then sleeps until
+its turn comes: about a second of steps, one way after another, round after round. The median of the
+rounds counts, and ratios are ratios of medians. Memory is the peak of a process while it took
+steps, its libraries included.
 
-Before anything is timed the ways are compared, with the same weights on the same images: the
-logits, or the losses of the first two steps of training, may differ by 1e-3 of the largest. (Of few
-and small images the second loss differs by more: a normalisation of few values enlarges rounding.
-So the last of the commands above, which only shows that all runs.) Keras's network is another one
-(padding, epsilon): its logits are compared with ours of its weights; its training is only timed.
+Before the timing, the ways are compared with the same weights on the same images: the logits, or
+the losses of the first two training steps, may differ by 1e-3 of the largest. With few and small
+images the second loss differs by more, since normalising few values enlarges rounding: the last
+command above, which only tries everything out, has a larger tolerance. Keras's network has another
+padding and epsilon: its logits are compared with those of ours with its weights, and its training
+is only timed.
 
-glibc gives large blocks of memory back at once, and has to ask for them again in the next step.
-`--allocator=kept` sets it, for every way alike, to keep them; by default both are measured.
+glibc returns large blocks of memory to the system at once, and requests them again in the next
+step. `--allocator=kept` has it keep them, for all ways; by default both settings are measured.
 
-All processes of a comparison are there at the same time: training needs 16 GB of memory. Leave the
-machine alone meanwhile: it takes half an hour on two cores. Rows of the CSV that were measured
-otherwise (on more cores, say) stay in it.
+All processes of a comparison exist at the same time: training needs 16 GB of memory. It takes half
+an hour on two cores, in which the machine should do nothing else. Rows of the CSV that were
+measured under other conditions, such as on more cores, stay in it.
 """
 
 import argparse
@@ -57,8 +58,8 @@ from mbv2_jax.errors import UserError
 HERE = Path(__file__).resolve().parent
 BATCHES = {"inference": (1, 32), "training": (32,)}
 
-# Blocks up to 8 GiB come from the heap, of which 32 GiB may be free before any is given back; in
-# huge pages, where the system has them.
+# Blocks up to 8 GiB come from the heap; it keeps up to 32 GiB of free memory, in huge pages where
+# the system has them.
 ALLOCATORS = {
     "default": {},
     "kept": {
@@ -69,18 +70,18 @@ ALLOCATORS = {
 PAUSE = 0.2  # seconds before a turn, in which the threads of the one before fall asleep
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
-# What rows have in common that were compared with one another.
+# The fields in which rows agree that were compared with one another.
 COMPARISON = ("task", "batch", "image_size", "cores", "allocator")
 
 
 class Worker:
-    """A way in a process of its own, prepared and asleep.
+    """A process that runs one way; it is prepared and sleeps.
 
     Attributes:
-      missing: why it cannot run here; None where it can.
+      missing: the reason why it cannot run here; None where it can.
       outputs: its logits, or the losses of its first two steps.
-      steps: how many it takes at a time.
-      versions: of its packages.
+      steps: the number of steps of a measurement.
+      versions: the versions of its packages.
     """
 
     def __init__(self, way: str, arguments: Sequence[str], environment: Mapping[str, str]):
@@ -97,7 +98,7 @@ class Worker:
         )
         try:
             ready = self._answer()
-        except UserError as error:  # a compiler may fail: the others are measured all the same
+        except UserError as error:  # a compiler may fail: the others are still measured
             ready = {"missing": str(error)}
         self.missing: str | None = ready.get("missing")
         self.outputs = np.asarray(ready.get("outputs", ()))
@@ -107,7 +108,7 @@ class Worker:
     def go(self) -> dict[str, float]:
         """Takes the steps; returns {"seconds": of all of them, "peak_mib": of memory so far}."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it ended: the answer says how
+        with contextlib.suppress(BrokenPipeError):  # the process ended: its answer tells why
             self._process.stdin.write("go\n")
             self._process.stdin.flush()
         return self._answer()
@@ -136,12 +137,13 @@ def _failed(way: str, status: int, complaints: Any) -> UserError:
 
 
 def check_agreement(task: str, outputs: Mapping[str, np.ndarray], tolerance: float) -> None:
-    """Raises UserError where a way computes something else than the one it is compared with.
+    """Raises UserError if a way's outputs differ from those of the way it is compared with.
 
     Args:
-      task: decides the words, and that Keras's losses are its own.
-      outputs: of each way, flat; torch's among them, and for Keras's logits ours of its weights.
-      tolerance: how large the largest difference may be, over the largest of the other's outputs.
+      task: "inference" or "training", where Keras's losses are not compared.
+      outputs: the flat outputs by way, torch's among them; with Keras's logits those of ours with
+        its weights.
+      tolerance: the limit to the largest difference, relative to the other's largest output.
     """
     what = "logits" if task == "inference" else "losses of two training steps"
     for way, values in outputs.items():
@@ -150,7 +152,7 @@ def check_agreement(task: str, outputs: Mapping[str, np.ndarray], tolerance: flo
         judge = OURS_OF_KERAS if way in ("keras", OURS_OF_KERAS) else report.REFERENCE
         wanted = outputs[judge]
         difference = np.abs(values - wanted).max() / np.abs(wanted).max()
-        if not difference <= tolerance:  # nor is it where one is no number
+        if not difference <= tolerance:  # NaN fails, too
             raise UserError(
                 f"nothing was timed: the {what} of {way} and of {judge} differ by {difference:.2g} "
                 f"of the largest, more than --tolerance={tolerance:g}: they do not compute the same"
@@ -215,13 +217,13 @@ def _shared(options: argparse.Namespace) -> list[str]:
 
 
 def _environment(options: argparse.Namespace) -> dict[str, str]:
-    """What is set for every way: its threads, and that it looks for no other device."""
+    """Returns the environment variables of all ways, for the threads and the device."""
     threads = dict.fromkeys(THREADS, str(len(options.cores)))
     return threads | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def make_weights(folder: Path, options: argparse.Namespace) -> None:
-    """Writes the weights that all ways read."""
+    """Writes the weights for all ways."""
     for way in [report.REFERENCE] + ["keras"] * ("keras" in options.ways):
         command = _command(way, [f"--make={folder}", *_shared(options)])
         with tempfile.TemporaryFile("w+") as complaints:
@@ -232,12 +234,12 @@ def make_weights(folder: Path, options: argparse.Namespace) -> None:
                 stderr=complaints,
                 cwd=HERE.parent,
             )
-            if process.returncode and way == report.REFERENCE:  # Keras's own process will say it
+            if process.returncode and way == report.REFERENCE:  # Keras's own process reports it
                 raise _failed(way, process.returncode, complaints)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measures all that is asked for; prints each table, and writes it, as soon as it is there."""
+    """Measures the requested tasks; prints and writes each table as soon as it is complete."""
     facts = report.machine() | {"rounds": options.rounds, "seconds": options.seconds}
     note = f"{facts['machine']}; commit {facts['commit']}"
     with tempfile.TemporaryDirectory() as folder:
@@ -258,7 +260,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def draw(path: Path, rows: Sequence[Mapping[str, str]], note: str) -> None:
-    """Draws the rows of a CSV, a panel for each comparison, the allocators beside one another."""
+    """Draws the rows of a CSV: a panel for each comparison, the allocators side by side."""
     panels: dict[str, list[report.Bar]] = {}
     for row in sorted(rows, key=_order):
         figures = (float(row[name]) for name in ("images_per_second", "min", "max"))
@@ -290,14 +292,14 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--cores", type=int, metavar="N", help="how many to use; default: all")
+    add("--cores", type=int, metavar="N", help="number of cores; default: all")
     add("--tasks", metavar="TASK,...", help=f"only these of {', '.join(TASKS)}")
     add("--ways", metavar="WAY,...", help="only these, and torch, which all are compared with")
-    add("--batch", metavar="N,...", help="images a step, in place of the above")
-    add("--allocator", metavar="NAME", help="only this of default, kept")
+    add("--batch", metavar="N,...", help="images per step, in place of the above")
+    add("--allocator", metavar="NAME", help="only 'default' or only 'kept'")
     add("--image-size", type=int, default=224, metavar="PIXELS", help="default: 224")
     add("--rounds", type=int, default=7, help="default: 7")
-    add("--seconds", type=float, default=1.0, help="of each measurement; default: 1")
+    add("--seconds", type=float, default=1.0, help="per measurement; default: 1")
     add("--tolerance", type=float, default=1e-3, help="of the comparison; default: 0.001")
     default = HERE / "cpu.csv"
     add("--output", type=Path, default=default, metavar="CSV", help="default: cpu.csv here")
@@ -316,7 +318,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _cores(count: int | None) -> list[int]:
-    """Returns the numbers of the cores to use: the last of those that this process may use."""
+    """Returns the numbers of the cores to use: the last ones of this process's affinity."""
     there = sorted(os.sched_getaffinity(0))
     if count is not None and not 1 <= count <= len(there):
         raise UserError(f"--cores={count}: give 1 to {len(there)}")

@@ -1,18 +1,21 @@
-"""One way of running MobileNetV2 on CPU cores, as a process that takes steps when it is told to.
+"""One way of running MobileNetV2 on CPU cores, as a process that takes steps on request.
 
     python -m benchmarks.cpu_peers WAY --task=training --batch=32 --weights=FOLDER --cores=0,1
-    python -m benchmarks.cpu_peers torch --make=FOLDER      # the weights, before anything else
+    python -m benchmarks.cpu_peers torch --make=FOLDER      # writes the weights, the first thing
 
-benchmarks/cpu.py runs these beside each other. A worker builds its network, takes the steps by
-which it is compared with the others, warms up, and says so as a line of JSON:
+benchmarks/cpu.py runs these processes beside each other. A process builds its network, takes the
+steps by which it is compared with the others, warms up, and prints a line of JSON:
 
     {"outputs": the logits, or the losses of the first two steps of training,
-     "steps": how many take about --seconds, "versions": of its packages}
+     "steps": the number of steps that take about --seconds,
+     "versions": the versions of its packages}
 
-or {"missing": why} where its packages aren't there. From then on it sleeps until a line comes in;
-for each it takes so many steps and answers {"seconds": of them all, "peak_mib": of memory}. It ends
-with its input. At the top only the standard library and numpy are imported: what a way imports
-counts as its memory.
+or {"missing": the reason} where its packages are not installed. Then it waits for lines on its
+standard input. For each line it takes that number of steps and prints
+{"seconds": their duration, "peak_mib": the peak of its memory}. It ends with its input.
+
+At the top it imports only the standard library, numpy, and a few plain dataclasses, since the
+imports of a way count as its memory.
 """
 
 import argparse
@@ -23,47 +26,30 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-CLASSES = 1000
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of R, G, B in 0..255
-LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 4e-5
+from benchmarks.workload import CLASSES, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Batch
+
 TASKS = ("inference", "training")
-OURS = "model"  # torch's weights as a model directory, which our own and plain Flax's read
+OURS = "model"  # torch's weights as a model directory, which ours and plain Flax read
 
-Step = Callable[[], Any]  # takes one step; gives the logits, or the loss before the step
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """The square images of a step and their labels, the same for all ways."""
-
-    batch: int
-    image_size: int
-
-    def pixels(self) -> np.ndarray:
-        """Returns the images as they come from a file: (N, S, S, 3) uint8."""
-        shape = (self.batch, self.image_size, self.image_size, 3)
-        return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-
-    def images(self) -> np.ndarray:
-        """Returns them normalised: (N, S, S, 3) float32."""
-        mean, std = np.asarray(MEAN, np.float32), np.asarray(STD, np.float32)
-        return (self.pixels().astype(np.float32) - mean) / std
-
-    def labels(self) -> np.ndarray:
-        """(N,) int32."""
-        return np.arange(self.batch, dtype=np.int32) * 7 % CLASSES
+Step = Callable[[], Any]  # takes one step; returns the logits, or the loss before the step
 
 
 @dataclasses.dataclass(frozen=True)
 class Job(Batch):
-    """What is to be run: a task on a batch, with weights of a folder."""
+    """The task of a process, on a batch.
+
+    Attributes:
+      task: "inference" or "training".
+      weights: the folder of the weights.
+      cores: the number of CPU cores.
+    """
 
     task: str
     weights: Path
@@ -71,12 +57,13 @@ class Job(Batch):
 
 
 def ours(job: Job, file: str = OURS) -> Step:
-    """This package: its classifier on normalised images, or the step that its trainer runs.
+    """Prepares this package: its predictor on normalised images, or its training step.
 
     That step takes pixels, normalises them, and reports accuracy and the gradient's norm besides.
     """
     import jax
 
+    from benchmarks.trainer import training_step
     from mbv2_jax import inference, model_dir
     from mbv2_jax.runtime import cpu, memory
 
@@ -84,10 +71,9 @@ def ours(job: Job, file: str = OURS) -> Step:
         cpu.use_cores(job.batch, 0)  # as the command does
     saved = model_dir.read(job.weights / file)
     if job.task == "inference":
-        classifier, images = inference.Classifier(saved), jax.device_put(job.images())
-        return lambda: classifier(images).block_until_ready()
-    variables = {"params": saved.params, "batch_stats": saved.batch_stats}
-    train = our_training(job, variables, "float32", jax.devices())
+        predictor, images = inference.Predictor(saved), jax.device_put(job.images())
+        return lambda: predictor(images).block_until_ready()
+    train = training_step(job, saved.variables(), "float32", jax.devices())
     # Once, after the first step, as in a training run.
     release_freed_memory = cache(memory.release_freed_memory)
 
@@ -99,40 +85,8 @@ def ours(job: Job, file: str = OURS) -> Step:
     return step
 
 
-def our_training(
-    batch: Batch, variables: Any, dtype: str, devices: Sequence[Any]
-) -> Callable[[], tuple[Any, Any]]:
-    """Returns the step of the page's recipe on `devices`, which gives its state and metrics."""
-    import jax
-
-    from mbv2_jax import command_line
-    from mbv2_jax.runtime import mesh as mesh_lib
-    from mbv2_jax.training import config as config_lib
-    from mbv2_jax.training import program as program_lib
-
-    config = command_line.load_config("mobilenet_v2_8xb32_in1k")
-    config.batch_size, config.data.image_size = batch.batch, batch.image_size
-    config.model.dtype = dtype
-    config.model.bn_group_size = 0  # of the batch, as everyone's
-    config.schedule.name, config.schedule.base_lr = "constant", LEARNING_RATE
-    config.optimizer.momentum, config.optimizer.weight_decay = MOMENTUM, WEIGHT_DECAY
-    config = config_lib.with_defaults(config)
-    mesh = mesh_lib.create(devices)
-    program = program_lib.build(config, config_lib.model(config), mesh, 1000, 100_000)
-    state, key = program.restart(variables), jax.random.key(0)
-    given = {"image": batch.pixels(), "label": batch.labels()}
-    given = jax.device_put(given, mesh_lib.split(mesh))
-
-    def step() -> tuple[Any, Any]:
-        nonlocal state
-        state, metrics = program.step(state, given, key)
-        return state, metrics
-
-    return step
-
-
 def flax(job: Job) -> Step:
-    """Flax's own layers and optax, jitted: see plain_flax.py."""
+    """Prepares Flax's own layers and optax, jitted (see plain_flax.py)."""
     import jax
     import optax
 
@@ -140,7 +94,7 @@ def flax(job: Job) -> Step:
     from mbv2_jax import model_dir
 
     saved = model_dir.read(job.weights / OURS)
-    variables = jax.device_put({"params": saved.params, "batch_stats": saved.batch_stats})
+    variables = jax.device_put(saved.variables())
     model, images, labels = MobileNetV2(), jax.device_put(job.images()), job.labels()
     if job.task == "inference":
         apply = jax.jit(model.apply)
@@ -174,8 +128,8 @@ def flax(job: Job) -> Step:
 
 
 def torch(job: Job, form: str = "eager") -> Step:
-    """torchvision's network, eager, 'fused' (BatchNorm in the convolutions) or 'compiled'."""
-    # What an interrupted run left half compiled is not taken up.
+    """Prepares torchvision's network: eager, fused (BatchNorm in the convolutions) or compiled."""
+    # An own folder, since an interrupted run may have left half of a compiled program.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(job.weights / "inductor")
     import torch
 
@@ -193,7 +147,7 @@ def torch(job: Job, form: str = "eager") -> Step:
 
 
 def keras(job: Job) -> Step:
-    """Keras's own MobileNetV2 on its JAX backend; its weight decay is apart from the gradient."""
+    """Prepares Keras's MobileNetV2 on its JAX backend; its weight decay is decoupled."""
     model = _keras_network(job.image_size)
     model.load_weights(job.weights / "keras.weights.h5")
     images, labels = job.images(), job.labels()
@@ -219,7 +173,7 @@ def _keras_network(image_size: int) -> Any:
 
 
 def _save_keras(folder: Path, image_size: int) -> None:
-    """Writes keras.weights.h5: random, with running statistics that are not those of birth."""
+    """Writes keras.weights.h5: random weights and running statistics."""
     model, rng = _keras_network(image_size), np.random.default_rng(0)
     for layer in model.layers:
         if hasattr(layer, "moving_variance"):
@@ -229,7 +183,7 @@ def _save_keras(folder: Path, image_size: int) -> None:
 
 
 def onnxruntime(job: Job) -> Step:
-    """ONNX Runtime on torch's export, of which it is told the batch."""
+    """Prepares ONNX Runtime on torch's export, with the batch size fixed."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -243,7 +197,7 @@ def onnxruntime(job: Job) -> Step:
 
 
 def openvino(job: Job) -> Step:
-    """OpenVINO on torch's export, in float32, of which it is told the batch."""
+    """Prepares OpenVINO on torch's export, in float32, with the batch size fixed."""
     import openvino
 
     core = openvino.Core()
@@ -272,7 +226,13 @@ def _channels_first(job: Job) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """How to prepare it, for which tasks it is there, the packages whose versions matter."""
+    """A way of running the network.
+
+    Attributes:
+      prepare: returns its step.
+      packages: the packages whose versions are reported.
+      tasks: the tasks that it can do.
+    """
 
     prepare: Callable[[Job], Step]
     packages: tuple[str, ...]
@@ -289,13 +249,13 @@ WAYS = {
     "onnxruntime": Way(onnxruntime, ("onnxruntime", "onnx"), ("inference",)),
     "openvino": Way(openvino, ("openvino", "onnx"), ("inference",)),
 }
-# Not timed: what Keras's logits are compared with.
+# It is not timed: Keras's logits are compared with its logits.
 OURS_OF_KERAS = "ours-of-keras"
 CHECKS = {OURS_OF_KERAS: Way(partial(ours, file="keras.weights.h5"), ())}
 
 
 def make(way: str, folder: Path, image_size: int) -> None:
-    """Writes the random weights of torch, which all but Keras have, or of Keras."""
+    """Writes random weights: Keras's, or torch's, which all other ways have."""
     if way == "keras":
         _save_keras(folder, image_size)
         return
@@ -303,20 +263,20 @@ def make(way: str, folder: Path, image_size: int) -> None:
     from mbv2_jax import model_dir
 
     torch_peer.save(folder, image_size)
-    # Converted: of a torch file one needs torch, whose memory would count.
+    # They are converted, since reading a torch file takes torch, whose memory would count.
     saved = model_dir.read(folder / "torch.pth")
-    model_dir.write(folder / OURS, saved.params, saved.batch_stats, saved.info)
+    model_dir.write(folder / OURS, **saved.variables(), description=saved.description)
 
 
 def work(way: Way, job: Job, seconds: float, say: Callable[[dict[str, Any]], None]) -> None:
-    """Prepares a way, and takes steps whenever a line comes in."""
+    """Prepares a way, and takes steps for each line of the standard input."""
     step = way.prepare(job)
     outputs = [np.ravel(step()) for _ in range(2 if job.task == "training" else 1)]
     step()
     steps = max(1, round(seconds / _time(step, 1)))
     versions = {name: importlib.metadata.version(name) for name in way.packages}
     say({"outputs": np.concatenate(outputs).tolist(), "steps": steps, "versions": versions})
-    # The most memory is counted from here on, without what building and compiling took.
+    # The peak is counted from here on: building and compiling do not matter.
     Path("/proc/self/clear_refs").write_text("5")
     for _ in sys.stdin:
         say({"seconds": _time(step, steps), "peak_mib": _peak_mebibytes()})
@@ -345,7 +305,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--weights", type=Path, metavar="FOLDER")
-    parser.add_argument("--cores", required=True, help="numbers of the cores to use, as 0,1,2")
+    parser.add_argument("--cores", required=True, help="numbers of the cores to use, such as 0,1,2")
     parser.add_argument("--seconds", type=float, default=1.0)
     options = parser.parse_args()
     cores = {int(core) for core in options.cores.split(",")}
@@ -353,7 +313,7 @@ def main() -> None:
     if options.make:
         make(options.way, options.make, options.image_size)
         return
-    # What libraries print goes to standard error; standard output is for answers.
+    # The output of libraries goes to standard error; standard output is for answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 

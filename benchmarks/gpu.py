@@ -4,31 +4,31 @@
     python -m benchmarks.gpu [--parts=training,inference,depthwise,flags] [--ways=ours,torch]
     python -m benchmarks.gpu --device=cpu --image-size=32 --batch=2 --rounds=1 --seconds=0.01
 
-The last one, without a GPU, only shows that all runs. MobileNetV2 1.0 with 1000 classes at 224
-pixels, in bfloat16 (torch: autocast) and in float32 with TF32, which is XLA's default there:
+The last command tries everything out without a GPU. The network is MobileNetV2 1.0 with 1000
+classes at 224 pixels, in bfloat16 (torch: autocast) and in float32 with TF32, XLA's default there:
 
     training     batch 128, 256, 512 and 1024; SGD with momentum and weight decay, no dropout
     inference    batch 1, 32 and 256; each step is waited for
     depthwise    the 17 depthwise convolutions, batch 128, bfloat16: XLA's grouped convolution
-                 (cuDNN) beside the shifted sums that CPUs get, and beside a Triton kernel
+                 (cuDNN) beside the shifted sums of the CPU lowering and a Triton kernel
                  (triton_depthwise.py); forward and both gradients
     flags        our training step, batch 256, bfloat16, under XLA's options, one at a time
 
-the first two by
+The ways of training and inference are
 
-    ours           the folded network; the step that a training run takes
+    ours           the folded network; the step of a training run
     torch          torchvision's network in channels-last memory, eager
-    torch-compile  that under torch.compile with mode max-autotune
-    timm           timm's mobilenetv2_100, as torch
+    torch-compile  the same under torch.compile with mode max-autotune
+    timm           timm's mobilenetv2_100, in channels-last memory, eager
 
-Images lie on the GPU already. Each way is a process of its own; they come one after another, each
-measures --rounds times, and the median counts; ratios are of medians. Memory is what the library's
-allocator had given out at most. Weights are random: that ours computes what torchvision and timm
-compute is tested elsewhere (tests/parity), and benchmarks/cpu.py compares them before it times.
+Images are on the GPU already. Each way is a process of its own. They run one after another, each
+measures --rounds times, and the median counts; ratios are ratios of medians. Memory is the peak of
+the library's allocator. Weights are random: tests/parity compares the networks' outputs, and
+benchmarks/cpu.py compares them before it measures.
 
-"share" is the part of the memory bandwidth that is used: what has to be read and written at least
-over the time and --bandwidth, or over what a copy of 1 GiB reaches. A training step needs 107 MB
-an image in bfloat16 and 214 in float32 at 224 pixels; a depthwise layer its input and output.
+"share" is the used part of the memory bandwidth: the bytes that must at least be read and written,
+divided by the time and by --bandwidth, or by the rate of a copy of 1 GiB. A training step needs 107
+MB per image in bfloat16 and 214 in float32 at 224 pixels; a depthwise layer its input and output.
 """
 
 import argparse
@@ -54,7 +54,7 @@ BATCHES = {
     "depthwise": (128,),
     "flags": (256,),
 }
-# XLA's options of the part of that name; "ours" is without any.
+# XLA's options for the part "flags"; "ours" has none.
 FLAGS = {
     "ours": "",
     "nhwc": "--xla_gpu_force_conv_nhwc=true",
@@ -66,19 +66,19 @@ FLAGS = {
 }
 SIZES = {"bfloat16": 2, "float32": 4}  # bytes
 
-# Bytes an image at 224 pixels: every activation of a training step as often as it has to cross
+# Bytes per image at 224 pixels: each activation of a training step, as often as it must cross
 # between chip and memory.
 TRAINING_BYTES = {"bfloat16": 107e6, "float32": 214e6}
 
-# What rows have in common that were compared with one another.
+# The fields in which rows agree that were compared with one another.
 COMPARISON = ("part", "task", "layer", "batch", "image_size", "dtype", "device")
 COLUMNS = (*report.RATES[:-2], report.Column("share", "share", ".0%"), *report.RATES[-2:])
 
 
 def measure(way: str, options: argparse.Namespace, **job: Any) -> dict[str, Any]:
-    """Runs one way; returns what gpu_peers says: seconds of the rounds, or why they are missing.
+    """Runs one way and returns the answer of gpu_peers.py.
 
-    A way of FLAGS is ours with these.
+    A way of FLAGS is ours with these options of XLA.
     """
     fields = {"device": options.device, "image_size": options.image_size, **job}
     fields |= {"rounds": options.rounds, "seconds": options.seconds}
@@ -105,9 +105,9 @@ def compare(
     """Measures ways at the same job; returns their rows, and the packages' versions.
 
     Args:
-      ways: of gpu_peers.
-      floor: seconds of a step that memory needs at least; None: not known.
-      options: the command line's.
+      ways: names of gpu_peers.py.
+      floor: the least seconds of a step that memory allows; None where they are not known.
+      options: of the command line.
       job: fields of gpu_peers.Job.
     """
     results = {}
@@ -128,18 +128,18 @@ def compare(
 
 
 def shares(floor: float | None, seconds: Sequence[float]) -> dict[str, float | None]:
-    """Returns {"share": of the bandwidth}: the least seconds over the median; None: not known."""
+    """Returns {"share": the used part of the bandwidth}; None where `floor` is not known."""
     return {"share": floor and floor / statistics.median(seconds)}
 
 
 def layer_bytes(layer: Layer, batch: int, dtype: str) -> int:
-    """Returns the bytes of a depthwise layer's input and output: what each direction moves."""
+    """Returns the bytes of a depthwise layer's input and output, which each direction moves."""
     side = -(-layer.size // layer.stride)
     return batch * layer.channels * (layer.size**2 + side**2) * SIZES[dtype]
 
 
 def networks(part: str, bandwidth: float, options: argparse.Namespace) -> Any:
-    """Yields the rows and versions of training, inference or flags, a comparison at a time."""
+    """Yields rows and versions for training, inference or flags, one comparison at a time."""
     ways, dtypes = (list(FLAGS), DTYPES[:1]) if part == "flags" else (options.ways, DTYPES)
     task = "inference" if part == "inference" else "training"
     for dtype in dtypes:
@@ -154,7 +154,7 @@ def networks(part: str, bandwidth: float, options: argparse.Namespace) -> Any:
 
 
 def depthwise(bandwidth: float, options: argparse.Namespace) -> Any:
-    """Yields the rows and versions of each distinct depthwise layer in each direction."""
+    """Yields rows and versions for each distinct depthwise layer in each direction."""
     layers = gpu_peers.depthwise_layers(options.image_size)
     for batch in options.batches or BATCHES["depthwise"]:
         for layer in dict.fromkeys(layers):
@@ -170,7 +170,7 @@ def depthwise(bandwidth: float, options: argparse.Namespace) -> Any:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measures all that is asked for; prints each table, and writes it, as soon as it is there."""
+    """Measures the requested parts; prints and writes each table as soon as it is complete."""
     copied = measure("copy", options)
     if "missing" in copied:
         raise UserError(copied["missing"])
@@ -198,7 +198,7 @@ def run(options: argparse.Namespace) -> None:
             held = report.write(options.output, rows, facts, COMPARISON)
             draw(options.output.with_suffix(".png"), held, note)
     if not held:
-        raise UserError("nothing could be measured: standard error says why")
+        raise UserError("nothing could be measured; see the lines above")
 
 
 def draw(path: Path, rows: Sequence[Mapping[str, str]], note: str) -> None:
@@ -225,12 +225,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--parts", metavar="PART,...", help=f"only these of {', '.join(BATCHES)}")
     add("--ways", metavar="WAY,...", help=f"only these of {', '.join(NETWORKS)}")
-    add("--batch", metavar="N,...", help="images a step, in place of the above")
+    add("--batch", metavar="N,...", help="images per step, in place of the above")
     add("--image-size", type=int, default=224, metavar="PIXELS", help="default: 224")
-    add("--bandwidth", type=float, metavar="GB/S", help="of the memory; default: a copy's")
+    add("--bandwidth", type=float, metavar="GB/S", help="of the memory; default: that of a copy")
     add("--device", choices=gpu_peers.COPIED, default="gpu", help="default: gpu")
     add("--rounds", type=int, default=5, help="default: 5")
-    add("--seconds", type=float, default=0.5, help="of each measurement; default: 0.5")
+    add("--seconds", type=float, default=0.5, help="per measurement; default: 0.5")
     default = HERE / "gpu.csv"
     add("--output", type=Path, default=default, metavar="CSV", help="default: gpu.csv here")
     options = parser.parse_args(arguments)

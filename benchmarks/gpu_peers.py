@@ -1,14 +1,15 @@
-"""One way of running MobileNetV2, or a part of it, on a GPU: a process that measures and ends.
+"""One way of running MobileNetV2, or a part of it, on a GPU, as a process that measures and ends.
 
     python -m benchmarks.gpu_peers WAY --task=training --batch=256 --dtype=bfloat16
     python -m benchmarks.gpu_peers convolution --task=forward --layer=3 --batch=128
 
 benchmarks/gpu.py runs these one after another. Each prints a line of JSON:
 
-    {"seconds": of one step, a number for each round, "peak_mib": of the GPU's memory,
-     "device": its name, "versions": of the packages}
+    {"seconds": the duration of one step, a number for each round,
+     "peak_mib": the peak of the GPU's memory, "device": the GPU's name,
+     "versions": the versions of the packages}
 
-or {"missing": why} where its packages or the GPU aren't there, or the memory does not suffice.
+or {"missing": the reason} where its packages or the GPU are missing, or the memory is too small.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks.cpu_peers import CLASSES, Batch, our_training
+from benchmarks.workload import CLASSES, Batch
 
 DTYPES = ("bfloat16", "float32")
 DIRECTIONS = ("forward", "input-gradient", "kernel-gradient")
@@ -30,7 +31,14 @@ COPIED = {"gpu": 1 << 30, "cpu": 1 << 26}  # bytes
 
 @dataclasses.dataclass(frozen=True)
 class Job(Batch):
-    """What is to be run, on which device; `layer` is the depthwise one, 0 to 16, of a part."""
+    """The task of a process, on a batch.
+
+    Attributes:
+      device: "gpu" or "cpu".
+      task: "training" or "inference", or the direction of a depthwise layer.
+      dtype: "bfloat16" or "float32".
+      layer: the number of the depthwise layer, 0 to 16.
+    """
 
     device: str
     task: str
@@ -43,11 +51,11 @@ class Prepared:
     """A way that is ready.
 
     Attributes:
-      step: asks the device for one step, and may return before it is done.
-      wait: returns when all that was asked for is done.
-      peak: the most bytes of the device in use at once so far; None where it does not count them.
-      device: its name.
-      alone: whether a step is waited for before the next one, as where somebody waits for it.
+      step: starts one step on the device, and may return before it is done.
+      wait: returns when all steps are done.
+      peak: returns the device's peak memory so far, in bytes; None where it is not counted.
+      device: the device's name.
+      alone: whether each step is waited for before the next one starts, as in interactive use.
     """
 
     step: Callable[[], Any]
@@ -81,18 +89,18 @@ def depthwise_layers(image_size: int) -> list[Layer]:
 
 
 def _with_jax(job: Job, step: Callable[[], Any]) -> Prepared:
-    """Wraps a step of jax's, which returns the arrays that are there once it is done."""
+    """Wraps a step in JAX, which returns arrays that exist once it is done."""
     import jax
 
     newest: Any = None
 
-    def asked() -> None:
+    def start() -> None:
         nonlocal newest
         newest = step()
 
     device = jax.devices()[0]
     return Prepared(
-        asked,
+        start,
         lambda: jax.block_until_ready(newest),
         lambda: (device.memory_stats() or {}).get("peak_bytes_in_use"),
         device.device_kind,
@@ -101,7 +109,7 @@ def _with_jax(job: Job, step: Callable[[], Any]) -> Prepared:
 
 
 def _jax_devices(job: Job) -> Any:
-    """Returns jax's devices of the kind asked for; raises ImportError where there is none."""
+    """Returns JAX's devices of the requested kind; raises ImportError where there is none."""
     os.environ["JAX_PLATFORMS"] = {"gpu": "cuda", "cpu": "cpu"}[job.device]
     import jax
 
@@ -115,11 +123,12 @@ def _jax_devices(job: Job) -> Any:
 
 
 def ours(job: Job) -> Prepared:
-    """This package: the folded network, or the step that its trainer runs. float32 is TF32."""
+    """Prepares this package: its folded network, or its training step; float32 is TF32."""
     device = _jax_devices(job)[0]
     import jax
     import jax.numpy as jnp
 
+    from benchmarks.trainer import training_step
     from mbv2_jax.models.folding import fold
     from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 
@@ -130,11 +139,11 @@ def ours(job: Job) -> Prepared:
         given = jax.device_put(({"params": params}, job.images()), device)
         apply = jax.jit(model.clone(folded=True).apply)
         return _with_jax(job, lambda: apply(*given))
-    return _with_jax(job, our_training(job, variables, job.dtype, [device]))
+    return _with_jax(job, training_step(job, variables, job.dtype, [device]))
 
 
 def torch(job: Job, source: str = "torchvision", compiled: bool = False) -> Prepared:
-    """torchvision's or timm's network, channels last; bfloat16 by autocast, float32 as TF32."""
+    """Prepares torchvision's or timm's network, channels last; autocast bfloat16, or TF32."""
     import torch
 
     from benchmarks import torch_peer
@@ -171,14 +180,14 @@ def torch(job: Job, source: str = "torchvision", compiled: bool = False) -> Prep
 def _timm() -> Any:
     from benchmarks import torch_peer
 
-    torch_peer.torchvision()  # which timm imports, and which may need help
+    torch_peer.torchvision()  # timm imports it, and it may lack operators
     import timm
 
     return timm.create_model("mobilenetv2_100", num_classes=CLASSES)
 
 
 def depthwise(job: Job, lowering: Callable[..., Any]) -> Prepared:
-    """One depthwise layer by `lowering`; the task is forward, or one of the two gradients."""
+    """Prepares one depthwise layer by `lowering`: forward, or one of the two gradients."""
     _jax_devices(job)
     import jax
     import jax.numpy as jnp
@@ -194,7 +203,7 @@ def depthwise(job: Job, lowering: Callable[..., Any]) -> Prepared:
 
     def task(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> Any:
         y, gradients = jax.vjp(convolve, x, kernel)
-        # What is not returned is not computed, either.
+        # XLA does not compute the gradient that is not returned.
         return y if job.task == "forward" else gradients(gradient)[job.task == "kernel-gradient"]
 
     compiled = jax.jit(task)
@@ -229,7 +238,7 @@ def _triton(x: Any, kernel: Any, stride: int) -> Any:
 
 
 def copy(job: Job) -> Prepared:
-    """Reads and writes COPIED bytes each."""
+    """Prepares an operation that reads COPIED bytes and writes as many."""
     _jax_devices(job)
     import jax
     import jax.numpy as jnp
@@ -287,7 +296,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
     options = parser.parse_args()
-    # What libraries print goes to standard error; standard output is for the answer.
+    # The output of libraries goes to standard error; standard output is for the answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     fields = [field.name for field in dataclasses.fields(Job)]
@@ -305,10 +314,10 @@ def main() -> None:
         }
     except ImportError as error:
         answer = {"missing": str(error)}
-    except RuntimeError as error:  # both jax's and torch's
+    except RuntimeError as error:  # JAX's or torch's
         if not any(text in str(error) for text in ("RESOURCE_EXHAUSTED", "out of memory")):
             raise
-        answer = {"missing": "the device's memory does not suffice"}
+        answer = {"missing": "the device's memory is too small"}
     print(json.dumps(answer), file=answers, flush=True)
 
 

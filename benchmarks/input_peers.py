@@ -1,10 +1,10 @@
-"""One way of reading photos, in a process of its own: images per second, as a line of JSON.
+"""One way of reading photos, as a process that prints its images per second as a line of JSON.
 
     python -m benchmarks.input_peers PEER PHOTOS --cores=1 --setting=0 --seconds=5
 
-benchmarks/input_pipeline.py runs these beside each other. At the top only the standard library is
-imported: the peers of TensorFlow run in its environment, which has little of what this package
-needs.
+benchmarks/input_pipeline.py runs these processes. At the top they import only the standard library:
+the TensorFlow peers run in an environment of their own, without most of this package's
+dependencies.
 """
 
 import argparse
@@ -17,30 +17,30 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-SIZE = 224  # pixels, of the side that comes out
+SIZE = 224  # pixels, the side of the transformed images
 BATCH = 64  # images
-EPOCHS = 100_000  # more than any measurement takes: nothing ends while it is measured
+EPOCHS = 100_000  # more than any measurement takes
 
-CROPS = 20  # of each photo, drawn for TensorFlow
+CROPS = 20  # crops of each photo that are drawn for TensorFlow
 
-# Batches that may lie ready before the clock starts: at most two a worker or thread, and a few.
+# Batches that may be ready before the clock starts: at most two per worker or thread, and a few.
 _READY = 24
 
 Batches = Iterator[Any]
 
 
 def ours(photos: str, setting: int, decode_as: str) -> Batches:
-    """This package's training batches; `setting` is data.workers, 0 for threads."""
+    """Returns this package's training batches; `setting` is data.workers, 0 for threads."""
     from mbv2_jax.data.loader import train_batches
     from mbv2_jax.data.sources import open_source
     from mbv2_jax.data.transforms.pipeline import make_transform
-    from mbv2_jax.tasks import classification
+    from mbv2_jax.tasks.classification.task import Classification
 
     source = open_source(f"folder:{photos}", "train")
     batches = train_batches(
         source,
         make_transform("random_resized_crop(size)|random_flip(0.5)", SIZE),
-        classification.COLLATOR,
+        Classification(),
         batch_size=BATCH,
         seed=0,
         start=0,
@@ -52,10 +52,10 @@ def ours(photos: str, setting: int, decode_as: str) -> Batches:
 
 
 def torchvision(photos: str, setting: int, floats: bool) -> Batches:
-    """torch's DataLoader over ImageFolder, Pillow underneath; `setting` is num_workers.
+    """Returns the batches of torch's DataLoader on ImageFolder; `setting` is num_workers.
 
     With `floats` the transform is torchvision's reference preset, which scales and normalises on
-    the host (references/classification/presets.py); without, it ends at uint8 pixels as ours does.
+    the host (references/classification/presets.py). Without, it ends with uint8 pixels as ours.
     """
     import torch
     from torch.utils.data import DataLoader, RandomSampler
@@ -77,14 +77,14 @@ def torchvision(photos: str, setting: int, floats: bool) -> Batches:
             transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
     dataset = ImageFolder(photos, transforms.Compose(operations))
-    # One long epoch of shuffled passes: at the end of each epoch a DataLoader runs dry.
+    # One long epoch of shuffled passes, since a DataLoader pauses at the end of each epoch.
     order = RandomSampler(dataset, num_samples=EPOCHS * BATCH)
     loader = DataLoader(dataset, batch_size=BATCH, sampler=order, num_workers=setting)
     return (images for images, _ in loader)
 
 
 def tensorflow(photos: str, setting: int, antialias: bool) -> Batches:
-    """tf.data with decode_and_crop_jpeg; `setting` is the number of threads."""
+    """Returns tf.data's batches with decode_and_crop_jpeg; `setting` is the number of threads."""
     os.environ.update(CUDA_VISIBLE_DEVICES="-1", TF_CPP_MIN_LOG_LEVEL="3")
     import tensorflow as tf
 
@@ -108,10 +108,10 @@ def tensorflow(photos: str, setting: int, antialias: bool) -> Batches:
 
 
 def _drawn(photos: str) -> tuple[list[str], list[tuple[int, int, int, int]]]:
-    """Returns photos and crops of them, (top, left, height, width), drawn before the clock starts.
+    """Returns photos and their crops, (top, left, height, width), drawn before the clock starts.
 
-    TensorFlow's own sample_distorted_bounding_box draws smaller ones: 0.39 of a 500 x 375 photo on
-    average, where RandomResizedCrop takes 0.43.
+    TensorFlow's own sample_distorted_bounding_box draws smaller crops than RandomResizedCrop: 0.39
+    of a 500 x 375 photo on average, instead of 0.43.
     """
     import numpy as np
     from PIL import Image
@@ -129,7 +129,7 @@ def _drawn(photos: str) -> tuple[list[str], list[tuple[int, int, int, int]]]:
     return paths, windows
 
 
-# Name -> what gives the batches of (photos, setting), the packages whose versions matter.
+# Name -> a function (photos, setting) -> batches, and the packages whose versions matter.
 PEERS: dict[str, tuple[Callable[[str, int], Batches], tuple[str, ...]]] = {
     "ours-exact": (functools.partial(ours, decode_as="exact"), ("grain", "pillow")),
     "ours-fast": (
@@ -150,7 +150,7 @@ PEERS: dict[str, tuple[Callable[[str, int], Batches], tuple[str, ...]]] = {
 
 
 def images_per_second(batches: Batches, seconds: float) -> float:
-    """Returns the steady rate: what lay ready is taken first, then `seconds` are measured."""
+    """Returns the steady rate, measured for `seconds` after the batches that were ready."""
     begin = time.perf_counter()
     for taken, _ in enumerate(batches, start=1):
         if taken >= _READY and time.perf_counter() - begin >= seconds / 4:
@@ -159,8 +159,8 @@ def images_per_second(batches: Batches, seconds: float) -> float:
     while times[-1] - times[0] < seconds or len(times) < 3:
         counts.append(counts[-1] + len(next(batches)))
         times.append(time.perf_counter())
-    # A line through all of them: threads and workers deliver in bursts, and where in a burst the
-    # clock starts and stops should not count.
+    # A line through all points: threads and workers deliver in bursts, and it should not matter
+    # where in a burst the clock starts and stops.
     return statistics.linear_regression(times, counts).slope
 
 
@@ -169,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("peer", choices=PEERS)
     parser.add_argument("photos")
-    parser.add_argument("--cores", required=True, help="numbers of the cores to use, as 0,1,2")
+    parser.add_argument("--cores", required=True, help="numbers of the cores to use, such as 0,1,2")
     parser.add_argument("--setting", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     options = parser.parse_args()

@@ -4,14 +4,15 @@
     python -m benchmarks.input_pipeline --photos=DIR [--tensorflow-python=PATH] [--rounds=5]
     python -m benchmarks.input_pipeline --photos=DIR --memory
 
-The training transform (RandomResizedCrop of 8 to 100 % of the area, flip) to 224 pixels, batches of
-64 uint8 images. Every way is run in a process of its own, all of them in turn, round after round;
-what counts is the median of the rounds. "On 1 core" all threads and processes of a way share that
-core; "on all cores" each way is run in the settings that suit it. The files come from the page
-cache. Leave the machine alone meanwhile: the five rounds take 25 minutes.
+The work is the training transform (RandomResizedCrop of 8 to 100 % of the area, flip) to 224
+pixels, in batches of 64 uint8 images. Each way runs in a process of its own, one after another,
+round after round, and the median of the rounds counts. On 1 core all threads and processes of a way
+share that core; on all cores each way runs in the settings that suit it. The files come from the
+page cache. Five rounds take 25 minutes, in which the machine should do nothing else.
 
-All do the same work, but for this: torch-float also scales and normalises, as torchvision's
-reference training does on the host; tf and tf-antialias get boxes that are drawn beforehand.
+All ways do the same work, with these exceptions: torch-float also scales and normalises, as
+torchvision's reference training does on the host; tf and tf-antialias get boxes that were drawn
+before.
 """
 
 import argparse
@@ -45,7 +46,7 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A way of reading, on so many cores, in one of its settings."""
+    """A way of reading on a number of cores, in one of its settings."""
 
     peer: str
     cores: int
@@ -64,7 +65,7 @@ class Run:
 
 
 def plan(peers: list[str], cores: int) -> list[Run]:
-    """Returns what is to be measured, in the order of a round."""
+    """Returns the measurements of a round, in order."""
     runs = []
     for used in sorted({1, cores}):
         for peer in peers:
@@ -93,10 +94,10 @@ def measure(run: Run, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(rates: dict[Run, list[float]]) -> list[dict[str, Any]]:
-    """Returns a row for each run: median, least and most, and how many times faster ours is.
+    """Returns a row for each run: median, minimum and maximum, and ratios.
 
-    "exact" and "fast" are our median in the better setting on as many cores over the row's median;
-    "scaling" is the row's median over that of the way's better setting on 1 core, a core.
+    "exact" and "fast" are our median in the better setting on as many cores, divided by the row's
+    median. "scaling" is the row's median per core, divided by the way's better median on 1 core.
     """
     median = {run: statistics.median(values) for run, values in rates.items()}
 
@@ -165,11 +166,11 @@ def compare(options: argparse.Namespace) -> None:
 def memory(options: argparse.Namespace) -> None:
     """Prints and writes the memory of our pipeline and its workers after each epoch.
 
-    It is the proportional set size: what processes share is counted once.
+    It is the proportional set size, which counts shared memory once.
     """
     from mbv2_jax.data import loader
     from mbv2_jax.data.transforms import pipeline
-    from mbv2_jax.tasks import classification
+    from mbv2_jax.tasks.classification.task import Classification
 
     workers = len(os.sched_getaffinity(0))
     source = open_source(f"folder:{options.photos}", "train")
@@ -177,7 +178,7 @@ def memory(options: argparse.Namespace) -> None:
     batches = loader.train_batches(
         source,
         pipeline.make_transform("random_resized_crop(size)|random_flip(0.5)", input_peers.SIZE),
-        classification.COLLATOR,
+        Classification(),
         batch_size=input_peers.BATCH,
         seed=0,
         start=0,
@@ -195,7 +196,7 @@ def memory(options: argparse.Namespace) -> None:
 
 
 def tree_mebibytes() -> float:
-    """Returns the proportional set size of this process and all that it started, in MiB."""
+    """Returns the proportional set size of this process and its descendants, in MiB."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -253,7 +254,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     options.peers = [n for n in names if options.tensorflow_python or not n.startswith("tf")]
     if len(options.peers) < len(names) and not options.memory:
         left_out = listed([name for name in names if name not in options.peers])
-        print(f"left out, for want of --tensorflow-python: {left_out}", file=sys.stderr)
+        print(f"left out without --tensorflow-python: {left_out}", file=sys.stderr)
     return options
 
 

@@ -1,4 +1,4 @@
-"""What the command lines of benchmarks have in common: lists, and how a command ends."""
+"""The common parts of the benchmarks' command lines: lists, and the exit status."""
 
 from collections.abc import Callable, Iterable
 
@@ -6,10 +6,10 @@ from mbv2_jax.errors import UserError, nearest, report
 
 
 def chosen(flag: str, text: str | None, known: Iterable[str]) -> list[str]:
-    """Returns those of `known` that are named in `text`, in the order of `known`; None: all.
+    """Returns the names in `text`, in the order of `known`; all of `known` where it is None.
 
     Raises:
-      UserError: another name is in it.
+      UserError: a name is not one of `known`.
     """
     known = list(known)
     names = known if text is None else text.split(",")
@@ -20,10 +20,10 @@ def chosen(flag: str, text: str | None, known: Iterable[str]) -> list[str]:
 
 
 def counts(flag: str, text: str | None) -> list[int]:
-    """Returns the numbers in `text`, such as "1,32"; none where it is None.
+    """Returns the numbers in `text`, such as "1,32"; no numbers where it is None.
 
     Raises:
-      UserError: one is no number, or 0.
+      UserError: a part is not a number, or is 0.
     """
     numbers = [int(part) if part.isdigit() else 0 for part in text.split(",")] if text else []
     if 0 in numbers:
@@ -32,7 +32,7 @@ def counts(flag: str, text: str | None) -> list[int]:
 
 
 def status(main: Callable[[], None]) -> int:
-    """Runs a benchmark; returns its exit status, 2 for a user's mistake, which is said."""
+    """Runs a benchmark and returns its exit status; reports a user's mistake, which gives 2."""
     try:
         main()
     except (UserError, KeyboardInterrupt) as error:

@@ -1,6 +1,6 @@
-"""MobileNetV2 as anyone would write it with Flax's own layers: what ours is measured against.
+"""MobileNetV2 written with Flax's own layers, the baseline of ours.
 
-The modules have the names of `mbv2_jax.models.mobilenet_v2`, so both take the same variables.
+The modules have the names of `mbv2_jax.models.mobilenet_v2`, so that both take the same variables.
 """
 
 import jax
@@ -19,7 +19,7 @@ STAGES = (
 
 
 class ConvNorm(nn.Module):
-    """Convolution and batch normalisation, and ReLU6 where asked for."""
+    """Convolution, batch normalisation, and ReLU6 if `relu6` is set."""
 
     features: int
     kernel_size: int = 1

@@ -1,4 +1,4 @@
-"""What every benchmark says: of which machine, as a table, a CSV and a chart."""
+"""The report of a benchmark: facts about the machine, a table, a CSV file and a chart."""
 
 import csv
 import dataclasses
@@ -16,16 +16,22 @@ REFERENCE = "torch"
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column of a printed table: a field of the rows, its heading, how its values are written."""
+    """A column of a printed table.
+
+    Attributes:
+      field: the field of the rows that it shows.
+      heading: its heading.
+      form: the format specification of its values; "" for text, which is aligned to the left.
+    """
 
     field: str
     heading: str
-    form: str = ""  # a format specification; "" for text, which is set to the left
+    form: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """A bar of a chart: the median, and the least and the most that a line goes to."""
+    """A bar of a chart: its length is the median, and a line spans `least` to `most`."""
 
     label: str
     median: float
@@ -33,7 +39,7 @@ class Bar:
     most: float
 
 
-# Of the rows of `rates`, with the memory that a benchmark adds.
+# The columns of the rows of `rates`, and the memory that a benchmark adds to them.
 RATES = (
     Column("way", "way"),
     Column("images_per_second", "images/s", ".1f"),
@@ -47,7 +53,7 @@ RATES = (
 
 
 def machine() -> dict[str, Any]:
-    """Returns what a reader of the figures has to know of this machine and this code."""
+    """Returns the facts about this machine and this code that matter for the figures."""
     model = platform.processor()
     if os.path.exists("/proc/cpuinfo"):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -58,17 +64,21 @@ def machine() -> dict[str, Any]:
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     return {
         "machine": f"{model}, {os.cpu_count()} virtual cores",
-        "load": f"{os.getloadavg()[0]:.2f}",  # processes that wanted a core in the minute before
+        "load": f"{os.getloadavg()[0]:.2f}",  # average over the last minute
         "commit": commit,
         "python": platform.python_version(),
     }
 
 
 def rates(seconds: Mapping[str, Sequence[float]], batch: int) -> list[dict[str, Any]]:
-    """Returns a row for each way, of the seconds that one step on `batch` images took, by round.
+    """Returns a row for each way.
 
-    "times_torch" is the row's images per second over torch's, "ours_over_it" ours over the row's,
-    both of medians; None where the other was not measured.
+    "times_torch" is the row's images per second divided by torch's, "ours_over_it" is ours divided
+    by the row's. Both are ratios of medians; None where the other way was not measured.
+
+    Args:
+      seconds: the duration of one step in each round, by way.
+      batch: the number of images of a step.
     """
     median = {way: statistics.median(values) for way, values in seconds.items()}
     return [
@@ -86,18 +96,18 @@ def rates(seconds: Mapping[str, Sequence[float]], batch: int) -> list[dict[str, 
 
 
 def last_line(complaints: str, status: int) -> str:
-    """Returns what a process that failed said at its end, or else its exit status."""
+    """Returns the last line of a failed process's output; its exit status where it is empty."""
     lines = complaints.strip().splitlines() or [f"exit status {status}"]
     return lines[-1]
 
 
 def listed_versions(versions: Mapping[str, str]) -> str:
-    """Returns "jax 0.10.2 torch 2.13.0" of {"jax": "0.10.2", ...}."""
+    """Returns {"jax": "0.10.2", "torch": "2.13.0"} as "jax 0.10.2 torch 2.13.0"."""
     return " ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> None:
-    """Prints a table: text to the left, numbers to the right, nothing where a value is None."""
+    """Prints a table: text is aligned left, numbers right, and None leaves a cell empty."""
     cells = [
         [
             "" if row[column.field] is None else format(row[column.field], column.form)
@@ -124,17 +134,17 @@ def write(
     facts: Mapping[str, Any],
     comparison: Sequence[str] = (),
 ) -> list[dict[str, str]]:
-    """Writes the rows as CSV; `facts` of machine and run are repeated in each.
+    """Writes the rows as CSV, with the facts repeated in each row.
 
     Args:
       path: a file that may exist.
-      rows: all with the same fields; floats are written with four digits.
-      facts: further fields.
-      comparison: the fields that say what rows were compared with one another. Rows of the file
-        that are no part of a comparison measured now stay. Without, all are replaced.
+      rows: all have the same fields; floats are written with four digits.
+      facts: further fields, of the machine and the run.
+      comparison: the fields in which rows agree that were compared with one another. Rows of the
+        file whose comparison is not among the new rows stay. By default all rows are replaced.
 
     Returns:
-      The rows that the file holds now, as text.
+      The rows of the file after writing, as text.
     """
     new = [{name: _text(value) for name, value in {**row, **facts}.items()} for row in rows]
     measured = {tuple(row[field] for field in comparison) for row in new}
@@ -165,13 +175,13 @@ def _text(value: Any) -> str:
 
 
 def draw(path: Path, panels: Mapping[str, Sequence[Bar]], note: str, columns: int = 1) -> None:
-    """Draws bars, each from the least to the most with a line, those of ours dark.
+    """Draws panels of bars; the bars of ours are dark.
 
     Args:
-      path: of the picture.
-      panels: the bars of each, first at the top, by its title.
+      path: the picture's file.
+      panels: the bars of each panel by its title; the first bar is at the top.
       note: a line at the bottom.
-      columns: how many panels are beside one another.
+      columns: the number of panels beside one another.
     """
     import matplotlib
 

@@ -1,25 +1,24 @@
-"""How long until the first result: of a prediction, and of the first training step's compilation.
+"""The time to a first result: a prediction, or the compiled training step.
 
     make bench-startup
     python -m benchmarks.startup [--rounds=3] [--output=CSV]
-    python -m benchmarks.startup --image-size=96 --rounds=1       # a small network: does it run?
+    python -m benchmarks.startup --image-size=96 --rounds=1       # a quick trial
 
-Whole commands, from an empty prompt to their end, in seconds of wall time:
+It measures whole commands, from their start to their end, in seconds of wall time:
 
-    python         an interpreter that does nothing, which all of the others contain
-    import main    `import mbv2_jax.main`, which every training command does before it reads flags
+    python         an interpreter that does nothing; all others contain its time
+    import main    `import mbv2_jax.main`, with which every training command begins
     import predict `import mbv2_jax.predict`
     import jax     `import mbv2_jax.inference`, with jax
     predict        `python -m mbv2_jax.predict IMAGE --checkpoint=mobilenet_v2_1.0_224`
     torch          torchvision's network with random weights on the same image, eager
 
-and of a training run of mobilenet_v2_8xb32_in1k at batch 32, a CPU device a core, only the part in
-which
+and a part of a training run of mobilenet_v2_8xb32_in1k at batch 32, with a CPU device per core:
 
-    compile step   the training step is traced and compiled
+    compile step   tracing and compiling the training step
 
-`cold` has an empty folder for caches, `warm` the one that the run before filled. The median of the
-rounds counts. Files come from the page cache: the first round of all is not counted.
+`cold` starts with an empty cache folder, `warm` with the one that the cold run filled. The median
+of the rounds counts. Files come from the page cache, since an uncounted round comes first.
 """
 
 import argparse
@@ -51,7 +50,7 @@ COLUMNS = (
 
 
 def compile_step(image_size: int) -> float:
-    """Returns the seconds that the training step took to compile, with a run's own cache."""
+    """Returns the seconds in which the training step is compiled, with the cache of a run."""
     from mbv2_jax import command_line
     from mbv2_jax.runtime import compilation_cache, cpu
     from mbv2_jax.runtime import mesh as mesh_lib
@@ -61,16 +60,15 @@ def compile_step(image_size: int) -> float:
     config = command_line.load_config(RECIPE)
     config.batch_size, config.data.image_size = BATCH, image_size
     cpu.use_cores(BATCH, config.model.bn_group_size)
-    config = config_lib.with_defaults(config)
     compilation_cache.enable(config.compilation_cache)
-    mesh = mesh_lib.create()
+    settings, mesh = config_lib.read(config), mesh_lib.create()
     begin = time.perf_counter()
-    compile.compile_step(config, mesh)
+    compile.compile_step(settings, mesh)
     return time.perf_counter() - begin
 
 
 def predict_with_torch(path: str, image_size: int) -> None:
-    """Prints the class of an image, as torchvision's documentation has it."""
+    """Prints the best classes of an image, as in torchvision's documentation."""
     import torch
     from PIL import Image
 
@@ -91,7 +89,7 @@ def predict_with_torch(path: str, image_size: int) -> None:
 
 
 def commands(image: Path, image_size: int) -> dict[tuple[str, str], list[str]]:
-    """Returns (what, state of the cache) -> Python's arguments, in the order of a round."""
+    """Returns {(name, state of the cache): Python's arguments} in the order of a round."""
     predict = ["-m", "mbv2_jax.predict", str(image), f"--checkpoint={name_of(1.0, image_size)}"]
     compile_ = f"from benchmarks.startup import compile_step; print(compile_step({image_size}))"
     torch = (
@@ -111,13 +109,13 @@ def commands(image: Path, image_size: int) -> dict[tuple[str, str], list[str]]:
 
 
 def measure(arguments: Sequence[str], cache: Path) -> float:
-    """Returns the seconds of a command, or those that it prints if it measures itself."""
+    """Returns the seconds of a command, or those that it prints where it measures itself."""
     environment = os.environ | {
         "XDG_CACHE_HOME": str(cache),
         "JAX_PLATFORMS": "cpu",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # it would come before
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # it would take precedence
     begin = time.perf_counter()
     process = subprocess.run(
         [sys.executable, *arguments],
@@ -134,7 +132,7 @@ def measure(arguments: Sequence[str], cache: Path) -> float:
 
 
 def table(seconds: dict[tuple[str, str], list[float]]) -> list[dict[str, Any]]:
-    """Returns a row for each command: median, least and most."""
+    """Returns a row for each command: the median, the minimum and the maximum."""
     return [
         {
             "what": what,
@@ -164,7 +162,7 @@ def run(options: argparse.Namespace) -> None:
         seconds: dict[tuple[str, str], list[float]] = {name: [] for name in wanted}
         for turn in range(options.rounds):
             for name, arguments in wanted.items():
-                # A command's cold cache is what its warm one starts with.
+                # The warm run of a command starts with the cache of its cold run.
                 cache = Path(folder, f"{name[0]}-{turn}")
                 seconds[name].append(measure(arguments, cache))
                 what = " ".join(name).strip()

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.cpu_peers import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
+from benchmarks.workload import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
 
 
-@cache  # with the library its operators would go
+@cache  # the operators exist as long as the library object
 def _declare_operators() -> torch.library.Library:
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
@@ -25,8 +25,8 @@ def _declare_operators() -> torch.library.Library:
 def torchvision() -> ModuleType:
     """Returns the module torchvision.
 
-    pip's torchvision is built for CUDA: beside a CPU-only torch the import fails for want of
-    operators that nothing here runs. Where they are there, defining them would abort Python.
+    pip's torchvision is built for CUDA. Beside a CPU-only torch its import fails, since operators
+    are missing that nothing here runs. Where they exist, defining them would abort Python.
     """
     try:
         import torchvision
@@ -39,7 +39,7 @@ def torchvision() -> ModuleType:
 
 def network(weights: Path | None = None) -> Any:
     """Returns the network without dropout, with the weights of a file or random ones."""
-    # Only its layout of memory is another one: images are (N, 3, H, W) to those who call it.
+    # Only the layout in memory differs: callers see images as (N, 3, H, W).
     model = torchvision().models.mobilenet_v2(dropout=0.0).to(memory_format=torch.channels_last)
     if weights is not None:
         model.load_state_dict(torch.load(weights, weights_only=True))
@@ -47,14 +47,14 @@ def network(weights: Path | None = None) -> Any:
 
 
 def images(pixels: Any) -> torch.Tensor:
-    """Returns images (N, H, W, 3) as torch takes them: (N, 3, H, W), the memory as it was."""
+    """Returns images (N, H, W, 3) as torch takes them: a view of shape (N, 3, H, W)."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 def random_weights(image_size: int) -> Any:
-    """Returns the network with random weights and running statistics that are not those of birth.
+    """Returns the network with random weights and the running statistics of batches of noise.
 
-    A few batches of noise make them, so that a normalisation that was folded wrongly would show.
+    With fresh statistics, a normalisation that was folded wrongly would not show.
     """
     torch.manual_seed(0)
     model = network().train()
@@ -65,11 +65,11 @@ def random_weights(image_size: int) -> Any:
 
 
 def save(folder: Path, image_size: int) -> None:
-    """Writes torch.pth, random weights, and torch.onnx, where onnx is installed."""
+    """Writes random weights as torch.pth, and as torch.onnx where onnx is installed."""
     model = random_weights(image_size)
     torch.save(model.state_dict(), folder / "torch.pth")
     with contextlib.suppress(ImportError, torch.onnx.errors.OnnxExporterError):
-        import onnx  # noqa: F401 # the exporter asks for it only at its end
+        import onnx  # noqa: F401 # the exporter imports it only at its end
 
         torch.onnx.export(
             model,
@@ -82,7 +82,7 @@ def save(folder: Path, image_size: int) -> None:
 
 
 def inference(model: Any, x: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Returns a step of inference on x, which gives the logits."""
+    """Returns a step of inference on x, which returns the logits."""
 
     def step() -> torch.Tensor:
         with torch.inference_mode():
@@ -92,12 +92,12 @@ def inference(model: Any, x: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 
 def training(model: Any, forward: Any, x: torch.Tensor, y: torch.Tensor) -> Callable[[], Any]:
-    """Returns a step of training on x and its labels, which gives the loss before it.
+    """Returns a step of training, which returns the loss before it.
 
     Args:
-      model: whose parameters are trained.
-      forward: the model, or what was compiled of it.
-      x: images.
+      model: the network that is trained.
+      forward: the network, or its compiled form.
+      x: images (N, 3, H, W).
       y: labels, (N,) int64.
     """
     model.train()

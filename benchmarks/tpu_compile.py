@@ -1,18 +1,18 @@
-"""What the compiled TPU step of a recipe reads and writes, and in which operations.
+"""The bytes that a recipe's compiled TPU step reads and writes, by operation.
 
     python -m benchmarks.tpu_compile [--config=mobilenet_v2_tpu_4096] [--topology=v5e:2x4]
         [--batch=1024] [--options=NAME=VALUE,...] [--hlo=FILE] [--top=20] [--label=TEXT]
     python -m benchmarks.tpu_compile --inference --topology=v5e:1x1 --batch=128
-    python -m benchmarks.tpu_compile --depthwise=sums       # of shifted views, as on CPUs
+    python -m benchmarks.tpu_compile --depthwise=sums       # sums of shifted views, as on CPUs
 
 Nothing is run: libtpu compiles ahead of time (`make test-tpu` installs it; minutes on two cores).
 --hlo keeps the compiled program's text in a file, --label adds a row to benchmarks/tpu_step.csv.
 docs/tpu_step.md explains the figures.
 
-XLA's own count, "bytes accessed", adds up operands and results wherever they lie. A TPU core has a
-memory on the chip, too, and the compiler adds copies between that and HBM, each of which XLA counts
-three to four times. So three figures are given, all in MB an image: XLA's count; what the
-operations themselves read and write, copies left out; and what crosses between HBM and the chip.
+XLA's own count, "bytes accessed", adds up operands and results wherever they lie. A TPU core also
+has memory on the chip, and the compiler adds copies between it and HBM, each of which XLA counts
+three to four times. The report therefore has three figures, all in MB per image: XLA's count; the
+bytes that the operations read and write, without copies; and the bytes between HBM and the chip.
 """
 
 import argparse
@@ -25,7 +25,6 @@ import re
 import sys
 import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -44,11 +43,11 @@ from mbv2_jax.training import step as step_lib
 CSV = pathlib.Path(__file__).resolve().parent / "tpu_step.csv"
 SIZES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "u8": 1, "s8": 1, "pred": 1}
 
-# Names for what is there already: nothing is read or written.
+# These name existing arrays: they read and write nothing.
 NAMES = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "custom-call"}
-MOVES = {"copy-start", "slice-start"}  # between HBM and the chip; -done is the same one's end
+MOVES = {"copy-start", "slice-start"}  # between HBM and the chip; -done is the end of a move
 
-WORTH_NAMING = 100  # bytes an image, of an operand in the table
+WORTH_NAMING = 100  # bytes per image from which the table shows an operand
 
 _ARRAY = re.compile(rf"\b({'|'.join(SIZES)})\[([\d,]*)\](\{{[^}}]*\}})?")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(([^)]*)\)(.*)")
@@ -56,7 +55,13 @@ _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(([^
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An operand or a result: its bytes, as shaped, and whether it lies on the chip."""
+    """An operand or a result.
+
+    Attributes:
+      shape: its dtype and shape, as XLA writes them.
+      size: its bytes.
+      on_chip: whether it lies on the chip, and not in HBM.
+    """
 
     shape: str
     size: int
@@ -69,7 +74,7 @@ class Operation:
 
     name: str
     opcode: str
-    source: str  # the JAX operation that it, or the heart of its fusion, came from
+    source: str  # the JAX operation that it, or the root of its fusion, comes from
     reads: tuple[Array, ...]
     writes: tuple[Array, ...]
 
@@ -80,12 +85,12 @@ class Operation:
 
     @property
     def hbm(self) -> int:
-        """Those of them that lie in HBM."""
+        """Bytes read and written in HBM."""
         return sum(array.size for array in self.reads + self.writes if not array.on_chip)
 
     @property
     def kind(self) -> str:
-        """What it is: a move, or in which direction it computes what."""
+        """Its kind: a move, or the direction and the name of its computation."""
         if self.opcode in MOVES:
             return "moves between HBM and chip"
         direction = "backward" if "transpose(" in self.source else "forward"
@@ -113,7 +118,7 @@ def operations(text: str) -> list[Operation]:
             for operand in re.findall(r"%([\w.\-]+)", arguments)
             for array in results.get(operand, ())
         )
-        if opcode in MOVES:  # the result of a -start also names the source; a slice is a part of it
+        if opcode in MOVES:  # the result of a -start names the source, too; a slice is a part of it
             moved = writes[0] if opcode == "copy-start" else writes[1]
             reads = (dataclasses.replace(reads[0], size=moved.size),)
             writes = (moved,)
@@ -133,7 +138,7 @@ def _arrays(shape: str) -> tuple[Array, ...]:
 
 
 def summary(found: list[Operation], images: int) -> dict[str, float]:
-    """Returns MB an image: of all operations but moves, of HBM, and of each kind."""
+    """Returns MB per image: of all operations except moves, of HBM, and of each kind."""
     megabyte = 1e6 * images
     moves = sum(operation.size for operation in found if operation.opcode in MOVES)
     kinds: collections.Counter[str] = collections.Counter()
@@ -146,7 +151,7 @@ def summary(found: list[Operation], images: int) -> dict[str, float]:
 
 
 def table(found: list[Operation], images: int, top: int) -> str:
-    """Returns the operations that read and write most, a line each; * marks what is on the chip."""
+    """Returns the largest operations, a line each; * marks arrays on the chip."""
     lines = []
     for operation in sorted(found, key=lambda operation: -operation.size)[:top]:
         reads, writes = (
@@ -165,35 +170,35 @@ def table(found: list[Operation], images: int, top: int) -> str:
 def compile_inference(
     config: ConfigDict, topology: str, options: Mapping[str, str]
 ) -> tuple[dict[str, Any], jax.stages.Compiled]:
-    """Compiles a recipe's network as predictions take it: folded, uint8 pixels to logits.
+    """Compiles a recipe's network for prediction: folded, from uint8 pixels to logits.
 
-    Args and results: as those of `compile.compile_for`.
+    Arguments and results are those of `compile.compile_for`.
     """
-    config = config_lib.with_defaults(config)
-    mesh = compile_lib.topology_mesh(topology)
-    mesh_lib.check_batch(mesh, config.batch_size)
-    module = config_lib.model(config, mesh.size).clone(folded=True)
-    side = config.data.image_size
-    pixels = jax.ShapeDtypeStruct((config.batch_size, side, side, 3), np.uint8)
-    normalize = partial(
-        step_lib.normalize, mean=config.data.mean, std=config.data.std, dtype=module.dtype
-    )
+    settings = config_lib.read(config)
+    spec, task = config_lib.resolve(settings, None)
+    mesh, batch_size = compile_lib.topology_mesh(topology), settings.run.batch_size
+    mesh_lib.check_batch(mesh, batch_size)
+    mode = config_lib.on_devices(spec.mode, batch_size, mesh.size)
+    network = task.network(spec.backbone, mode, folded=True)
+    side = spec.preprocessing.image_size
+    pixels = jax.ShapeDtypeStruct((batch_size, side, side, 3), np.uint8)
 
     def logits(variables: Any, images: jax.Array) -> Any:
-        return module.apply(variables, normalize(images))
+        normalized = step_lib.normalize(images, spec.preprocessing, network.dtype)
+        return network.apply(variables, normalized)
 
-    one = jax.ShapeDtypeStruct((1, side, side, 3), module.dtype)
-    variables = jax.eval_shape(module.init, jax.random.key(0), one)
+    one = jax.ShapeDtypeStruct((1, side, side, 3), network.dtype)
+    variables = jax.eval_shape(network.init, jax.random.key(0), one)
     shardings = (mesh_lib.replicated(mesh), mesh_lib.split(mesh))
     begin = time.monotonic()
     lowered = jax.jit(logits, in_shardings=shardings).lower(variables, pixels)
     compiled = lowered.compile(dict(options))
     seconds = time.monotonic() - begin
-    return compile_lib.report(compiled, topology, mesh, config.batch_size, seconds), compiled
+    return compile_lib.report(compiled, topology, mesh, batch_size, seconds), compiled
 
 
 def main() -> None:
-    """Compiles, prints the table and the sums, and writes what is asked for."""
+    """Compiles, prints the table and the sums, and writes the requested files."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -201,7 +206,7 @@ def main() -> None:
     parser.add_argument("--topology", default="v5e:2x4")
     parser.add_argument("--batch", type=int, default=1024, help="global")
     parser.add_argument("--group-size", help="model.bn_group_size, if not the recipe's")
-    parser.add_argument("--inference", action="store_true", help="of the folded network")
+    parser.add_argument("--inference", action="store_true", help="compile the folded network")
     parser.add_argument("--depthwise", choices=("plain", "sums"), default="plain", help="lowering")
     parser.add_argument("--options", default="", help="XLA's, NAME=VALUE,...")
     parser.add_argument("--hlo", help="file for the compiled program's text")
@@ -226,7 +231,7 @@ def main() -> None:
     print(table(found, images, arguments.top), end="\n\n")
     sums = {"XLA's count": report["bytes_per_image"] / 1e6} | summary(found, images)
     worth = {name: value for name, value in sums.items() if value > 0.1}
-    print("\n".join(f"{value:7.1f} MB an image  {name}" for name, value in worth.items()))
+    print("\n".join(f"{value:7.1f} MB per image  {name}" for name, value in worth.items()))
     if arguments.label:
         _append(arguments.label, report, sums)
 

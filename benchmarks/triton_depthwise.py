@@ -1,10 +1,10 @@
 """A depthwise 3x3 convolution written in Pallas for Triton, a candidate of benchmarks/gpu.py.
 
-A program makes a tile of the result: some rows, COLUMNS of their pixels, and some channels. It
-reads each pixel of its input once for every column of the kernel, not once for each of the nine
-products. Sums are in float32. The same kernel makes the input's gradient, which is a sum over taps
-of the result's gradient, too, another one for each phase of the stride. For the kernel's gradient
-PROGRAMS programs go over a share of the rows each, and XLA adds up what they found.
+A program computes a tile of the result: some rows, COLUMNS of their pixels, and some channels. It
+reads each pixel of its input once for every column of the kernel, and not once for each of the nine
+products. Sums are in float32. The same kernel computes the input's gradient, which is a sum over
+taps of the result's gradient, with other taps for each phase of the stride. For the kernel's
+gradient each of PROGRAMS programs takes a share of the rows, and XLA adds up their sums.
 
 Without a GPU it runs in Pallas's interpreter, slowly.
 """
@@ -22,8 +22,8 @@ from jax.experimental.pallas import triton as plgpu
 
 SIZE, PAD = 3, 1  # of the kernel; before and behind rows and columns
 COLUMNS = 16
-SUMS = 4  # tiles that a program adds up at the same time, as many as registers hold
-PROGRAMS = 1024  # some for each multiprocessor
+SUMS = 4  # tiles that a program adds up at the same time; more do not fit into the registers
+PROGRAMS = 1024  # several for each multiprocessor
 
 Taps = Sequence[Sequence[tuple[int, int]]]  # of each phase: (kernel's index, offset in the source)
 
@@ -40,16 +40,16 @@ class _Stride(NamedTuple):
 def depthwise_conv(
     x: jax.Array, kernel: jax.Array, stride: int, interpret: bool = False
 ) -> jax.Array:
-    """Convolves each channel by itself, one zero around the images.
+    """Convolves each channel by itself, with one zero around the images.
 
     Args:
       x: (N, H, W, C), floating.
       kernel: (3, 3, 1, C), same dtype.
       stride: 1 or 2.
-      interpret: whether without a GPU.
+      interpret: whether to run in Pallas's interpreter, without a GPU.
 
     Returns:
-      (N, ceil(H / stride), ceil(W / stride), C), same dtype. Differentiable backwards.
+      (N, ceil(H / stride), ceil(W / stride), C), same dtype. Reverse mode differentiates it.
     """
     taps = [[(k, k - PAD) for k in range(SIZE)]]
     sizes = [-(-size // stride) for size in x.shape[1:3]]
@@ -77,7 +77,7 @@ depthwise_conv.defvjp(_forward, _backward)
 def _gather(
     source: jax.Array, kernel: jax.Array, stride: _Stride, sizes: Sequence[int], interpret: bool
 ) -> jax.Array:
-    """Returns (N, *sizes, C): of each pixel the sum over its taps in `source`."""
+    """Returns (N, *sizes, C): for each pixel the sum over its taps in `source`."""
     count, _, _, channels = source.shape
     width = _width(channels)
     rows = max(1, SUMS // stride.result**2)
@@ -112,7 +112,7 @@ def _gather_tile(
     offsets = sorted({offset for taps in stride.taps for _, offset in taps})
     above, below = offsets[0], stride.source * (rows - 1) + offsets[-1]
     for row, offset in itertools.product(range(above, below + 1), offsets):
-        # Who needs this row, and with which row of the kernel; and the same of the column.
+        # The result rows that need this row, with their rows of the kernel; then the columns.
         of_rows = [
             (i, phase, k)
             for i, phase in itertools.product(range(rows), phases)
@@ -161,7 +161,7 @@ def _kernel_gradient_part(
         tile = part * each + step
         image, row = tile // (across * height), tile // across % height
         there = tile % across * COLUMNS + jnp.arange(COLUMNS)
-        # Of images beyond the last one it is zero.
+        # Images beyond the last one contribute zero.
         moved = _load(gradient, image, row, there, channels)
         pixels = (
             _load(x, image, stride * row + k - PAD, stride * there + m - PAD, channels)
@@ -200,7 +200,7 @@ def _store(array: Any, image: Any, row: Any, columns: Any, channels: Any, value:
 
 
 def _where(array: Any, image: Any, row: Any, columns: Any, channels: Any) -> tuple[Any, Any]:
-    """Returns a view of (columns, channels), and which of it is in the array."""
+    """Returns a view of (columns, channels), and the mask of its part inside the array."""
     count, height, width, depth = array.shape
     columns, channels = columns[:, None], channels[None]
     inside = (image < count) & (row >= 0) & (row < height)
@@ -209,7 +209,7 @@ def _where(array: Any, image: Any, row: Any, columns: Any, channels: Any) -> tup
 
 
 def _width(channels: int) -> int:
-    """Returns how many channels a program takes: a power of two, of which few are left over."""
+    """Returns the channels of a program: a power of two that leaves few unused."""
     return next(width for width in (64, 32, 16, 8) if channels % width == 0 or width == 8)
 
 

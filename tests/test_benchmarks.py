@@ -1,4 +1,4 @@
-"""The benchmarks run, and what they work out of their measurements is right."""
+"""The benchmarks run, and compute their figures correctly."""
 
 import csv
 import itertools
@@ -37,7 +37,7 @@ def test_the_comparison_is_measured_and_written(photos, tmp_path, monkeypatch, c
     assert input_pipeline.main(arguments) == 0
     printed = capsys.readouterr()
     assert "ours-exact, threads" in printed.out
-    assert "left out, for want of --tensorflow-python: tf; tf-antialias" in printed.err
+    assert "left out without --tensorflow-python: tf; tf-antialias" in printed.err
     with open(path, newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["way"] == "ours-exact, threads"
@@ -89,7 +89,7 @@ def test_ratios_are_of_the_medians_of_the_better_setting():
 
 
 def test_the_rate_is_that_of_the_steady_state(monkeypatch):
-    """What lay ready does not count, nor that batches come in bursts of four."""
+    """Ready batches do not count, and bursts of four batches make no difference."""
     clock = 0.0
 
     def batches():
@@ -104,7 +104,7 @@ def test_the_rate_is_that_of_the_steady_state(monkeypatch):
     assert input_peers.images_per_second(batches(), 100) == pytest.approx(128, rel=0.02)
 
 
-# In a process of its own: that of the tests may give memory back meanwhile.
+# It runs in a process of its own, since the tests' process may release memory meanwhile.
 GROWN = """
 import subprocess, sys
 from benchmarks import input_pipeline
@@ -125,7 +125,7 @@ def test_memory_counts_processes_below():
         [sys.executable, "-c", GROWN], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     grown = float(measured.stdout)
-    # 100 MiB, and two Python interpreters of some 10.
+    # 100 MiB, and two Python interpreters of about 10 each.
     assert 100 < grown < 150
 
 

@@ -327,7 +327,7 @@ def test_flipped_bits_in_the_arrays_are_noticed(broken, where):
 
 
 # The tiny model's file of format 1.
-FORMAT_1 = {
+FORMAT_1: dict[str, Any] = {
     "format": 1,
     "task": "classification",
     "architecture": {

@@ -47,6 +47,7 @@ class Block(NamedTuple):
     Attributes:
       name: 'layer2_0', the first block of layer2.
       stage: 2 of layer2.
+      expansion: t, the width of the middle over that of the input; 1 is no expansion layer.
       inner: channels of the depthwise convolution.
       channels: channels of the output.
       stride: stride of the depthwise convolution.
@@ -315,7 +316,7 @@ class MobileNetV2(nn.Module):
     padding: str = spec.Backbone.padding
     bn_epsilon: float = spec.Backbone.bn_epsilon
     bn_momentum: float = spec.TrainingMode.bn_momentum
-    bn_group_size: int = 0
+    bn_group_size: int | str = spec.TrainingMode.bn_group_size
     dtype: Any = jnp.dtype(spec.TrainingMode.dtype)
     out_indices: Sequence[int] = (7,)
     strides: Sequence[int] = spec.Backbone.strides

@@ -20,7 +20,7 @@ from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.errors import UserError
 from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.training import config as config_lib
-from mbv2_jax.training import step_rate
+from mbv2_jax.training import program, step_rate
 from tests.support.coded import CodedSource, LabelCollator
 
 SIZE = 128  # images of this size are shown unscaled
@@ -260,7 +260,7 @@ def test_steps_are_timed_without_the_first_ones(monkeypatch):
         return state + 1, {"loss": np.float32(0)}
 
     fake = types.SimpleNamespace(create=lambda key: 0, step=step)
-    monkeypatch.setattr(step_rate.program_lib, "build", lambda *arguments: fake)
+    monkeypatch.setattr(program, "build", lambda *arguments: fake)
     monkeypatch.setattr(step_rate, "time", types.SimpleNamespace(monotonic=lambda: now))
     config = tiny_digits()
     mesh = mesh_lib.create(jax.devices()[:1])

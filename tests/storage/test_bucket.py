@@ -133,12 +133,12 @@ def test_a_folder_in_a_bucket_loses_its_mark_first(server):
 def test_a_model_is_written_and_read_bit_for_bit_and_replaced(server, tmp_path):
     path = workdir("models/tiny")
     for seed in (0, 1):
-        model_dir.write(path, **tiny_model.variables(seed), info=tiny_model.INFO)
+        model_dir.write(path, **tiny_model.variables(seed), description=tiny_model.DESCRIPTION)
         found = model_dir.read("gs://bucket/models/tiny")
         here = model_dir.read(tiny_model.write(tmp_path / str(seed), seed))
         for ours, theirs in ((found.params, here.params), (found.batch_stats, here.batch_stats)):
             jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-        assert found.info.keys() == here.info.keys()
+        assert found.description == here.description
     # Copied to a disk it is the same model directory.
     copy = server.download("bucket", "models/tiny/", tmp_path / "copy")
     jax.tree.map(np.testing.assert_array_equal, model_dir.read(copy).params, found.params)
@@ -146,21 +146,23 @@ def test_a_model_is_written_and_read_bit_for_bit_and_replaced(server, tmp_path):
 
 def test_a_model_whose_writing_was_interrupted_is_none(server, monkeypatch):
     path = workdir("models/cut")
-    model_dir.write(path, **tiny_model.variables(0), info=tiny_model.INFO)
+    model_dir.write(path, **tiny_model.variables(0), description=tiny_model.DESCRIPTION)
 
     def dies(folder):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(model_dir, "_sha256", dies)  # arrays are there, model.json is not yet
     with pytest.raises(KeyboardInterrupt):
-        model_dir.write(path, **tiny_model.variables(1), info=tiny_model.INFO)
+        model_dir.write(path, **tiny_model.variables(1), description=tiny_model.DESCRIPTION)
     monkeypatch.undo()
     with pytest.raises(UserError, match="gs://bucket/models/cut is neither a model directory"):
         model_dir.read("gs://bucket/models/cut")
 
 
 def test_damaged_arrays_in_a_bucket_are_noticed(server):
-    model_dir.write(workdir("models/bad"), **tiny_model.variables(0), info=tiny_model.INFO)
+    model_dir.write(
+        workdir("models/bad"), **tiny_model.variables(0), description=tiny_model.DESCRIPTION
+    )
     name = max(
         server.names("bucket", "models/bad/arrays/"),
         key=lambda name: len(server.read("bucket", name)),
