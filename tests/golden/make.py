@@ -109,7 +109,8 @@ def schedule() -> Arrays:
             scheduler.step()
         return np.array(found)
 
-    recipe, found = peers.recipe(), {}
+    recipe = peers.recipe()
+    found: Arrays = {}
     sgd = descent(recipe.optim_wrapper.optimizer.lr)
     page = PARAM_SCHEDULERS.build(recipe.param_scheduler | {"optimizer": sgd})
     found["page"] = rates(sgd, page, recipe.train_cfg.max_epochs)
@@ -126,7 +127,7 @@ def schedule() -> Arrays:
 def cross_entropy() -> Arrays:
     """torch's losses and gradients by the share of label smoothing, in float64."""
     values, labels = inputs.logits()
-    found = {}
+    found: Arrays = {}
     for smoothing in (0.0, 0.1, 1.0):
         leaf = torch.from_numpy(values).requires_grad_()
         losses = torch.nn.functional.cross_entropy(
@@ -147,7 +148,7 @@ def optimizer() -> Arrays:
             params, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.3
         ),
     }
-    found = {}
+    found: Arrays = {}
     for name, make in makers.items():
         tensors = {
             path: torch.nn.Parameter(torch.from_numpy(value))
@@ -256,7 +257,7 @@ def main() -> None:
         if make in (transforms, operations):
             path.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
         else:
-            np.savez_compressed(path.with_suffix(".npz"), **found)  # type: ignore[arg-type]
+            np.savez_compressed(path.with_suffix(".npz"), **found)
     write_weights()
 
 

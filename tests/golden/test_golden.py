@@ -145,8 +145,8 @@ def test_crops_are_mmpretrains_and_torchvisions(monkeypatch):
             found[f"{interpolation} {size[0]} x {size[1]}"] = inputs.sha256(crop)
     for box in inputs.BOXES:
         monkeypatch.setattr(RandomResizedCrop, "box", lambda *_, box=box: box)
-        crop = change(RandomResizedCrop(96), inputs.photo(500, 375), RNG)
-        found["box " + " ".join(map(str, box))] = inputs.sha256(crop)
+        resized = change(RandomResizedCrop(96), inputs.photo(500, 375), RNG)
+        found["box " + " ".join(map(str, box))] = inputs.sha256(resized)
     assert found == hashes("transforms")
 
 
