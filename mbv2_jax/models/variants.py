@@ -29,7 +29,7 @@ class Variant:
     Attributes:
       backbone: the network's fields.
       preprocessing: how an image becomes its input.
-      published: figures known for it; empty where none is.
+      published: its published figures, if there are any.
     """
 
     backbone: Backbone
@@ -50,8 +50,8 @@ def name_of(width: float, image_size: int) -> str:
 
 
 def _variant(width: float, image_size: int) -> Variant:
-    # 224 is cropped from a short side of 256: seven eighths. d-li14's (imagenet.py), tonylins's and
-    # timm's ports keep that share at other resolutions, and truncate; only transformers adds 32.
+    # At 224 the crop is seven eighths of the short side, 256. The ports of d-li14 (imagenet.py),
+    # tonylins and timm keep this ratio at other resolutions, and truncate; transformers adds 32.
     edge = int(image_size / 0.875)
     transforms = f"resize_edge({edge})|center_crop({image_size})"
     return Variant(
