@@ -1,10 +1,10 @@
 """TFRecord files by record number, without TensorFlow.
 
-A record is its length (uint64, little-endian), the length's checksum, the data and the data's
-checksum (https://www.tensorflow.org/tutorials/load_data/tfrecord). Only the preceding record tells
-where a record begins, so a split's files are scanned once, and the offsets are cached
-(index_cache.py). Both checksums of a record are checked whenever it is read: offsets that no longer
-fit lead to an error, never to other data.
+A record consists of its length (uint64, little-endian), the length's checksum, the data and the
+data's checksum (https://www.tensorflow.org/tutorials/load_data/tfrecord). A record's offset follows
+only from the records before it, so a split's files are scanned once, and the offsets are cached
+(index_cache.py). Both checksums of a record are checked whenever it is read: stale offsets lead to
+an error, never to wrong data.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ from mbv2_jax.errors import UnreadableImage, UserError, first_line, listed
 _LENGTH = struct.Struct("<QI")  # and its checksum
 _CHECKSUM = struct.Struct("<I")
 _CACHE_KIND = "tfrecord-1"  # the number changes with the layout of a cached index
-_THREADS = 16  # they wait for a disk or a network
+_THREADS = 16  # they mostly wait for a disk or a network
 
 
 class Records:
     """The concatenated records of a split's files; picklable, and safe to use from threads.
 
     Each process keeps its local files open. A record of a remote file (gs://, s3://, and whatever
-    else fsspec opens) is a request for its range of bytes.
+    else fsspec opens) is read with a request for its range of bytes.
 
     Args:
       paths: the files.
@@ -111,7 +111,7 @@ class Examples:
 
     Args:
       chosen: the parts.
-      records: of each split that the parts belong to.
+      records: the records of each split that the parts belong to.
     """
 
     def __init__(self, chosen: Sequence[parts.Part], records: Mapping[str, Records]):
