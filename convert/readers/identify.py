@@ -1,4 +1,4 @@
-"""The container of a weight file, told from the file's content."""
+"""The container of a weight file, recognised by the file's content."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ READABLE = "PyTorch (.pth, .pt), safetensors (.safetensors) and Keras (.keras, .
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, pickled
 
-# Files that are mistaken for weights, by their first bytes (in lower case), and the way out.
+# Files that are mistaken for weights, by their first bytes (in lower case), and the remedy.
 _OTHERS = (
     (b"<!doctype html", "a web page, not weights: a login or error page was saved in their place"),
     (b"<html", "a web page, not weights: a login or error page was saved in their place"),

@@ -46,7 +46,7 @@ _ALLOWING = threading.Lock()
 
 
 class _Inert:
-    """Stands in for an object that a file names: it can be created and filled, and does nothing.
+    """A stand-in for an object that a file names; it can be created and filled, and does nothing.
 
     torch's loader calls the allowed names (REDUCE, NEWOBJ) and sets the state of the objects that
     they return (BUILD); it refuses to call those objects.
