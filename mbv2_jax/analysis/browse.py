@@ -100,7 +100,7 @@ def _check(out: str, count: int, epoch: int, seconds: float, needs: float | None
         raise UserError(f"--needs={needs:g}: give a number of images per second")
     path = pathlib.Path(out)
     if path.suffix.lower() not in drawing.WRITABLE:
-        raise UserError(f"--out={out} has no ending of an image file; give {path.stem}.png")
+        raise UserError(f"--out={out} does not end as an image file does; give {path.stem}.png")
     if not path.parent.is_dir():
         raise UserError(f"--out={out}: there is no folder {path.parent}")
 
