@@ -89,7 +89,7 @@ def read(path: pathlib.Path, ema: bool | None) -> Contents:
             layers = list(_walk(path, file, root, config))
     except UserError:
         raise
-    # The error depends on the place of the damage: OSError, KeyError, BadZipFile, ...
+    # The type of error depends on the damage: OSError, KeyError, BadZipFile, ...
     except Exception as error:
         raise UserError(f"{path} is damaged or cut off: {first_line(error)}") from None
     if not layers:

@@ -104,7 +104,7 @@ def _check_transforms(config: ConfigDict) -> None:
 def _faults_between(
     config: ConfigDict, names: Sequence[str], opened: Sequence[Source]
 ) -> list[str]:
-    """Returns the reasons for which training refuses two splits together; [] for one split."""
+    """Returns the reasons why training refuses two splits together; [] for one split."""
     if len(opened) < 2:
         return []
     quoted = [repr(name) for name in names]

@@ -58,7 +58,7 @@ def decode(encoded: bytes) -> Image.Image:
 
 
 class DecodedCrop(NamedTuple):
-    """A resized crop of an image file, and the place it was taken from.
+    """A resized crop of an image file, and its box in the image.
 
     Attributes:
       image: the resized crop, mode "RGB".
@@ -118,7 +118,7 @@ def _upright_frame(encoded: bytes) -> jpeg.Frame | None:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return None if _orientation(image) in _UPRIGHT else frame
-    except Exception:  # `decode` will report what is wrong
+    except Exception:  # `decode` will report the fault
         return None
 
 

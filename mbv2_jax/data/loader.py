@@ -322,7 +322,7 @@ class _EvalReader(_Reader):
 
 
 def _generator(seed: int, *key: int) -> np.random.Generator:
-    """Returns a generator of its own for every (seed, key); keys of any length do not collide."""
+    """Returns a separate generator for every (seed, key); keys of any length do not collide."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
 
 

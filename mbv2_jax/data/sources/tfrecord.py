@@ -53,7 +53,7 @@ class Records:
             if len(offsets) - 1 != count:
                 raise UserError(
                     f"{path} holds {len(offsets) - 1} records, and the dataset_info.json beside it"
-                    f" says {count}: copy or prepare the dataset anew"
+                    f" says {count}: copy or prepare the dataset again"
                 )
         self._open: dict[int, int] = {}
 
@@ -78,7 +78,7 @@ class Records:
         ):
             raise UnreadableImage(
                 f"its checksum is wrong, {self._paths[file]} is damaged at byte {start}: copy that"
-                " file anew"
+                " file again"
             )
         return data
 
@@ -144,7 +144,7 @@ def _index(paths: list[str], name: str) -> list[np.ndarray]:
         if missing:
             raise UserError(
                 f"{name} lacks {len(missing)} of its {len(paths)} files:"
-                f" {listed(missing, 2, ', ')}; copy them there, or prepare the dataset anew"
+                f" {listed(missing, 2, ', ')}; copy them there, or prepare the dataset again"
             )
         key = np.frombuffer("\n".join(map(str, stamps)).encode(), np.uint8)
         cached = index_cache.load(_CACHE_KIND, location)
@@ -193,13 +193,13 @@ def _offsets(path: str) -> np.ndarray:
             if length is None and len(header) == _LENGTH.size:
                 raise UserError(
                     f"{path} is damaged at byte {offsets[-1]} (a checksum is wrong), or is not a"
-                    " TFRecord file: copy it anew"
+                    " TFRecord file: copy it again"
                 )
             offsets.append(offsets[-1] + _LENGTH.size + (length or 0) + _CHECKSUM.size)
         if offsets[-1] > size:
             raise UserError(
                 f"{path} is cut short: its {size} bytes end in record {len(offsets) - 2}; copy it"
-                " anew"
+                " again"
             )
     return np.array(offsets, np.int64)
 
