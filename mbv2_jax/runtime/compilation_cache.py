@@ -35,8 +35,9 @@ def enable(setting: str | None = None, group: Group | None = None) -> None:
       group: the processes of the run; None: this process has no others.
 
     Raises:
-      UserError: there is no such bucket.
+      UserError: there is no such bucket, or `setting` is an address of another kind.
     """
+    bucket.check_scheme(setting or "", "compilation_cache")
     group = group or processes.single()
     if group.count > 1 and mesh_lib.on_cpu():
         # On CPUs, unlike on GPUs, a program's key differs between processes. Only the first one

@@ -22,7 +22,6 @@ from mbv2_jax.errors import UserError, first_line
 
 _SCHEME = "gs://"
 _TIMEOUT = 30.0  # seconds after which a bucket that does not answer is given up
-_UNSUPPORTED = ("s3://", "az://", "hf://", "http://", "https://")
 _MARK = "commit_success.txt"  # the object with which Orbax marks a folder as complete
 
 
@@ -31,12 +30,24 @@ def is_address(text: str | os.PathLike[str]) -> bool:
     return os.fspath(text).startswith(_SCHEME)
 
 
-def parse_path(text: str | os.PathLike[str], what: str) -> pathlib.Path:
+def check_scheme(text: str | os.PathLike[str], field: str) -> None:
+    """Raises UserError for an address of anything but a bucket of Google Cloud Storage.
+
+    Args:
+      text: a local path, or an address.
+      field: the flag or the config's field that holds it, for the message.
+    """
+    path = os.fspath(text)
+    if "://" in path and not is_address(path):
+        raise UserError(f"{field}={path}: give a folder on a disk, or gs://BUCKET/FOLDER")
+
+
+def parse_path(text: str | os.PathLike[str], field: str) -> pathlib.Path:
     """Returns the path that a user gave, after checking that its bucket can be reached.
 
     Args:
       text: a local path, or gs://BUCKET/FOLDER.
-      what: the flag or field that holds the path, for error messages.
+      field: the flag or the config's field that holds the path, for messages.
 
     Returns:
       A pathlib.Path, or an etils.epath.Path, which has the same methods. Nothing needs to exist
@@ -46,14 +57,13 @@ def parse_path(text: str | os.PathLike[str], what: str) -> pathlib.Path:
       UserError: the bucket does not exist or may not be read, or a package is missing.
     """
     path = os.fspath(text)
+    check_scheme(path, field)
     if not is_address(path):
-        if path.startswith(_UNSUPPORTED):
-            raise UserError(f"{what}={path}: give a folder on a disk, or gs://BUCKET/FOLDER")
         return pathlib.Path(path)
     name, inside = _split(path)
     if not name or not inside.strip("/"):
-        raise UserError(f"{what}={path}: give a folder in a bucket, gs://BUCKET/FOLDER")
-    _check_bucket(f"{what}={path}", name)
+        raise UserError(f"{field}={path}: give a folder in a bucket, gs://BUCKET/FOLDER")
+    _check_bucket(f"{field}={path}", name)
     from etils import epath
 
     return epath.Path(path)

@@ -15,6 +15,7 @@ from mbv2_jax.errors import UserError
 from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.runtime import processes, profiler
 from mbv2_jax.spec import PER_DEVICE, ModelSpec, TrainingMode
+from mbv2_jax.storage import bucket
 from mbv2_jax.tasks.task import Task
 from mbv2_jax.training import settings as settings_lib
 from mbv2_jax.training.settings import (
@@ -108,9 +109,7 @@ def _check_together(given: Mapping[str, Any]) -> None:
     if given["model.dtype"] == "float64" and not jax.config.read("jax_enable_x64"):
         raise UserError("model.dtype is 'float64': set JAX_ENABLE_X64=1 in the environment too")
     profiler.parse(given["profile"])
-    cache = given["compilation_cache"] or ""
-    if "://" in cache and not cache.startswith("gs://"):
-        raise UserError(f"compilation_cache is {cache!r}: it must be a folder, or gs://BUCKET/...")
+    bucket.check_scheme(given["compilation_cache"] or "", "compilation_cache")
     size, batch_size = given["model.bn_group_size"], given["batch_size"]
     name = "model.bn_group_size"
     if size == PER_DEVICE or not size:

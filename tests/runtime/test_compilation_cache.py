@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from mbv2_jax.errors import UserError
 from mbv2_jax.runtime import compilation_cache, mesh
 from mbv2_jax.runtime.processes import Group
 from tests.support import commands
@@ -83,6 +84,16 @@ def test_a_cache_that_cannot_be_written_is_said_and_stops_nothing(jax_folder, tm
     compilation_cache.enable(str(tmp_path / "file" / "cache"))
     assert "cannot be written: Not a directory; everything is compiled" in capsys.readouterr().err
     assert jax_folder() is None
+
+
+def test_an_unsupported_address_is_refused_before_a_folder_is_made(
+    jax_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"s3://bucket/cache.*gs://BUCKET/FOLDER"):
+        compilation_cache.enable("s3://bucket/cache")
+    assert jax_folder() is None
+    assert not list(tmp_path.iterdir())
 
 
 def test_several_processes_on_cpus_keep_nothing(jax_folder, tmp_path):

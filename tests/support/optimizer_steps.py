@@ -58,7 +58,14 @@ def flat(tree: Any) -> Arrays:
 def run_ours(
     settings: Optimizer, params: Arrays, grads: list[Arrays], frozen_stages: int = -1
 ) -> list[Arrays]:
-    """Returns the parameters after each step."""
+    """Returns the parameters after each step, in float64."""
+    with jax.enable_x64(True):
+        return _run(settings, params, grads, frozen_stages)
+
+
+def _run(
+    settings: Optimizer, params: Arrays, grads: list[Arrays], frozen_stages: int
+) -> list[Arrays]:
     tree = nested(params)
     transformation = optimizer.create(
         settings, lambda step: jnp.asarray(RATES)[step], tree, frozen_stages

@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import torch
+from flax.traverse_util import flatten_dict
 
 from benchmarks.torch_peer import torchvision as torchvision  # one of the peers, as those below
 from mbv2_jax.models import mobilenet_v2
@@ -116,6 +117,25 @@ def parameters(
         _set(tree, "classifier/kernel", None if kernel is None else kernel.T)
         _set(tree, "classifier/bias", _array(value(linear.bias)))
     return tree
+
+
+def assign(model: torch.nn.Module, variables: dict[str, Any]) -> None:
+    """Gives a torch MobileNetV2 our variables, {"params", "batch_stats"}: undoes `parameters`."""
+    params, stats = (flatten_dict(variables[name], sep="/") for name in ("params", "batch_stats"))
+
+    def copy(tensor: torch.Tensor, value: np.ndarray) -> None:
+        tensor.data.copy_(torch.from_numpy(np.ascontiguousarray(value)))
+
+    for name, conv, norm in _layers(model):
+        copy(conv.weight, params[f"{name}/conv/kernel"].transpose(3, 2, 0, 1))  # HWIO -> OIHW
+        copy(norm.weight, params[f"{name}/norm/scale"])
+        copy(norm.bias, params[f"{name}/norm/bias"])
+        assert norm.running_mean is not None and norm.running_var is not None
+        copy(norm.running_mean, stats[f"{name}/norm/mean"])
+        copy(norm.running_var, stats[f"{name}/norm/var"])
+    for linear in (m for m in model.modules() if isinstance(m, torch.nn.Linear)):
+        copy(linear.weight, params["classifier/kernel"].T)
+        copy(linear.bias, params["classifier/bias"])
 
 
 def gradients(model: torch.nn.Module) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def test_sections_become_frozen_settings():
         ({"checkpoint__best_metric": "top2"}, "checkpoint.best_metric is 'top2': did you mean"),
         ({"model__dtype": "float64"}, "model.dtype is 'float64': set JAX_ENABLE_X64=1"),
         ({"profile": "9:3"}, "profile is '9:3': it must be FIRST:LAST"),
-        ({"compilation_cache": "s3://x"}, "compilation_cache is 's3://x': it must be a folder, or"),
+        ({"compilation_cache": "s3://x"}, "compilation_cache=s3://x: give a folder on a disk, or"),
         ({"model__bn_group_size": 7}, "batch_size 256 does not divide into groups of model.bn_g"),
         ({"model__bn_group_size": 512}, "model.bn_group_size 512 is more than batch_size 256"),
     ],
