@@ -41,8 +41,8 @@ def parameter_dtype(dtype: Any) -> Any:
 class Conv(nn.Module):
     """A convolution: 1x1, depthwise, or the stem's full one.
 
-    Parameters: kernel (K, K, C, features), or (K, K, 1, features) where depthwise; bias (features,)
-    where there is one.
+    Parameters: kernel (K, K, C, features), or (K, K, 1, features) if depthwise; and with `bias`,
+    bias (features,).
 
     Attributes:
       features: output channels; for a depthwise convolution those of the input.

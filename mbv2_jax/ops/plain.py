@@ -40,7 +40,7 @@ def convolve_depthwise(
 
 
 def apply_epilogue(y: jax.Array, bias: jax.Array | None, relu6: bool) -> jax.Array:
-    """Adds the bias, if there is one, and applies ReLU6 if asked to."""
+    """Adds the bias, if there is one, and applies ReLU6 if `relu6`."""
     if bias is not None:
         y = y + bias
     return clamp(y) if relu6 else y

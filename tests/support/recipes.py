@@ -24,7 +24,7 @@ def steps_per_epoch(config: ConfigDict) -> int:
 
 
 def rates(config: ConfigDict, steps: Any) -> np.ndarray:
-    """Returns the learning rates of these steps, in float64."""
+    """Returns the learning rates of the given steps, in float64."""
     per_epoch = steps_per_epoch(config)
     total = loader.epochs_to_steps(config.num_epochs, per_epoch)
     with jax.enable_x64(True):
