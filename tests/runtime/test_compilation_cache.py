@@ -90,7 +90,7 @@ def test_an_unsupported_address_is_refused_before_a_folder_is_made(
     jax_folder, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="s3://bucket/cache.*gs://BUCKET/FOLDER"):
+    with pytest.raises(UserError, match=r"s3://bucket/cache.*gs://BUCKET/FOLDER"):
         compilation_cache.enable("s3://bucket/cache")
     assert jax_folder() is None
     assert not list(tmp_path.iterdir())
