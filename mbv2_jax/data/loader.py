@@ -74,11 +74,6 @@ def steps_per_epoch(num_examples: int, batch_size: int, last_batch: str = "fill"
     return num_examples // batch_size
 
 
-def epochs_to_steps(epochs: float, steps_per_epoch: int) -> int:
-    """Returns a duration in epochs, which may be a fraction, as whole steps."""
-    return round(epochs * steps_per_epoch)
-
-
 def train_batches(
     source: Source,
     transform: Transform,
