@@ -1,6 +1,6 @@
-"""Every field with its default. Not a recipe: recipes start here.
+"""The config of defaults, from which every recipe starts.
 
-The fields are declared where they are used, each with its unit, its range and its meaning:
+The fields are declared where they are used, each with its unit, its range and its meaning, in
 mbv2_jax/spec.py (the network and its preprocessing), mbv2_jax/training/settings.py, and the
 settings of each task (mbv2_jax/tasks/). `python -m mbv2_jax.main --help` prints them all.
 """

@@ -2,7 +2,7 @@
 
     python -m mbv2_jax.main --config=configs/digits.py --workdir=runs/digits
 
-hardware: 2 CPU cores; time: two and a half minutes; images: 8x8 grey, drawn at 32x32.
+hardware: 2 CPU cores; time: two and a half minutes; images: 8x8 grey, enlarged to 32x32.
 expected: at least 97 % top-1 on the 360 held-out digits.
 """
 
@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.num_epochs = 20.0
 
     config.model.width = 0.35
-    config.model.strides = (1, 1, 2, 2, 2, 1, 1, 1)  # 32 px leave no room for all five halvings
+    config.model.strides = (1, 1, 2, 2, 2, 1, 1, 1)  # 32 px are too few for all five halvings
 
     config.data.source = "digits"
     config.data.train_split = "train"

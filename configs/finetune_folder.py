@@ -1,11 +1,11 @@
-"""Fine-tuning on one's own photos, from a trained model, with a new head.
+"""Fine-tunes a trained model on your own photos, with a new head.
 
     python -m mbv2_jax.main --config=configs/finetune_folder.py --workdir=runs/finetune \\
         --config.data.source=folder:PHOTOS --checkpoint=runs/digits
 
 PHOTOS holds train/CLASS/*.jpg and val/CLASS/*.jpg. Width, strides, padding, image size and pixel
-statistics are the checkpoint's. The stem and layer1..layer2 stay as they are; the backbone learns
-at a tenth of the head's rate.
+statistics are the checkpoint's. The stem, layer1 and layer2 stay frozen; the rest of the
+backbone learns at a tenth of the head's rate.
 hardware: any; 500 photos at 32 px take a minute on a CPU.
 expected: depends on the photos.
 """
@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.model.frozen_stages = 2
     config.model.dropout = 0.2
 
-    config.data.source = "folder:"  # PATH has to be given
+    config.data.source = "folder:"  # to be given on the command line, with its path
     config.data.train_split = "train"
     config.data.eval_split = "val"
     config.data.train_transforms = (

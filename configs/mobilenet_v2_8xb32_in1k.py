@@ -1,4 +1,4 @@
-"""mmpretrain's MobileNetV2 page, its recipe exactly: mobilenet-v2_8xb32_in1k.
+"""The recipe of mmpretrain's MobileNetV2 page, exactly: mobilenet-v2_8xb32_in1k.
 
     python -m mbv2_jax.main --config=configs/mobilenet_v2_8xb32_in1k.py --workdir=runs/mobilenet_v2
 
@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
 
     config.model.width = 1.0
     config.model.num_classes = 1000
-    config.model.bn_group_size = 32  # statistics per replica; running ones averaged over replicas
+    config.model.bn_group_size = 32  # per replica; running statistics are averaged over replicas
 
     config.data.source = "imagenet2012"
     config.data.train_split = "train"

@@ -2,22 +2,22 @@
 
     python -m mbv2_jax.main --config=configs/mobilenet_v2_small.py:0.25 --workdir=runs/x0_25
 
-data: ImageNet-1k, TFDS `imagenet2012`. hardware of the original: not published (4 GPUs in the
-documentation's examples), nor is the time.
+data: ImageNet-1k, TFDS `imagenet2012`. hardware and time of the original: not published (the
+documentation's examples use 4 GPUs).
 steps: 240 epochs of 5,005 at batch 256.
-expected: 0.25: 53.18 top-1, 76.14 top-5; with crops of the usual area, from 0.08, 52.35 and 75.65
-(docs/en/models_training/train_strategy_en.md: so small a network underfits). The published weights,
-which do not say how they were cropped: 0.25 53.21, 0.5 65.03, 0.75 69.83 top-1. 0.35: not published
-(60.09 by the other recipe that has it, mobilenet_v2_dli14_150).
+expected: 0.25: 53.18 top-1, 76.14 top-5; with crops of the usual area, from 0.08 on: 52.35 and
+75.65 (docs/en/models_training/train_strategy_en.md: such a small network underfits). The published
+weights, whose crops are not documented: 0.25: 53.21, 0.5: 65.03, 0.75: 69.83 top-1. 0.35: not
+published (60.09 with the other recipe that covers it, mobilenet_v2_dli14_150).
 measured: not run.
 source: ppcls/configs/ImageNet/MobileNetV2/MobileNetV2_{x0_25,x0_5,x0_75}.yaml of
-https://github.com/PaddlePaddle/PaddleClas. Not published, taken from 0.25: the area for the other
-widths, and all of 0.35.
-other than there:
-- Channels are rounded as the paper's code does: a quarter of 24 are 8; there, 6.
-- Crops are those of random_resized_crop. There the ratio is uniform, its logarithm is not, and the
-  area is drawn among those that fit.
-- Images are resized with antialiasing. The initial weights are the page's.
+https://github.com/PaddlePaddle/PaddleClas. The area for the other widths and everything for 0.35
+are not published, and are those of 0.25.
+differences from the original:
+- Channels are rounded as in the paper's code: a quarter of 24 becomes 8; there, 6.
+- Crops are those of random_resized_crop. There, the aspect ratio itself is uniform instead of its
+  logarithm, and the area is drawn from those that fit.
+- Images are resized with antialiasing. The initial weights are mmpretrain's.
 """
 
 from ml_collections import ConfigDict

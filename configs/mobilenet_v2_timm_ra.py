@@ -1,22 +1,24 @@
-"""RandAugment, as timm trains its EfficientNets: for mobilenetv2_100.ra_in1k.
+"""RandAugment, as timm trains its EfficientNets; the recipe of mobilenetv2_100.ra_in1k.
 
     python -m mbv2_jax.main --config=configs/mobilenet_v2_timm_ra.py --workdir=runs/timm_ra
 
 data: ImageNet-1k, TFDS `imagenet2012`. hardware of the source: 2 GPUs; time: not published.
 steps: 450 epochs of 1,668 at batch 768.
-expected: 72.910 top-1, 91.000 top-5 (timm's results-imagenet.csv), if what follows is near enough.
+expected: 72.910 top-1, 91.000 top-5 (timm's results-imagenet.csv), if this recipe is close enough.
 measured: not run.
-source: what made these weights is not published. Their author says "similar to efficientnet with
-rand augment and random erasing" (https://github.com/huggingface/pytorch-image-models/issues/355).
-So everything is taken from the command for EfficientNet-B0 in hfdocs/source/training_script.mdx
-there, and what that leaves to defaults from train.py of April 2020, when the weights came out.
-other than there:
-- No stochastic depth (--drop-path 0.2): this network has none. float32, not --amp.
-- The rate changes step by step, and the staircase counts during the warm-up, too. There it changes
-  at the ends of epochs only. At the beginning of each epoch after the warm-up they are equal.
+source: the recipe of these weights is not published. Their author describes it as "similar to
+efficientnet with rand augment and random erasing"
+(https://github.com/huggingface/pytorch-image-models/issues/355). Everything here is therefore taken
+from the command for EfficientNet-B0 in hfdocs/source/training_script.mdx there, and its defaults
+from train.py of April 2020, when the weights were released.
+differences from the original:
+- There is no stochastic depth (--drop-path 0.2), which this network does not have, and the
+  computation is in float32, not --amp.
+- The rate changes step by step, and the staircase also counts the warm-up. There, it changes only
+  at the ends of epochs. At the beginning of each epoch after the warm-up, both are equal.
 - Crops are resized bicubically; there, bilinearly or bicubically at random.
-- The noise in an erased box is clipped to what a pixel can be: 3 to 4 % of its values.
-- The initial weights are the page's.
+- The noise in an erased box is clipped to the range of a pixel: 3 to 4 % of its values change.
+- The initial weights are mmpretrain's.
 """
 
 from ml_collections import ConfigDict

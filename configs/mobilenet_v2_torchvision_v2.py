@@ -4,15 +4,15 @@
 
 data: ImageNet-1k, TFDS `imagenet2012`. hardware of the original: 8 V100 GPUs; time: not published.
 steps: 600 epochs of 1,251 at batch 1024, of 176 px; evaluated at 224 px.
-expected: 72.154 top-1, 90.822 top-5 (torchvision's, of the average of the weights).
+expected: 72.154 top-1, 90.822 top-5 (torchvision's figures, for the averaged weights).
 measured: not run.
-source: the command in https://github.com/pytorch/vision/pull/5560; what it leaves to defaults is
-from references/classification/{train,presets}.py there.
-other than there:
-- The learning rate follows warm-up and cosine step by step; there it stays for an epoch. At the
-  beginning of each epoch they are equal.
-- The average is updated every 32 steps of the run; there, of each epoch, and after the warm-up
-  only. Of what is averaged before, nothing is left 595 epochs later.
+source: the command in https://github.com/pytorch/vision/pull/5560, with its defaults from
+references/classification/{train,presets}.py there.
+differences from the original:
+- The learning rate follows warm-up and cosine step by step; there, it is constant within an epoch.
+  At the beginning of each epoch, both are equal.
+- The average is updated every 32 steps of the run; there, every 32 steps of each epoch, and only
+  after the warm-up. Nothing that was averaged before is left 595 epochs later.
 - An erased box is ImageNet's mean rounded to an integer, within 0.0082 of the 0 there.
 """
 
@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     config.data.source = "imagenet2012"
     config.data.train_split = "train"
     config.data.eval_split = "validation"
-    config.data.image_size = 224  # of evaluation; a crop of 176 shows things as large (FixRes)
+    config.data.image_size = 224  # of evaluation; in a training crop of 176, objects are as large
     config.data.train_transforms = (
         "random_resized_crop(176)|random_flip(0.5)"
         "|trivial_augment_wide(interpolation='bilinear')|random_erasing(0.1)"
@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
     config.schedule.warmup_epochs = 5.0
     config.schedule.warmup_start = 0.01
     config.ema.every_steps = 32
-    # The reference adjusts its 0.99998 to batch, interval and epochs; 0.9989 an update.
+    # The reference adjusts its 0.99998 to batch, interval and epochs: 0.9989 per update.
     config.ema.decay = 1 - (1 - 0.99998) * config.batch_size * config.ema.every_steps / 600
 
     config.log.every_steps = 100

@@ -2,24 +2,25 @@
 
     python -m mbv2_jax.main --config=configs/mobilenet_v2_tpu_4096.py --workdir=runs/tpu
 
-data: ImageNet-1k, TFDS `imagenet2012`. hardware of the original: TPUs; which, how many and how
-long: not published.
+data: ImageNet-1k, TFDS `imagenet2012`. hardware of the original: TPUs; their kind and number, and
+the time: not published.
 steps: 500 epochs of 312 at batch 4096.
 expected: 72.72 top-1, 91.05 top-5 (the first line of the file named below).
 measured: not run.
 source: official/vision/configs/experiments/image_classification/imagenet_mobilenetv2_tpu.yaml and
 `mobilenet_imagenet` in official/vision/configs/image_classification.py of
 https://github.com/tensorflow/models
-other than there:
-- BatchNorm's statistics are of each device's share of the batch, as there; how large that share
-  was, is not published.
-- Kernels of depthwise convolutions decay, too.
+differences from the original:
+- BatchNorm's statistics are over each device's share of the batch, as there; the size of that share
+  is not published.
+- Weight decay includes the kernels of depthwise convolutions.
 - RMSProp's mean squares start at 1; there, at 0.
-- The staircase counts during the warm-up, too: the rate is up to 8.5 % higher, and equal from the
-  warm-up's end on.
-- 1000 classes; there 1001, one of them for the background. The initial weights are the page's.
-- Images are resized with antialiasing; in evaluation to a short side of 256, then cropped. There
-  the central 87.5 % are cropped, then resized.
+- The staircase also counts the warm-up, so that the rate is up to 8.5 % higher until its end, and
+  equal afterwards.
+- There are 1000 classes; there, 1001, one of them for the background. The initial weights are
+  mmpretrain's.
+- Images are resized with antialiasing; in evaluation, to a short side of 256, and then cropped.
+  There, the central 87.5 % are cropped, and then resized.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """A command's flags and config, read without jax; a mistake in them becomes one clear line.
 
-absl and ml_collections do the parsing. This module adds what a user expects beyond it: a missing
-config file is noticed at once, an unknown key names the nearest one, nothing is a traceback, and
+absl and ml_collections do the parsing. This module adds to it: a missing config file is noticed at
+once, the message about an unknown key names the nearest one, no mistake prints a traceback, and
 --help exits with 0.
 """
 
@@ -70,13 +70,13 @@ def expectation(flag: str, text: str | None, names: Sequence[str]) -> dict[str, 
     Args:
       flag: its name, for messages.
       text: its value; None or "none" expects nothing.
-      names: of the figures, in order.
+      names: the names of the figures, in order.
 
     Returns:
       The figures by name; None if nothing is expected.
 
     Raises:
-      UserError: the text is not as many numbers from 0 to 100.
+      UserError: the text is not one number from 0 to 100 for each name.
     """
     if text in (None, "none"):
         return None
@@ -105,7 +105,7 @@ def load_config(spec: str) -> ConfigDict:
     """Returns the locked config of PATH.py[:ARG] or NAME[:ARG], as --config takes it.
 
     Raises:
-      UserError: no such file or recipe, or a file that does not give a config.
+      UserError: there is no such file or recipe, or the file does not return a config.
     """
     name, _, argument = spec.partition(":")
     path = _config_file(name)
@@ -122,7 +122,7 @@ def load_config(spec: str) -> ConfigDict:
             raise UserError(f"{path} takes no ':{argument}' after its name") from None
         raise UserError(f"config {path}: {type(error).__name__}: {_one_line(error)}") from None
     if not isinstance(config, ConfigDict):
-        raise UserError(f"config {path}: get_config() must return a ConfigDict, as default.py's")
+        raise UserError(f"config {path}: get_config() must return a ConfigDict")
     return config.lock()
 
 
@@ -141,9 +141,9 @@ def _config_file(name: str) -> pathlib.Path:
     if name in recipes:
         return recipes[name]
     stem = pathlib.Path(name).stem
-    what = f"there is no config {name!r}" if name else "--config=NAME is missing"
+    fault = f"there is no config {name!r}" if name else "--config=NAME is missing"
     raise UserError(
-        f"{what}: give the path of a .py file, or a recipe's name: {nearest(stem, recipes)}"
+        f"{fault}: give the path of a .py file, or a recipe's name: {nearest(stem, recipes)}"
     )
 
 

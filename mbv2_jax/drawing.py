@@ -1,4 +1,4 @@
-"""Pictures of photos with their predictions, and lettering for other pictures."""
+"""Pictures of photos with their predictions, and the text in other pictures."""
 
 import io
 import itertools
@@ -50,14 +50,14 @@ def annotate(photo: Image.Image, predictions: Sequence[tuple[str, float]]) -> Im
     for rank, (name, score) in enumerate(predictions):
         bar, ink = (FIRST, INK) if rank == 0 else (OTHER, FAINT)
         percent = f"{score:.1%}"
-        room = right - left - lettering.getlength(percent) - MARGIN
+        available = right - left - lettering.getlength(percent) - MARGIN
         baseline = photo.height + MARGIN + ROW * rank + FONT_SIZE
-        draw.text((left, baseline), cut(name, room, lettering), ink, lettering, anchor="ls")
+        draw.text((left, baseline), cut(name, available, lettering), ink, lettering, anchor="ls")
         draw.text((right, baseline), percent, ink, lettering, anchor="rs")
         top = baseline + BAR
         draw.rounded_rectangle((left, top, right, top + BAR), BAR // 2, TRACK)
         end = left + score * (right - left)
-        if end - left >= BAR:  # a shorter one would be no bar, but a dot as wide as a bar is high
+        if end - left >= BAR:  # a shorter bar would be a dot
             draw.rounded_rectangle((left, top, end, top + BAR), BAR // 2, bar)
     return picture
 
@@ -67,7 +67,7 @@ def save(picture: Image.Image, folder: pathlib.Path, name: str) -> pathlib.Path:
 
     Args:
       folder: an existing one.
-      name: of the file; -2, -3, ... comes before its ending where there is one of that name.
+      name: the file's name; where it is taken, -2, -3, ... is inserted before its ending.
 
     Returns:
       The file.
@@ -80,7 +80,7 @@ def save(picture: Image.Image, folder: pathlib.Path, name: str) -> pathlib.Path:
         wanted = pathlib.Path(f"{name}.png")
     encoded = io.BytesIO()
     kind = Image.registered_extensions()[wanted.suffix.lower()]
-    picture.save(encoded, kind, quality=92)  # read by JPEG and WebP only
+    picture.save(encoded, kind, quality=92)  # only JPEG and WebP use the quality
     try:
         for number in itertools.count(1):
             file = folder / (f"{wanted.stem}-{number}{wanted.suffix}" if number > 1 else wanted)
@@ -92,25 +92,25 @@ def save(picture: Image.Image, folder: pathlib.Path, name: str) -> pathlib.Path:
                 continue
     except OSError as error:
         raise UserError(f"cannot write {folder / wanted}: {error.strerror or error}") from None
-    raise AssertionError  # counting has no end
+    raise AssertionError  # itertools.count does not end
 
 
 def _scaled(photo: Image.Image) -> Image.Image:
     longer = max(photo.size)
     if longer < TINY:
-        return photo.resize(_times(photo.size, -(-TINY // longer)), Image.Resampling.NEAREST)
+        return photo.resize(_scaled_size(photo.size, -(-TINY // longer)), Image.Resampling.NEAREST)
     if longer > PHOTO_SIDE:
-        return photo.resize(_times(photo.size, PHOTO_SIDE / longer), Image.Resampling.LANCZOS)
+        return photo.resize(_scaled_size(photo.size, PHOTO_SIDE / longer), Image.Resampling.LANCZOS)
     return photo
 
 
-def _times(size: tuple[int, int], factor: float) -> tuple[int, int]:
+def _scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
 def font(size: int = FONT_SIZE) -> ImageFont.FreeTypeFont:
-    """Returns the lettering of pictures; `size` in pixels."""
-    # Pillow's own has no letters beyond ASCII, and class names are the user's.
+    """Returns the font for text in pictures; `size` is in pixels."""
+    # Pillow's own font has no letters beyond ASCII, but users' class names may have some.
     return ImageFont.truetype(
         pathlib.Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size
     )

@@ -19,7 +19,7 @@ class UnreadableImage(UserError):
 
 
 class RunFailed(Exception):
-    """A run that could not go on, or a check that did not hold, though it was asked for rightly.
+    """A run that could not continue, or a check that failed, though the user made no mistake.
 
     The commands print it without a traceback and exit with status 1.
     """
@@ -38,7 +38,7 @@ def report(error: BaseException) -> int:
         return 1
     if isinstance(error, KeyboardInterrupt):
         return 130
-    if isinstance(error, BrokenPipeError):  # the reader of the output, such as `head`, has enough
+    if isinstance(error, BrokenPipeError):  # its reader, such as `head`, closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     traceback.print_exception(error)
@@ -52,27 +52,27 @@ def first_line(error: BaseException) -> str:
 
 
 def listed(faults: Iterable[str], limit: int = 5, separator: str = "; ") -> str:
-    """Joins faults for a message; beyond `limit` only their number is given."""
-    # Names are a file's, and might steer a terminal.
+    """Joins faults for a message; of those beyond `limit`, only the number is given."""
+    # Names come from files, and might hold control characters of a terminal.
     faults = [fault if fault.isprintable() else ascii(fault) for fault in faults]
     more = [f"and {len(faults) - limit} more"] if len(faults) > limit else []
     return separator.join([*faults[:limit], *more])
 
 
 def nearest(name: object, options: Iterable[object]) -> str:
-    """Returns the sentence that helps after an unknown `name`.
+    """Returns a hint for the user after an unknown `name`.
 
     Args:
       name: the name that the user wrote.
       options: all accepted names.
 
     Returns:
-      "did you mean 'X'?" where one option is close, "known are 'X', 'Y', ..." where none is; both
-      where there are few.
+      "did you mean 'X'?" if an option is close, "known are 'X', 'Y', ..." if none is; both if one
+      is close and there are few options.
     """
     known = [str(option) for option in options]
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
-    listed = "known are " + ", ".join(repr(option) for option in known)
+    every = "known are " + ", ".join(repr(option) for option in known)
     if not close:
-        return listed
-    return f"did you mean {close[0]!r}?" + (f" ({listed})" if len(known) <= 6 else "")
+        return every
+    return f"did you mean {close[0]!r}?" + (f" ({every})" if len(known) <= 6 else "")

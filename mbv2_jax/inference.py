@@ -37,8 +37,8 @@ ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 LAST = len(STAGES)  # the index of the last convolution's feature map
 BATCH_SIZE = 32
 
-# An opened image reads its file on first use, which two threads may not do at once; and a list can
-# hold the same one twice.
+# An opened image reads its file on first use, which two threads may not do at the same time; and a
+# list can hold the same image twice.
 _OPENED = threading.Lock()
 
 
@@ -77,18 +77,18 @@ class Predictor:
     def __call__(self, images: np.ndarray | jax.Array) -> Any:
         """Returns the outputs of the network, such as logits, for images of the network's size.
 
-        They go through the network at once: `predict` takes any number.
+        All of them go through the network in one batch; `predict` takes any number of images.
 
         Args:
-          images: (N, H, W, 3) RGB; uint8 are pixels and are normalised here, floats are taken as
-            normalised. Nothing is resized.
+          images: (N, H, W, 3) RGB: uint8 pixels, which are normalised here, or floats that are
+            normalised already. Nothing is resized.
 
         Returns:
-          (N, classes) float32.
+          The outputs of the task's network, such as (N, classes) float32.
 
         Raises:
-          UserError: another shape or dtype; channels first (N, 3, H, W) is named as such. Or the
-            model has features only.
+          UserError: the images have another shape (the message points out (N, 3, H, W)) or dtype,
+            or the model has only features.
         """
         self._check_head()
         return self._forward(self._network, images)
@@ -100,21 +100,21 @@ class Predictor:
 
         Args:
           images: an image, a folder, or several of either: see `list_images`.
-          batch_size: how many go through the network at once.
+          batch_size: how many images go through the network at once.
 
         Returns:
-          One dict an image, as `inference_model` returns it.
+          One dict for each image, as `inference_model` returns it.
 
         Raises:
-          UserError: an image cannot be read; the message names it. Or the model has features only,
-            or gives no numbers.
+          UserError: an image cannot be read (the message names it), the model has only features, or
+            its outputs are NaN.
         """
         return [_or_raise(outcome) for outcome in self.stream(images, batch_size)]
 
     def stream(
         self, images: ImageLike | Iterable[ImageLike], batch_size: int = BATCH_SIZE
     ) -> Iterator[dict[str, Any] | UserError]:
-        """Yields `predict`'s results as they come, and an error in place of a bad image's."""
+        """Yields the results of `predict` as they come, and an error for each bad image."""
         self._check_head()
         for prepared, rows in self._batches(list_images(images), batch_size):
             good = [image for image in prepared if not isinstance(image, UserError)]
@@ -144,11 +144,11 @@ class Predictor:
         """Returns features of images (mmpretrain's extract_feat, channels last).
 
         Args:
-          images: (N, H, W, 3) as `__call__` takes them, which nothing resizes; or what
-            `list_images` takes, prepared first.
+          images: (N, H, W, 3) as `__call__` takes them, which are not resized; or anything that
+            `list_images` takes, which is prepared first.
           stage: 'neck', the pooled features that the classifier gets; or 'backbone', feature maps.
-          out_indices: which feature maps: 0..6 = layer1..layer7, 7 = the last convolution. Only
-            read where stage is 'backbone'.
+          out_indices: the feature maps to return: 0..6 = layer1..layer7, 7 = the last convolution.
+            Only used if stage is 'backbone'.
           batch_size: how many prepared images go through the network at once.
 
         Returns:
@@ -156,8 +156,8 @@ class Predictor:
           (N, h, w, channels) float32, in the network's order.
 
         Raises:
-          UserError: an unknown stage or index, images that `__call__` refuses, or an image that
-            cannot be read.
+          UserError: the stage or an index is unknown, `__call__` would refuse the images, or an
+            image cannot be read.
         """
         if stage not in ("backbone", "neck"):
             raise UserError(f"there is no stage {stage!r}: {nearest(stage, ('backbone', 'neck'))}")
@@ -228,9 +228,9 @@ class Predictor:
     ) -> Iterator[tuple[list[Sample | UserError], int]]:
         """Yields batches of prepared images, with errors among them, and the rows to pad them to.
 
-        Every batch has as many rows, so that the network is compiled once: `batch_size`, or where
-        there are fewer images the next power of 2. Threads prepare the next batch meanwhile. Of no
-        images there is one batch without any.
+        Every batch has the same number of rows, so that the network is compiled once: `batch_size`
+        or, if there are fewer images, the next power of 2. Threads prepare the next batch
+        meanwhile. Without images, there is one empty batch.
         """
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: give 1 or more")
@@ -305,7 +305,7 @@ def open_image(image: ImageLike) -> Image.Image:
         try:
             with _OPENED:
                 return decoding.upright_rgb(image)
-        except OSError as error:  # opened, its file is read only now
+        except OSError as error:  # the file of an opened image is read only now
             raise UserError(f"cannot decode the image: {error}") from None
     if not isinstance(image, np.ndarray | jax.Array):
         raise UserError(
@@ -324,8 +324,8 @@ def list_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
 
     Args:
       images: an image (a path, an encoded file's bytes, a PIL image, or (H, W, 3) uint8 RGB
-        pixels); a folder, which stands for the image files in it and in the folders below, sorted,
-        once each, without hidden ones; or any number of both.
+        pixels); a folder, which stands for all image files in it and in its subfolders, sorted,
+        except for hidden ones; or any number of both.
 
     Raises:
       UserError: a folder cannot be read, or holds no image files.
@@ -339,10 +339,10 @@ def list_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
 
 
 def _is_one(images: ImageLike | Iterable[ImageLike]) -> TypeGuard[ImageLike]:
-    """Whether this is one image (or nothing of the kind, which `open_image` refuses)."""
+    """Returns whether this is one image (or no image at all, which `open_image` refuses)."""
     if isinstance(images, str | os.PathLike):
         return not os.path.isdir(images)
-    # These can be iterated over, too.
+    # These types are iterable, too.
     return isinstance(images, bytes | Image.Image | np.ndarray | jax.Array) or not isinstance(
         images, Iterable
     )
@@ -381,10 +381,10 @@ def init_model(checkpoint: str | os.PathLike[str], *, seed: int = 0) -> Predicto
         such as 'mmpretrain'; or the name of a variant (models/variants.py), such as
         'mobilenet_v2_1.0_224', for a network with random weights. A file or folder comes before a
         name.
-      seed: of random weights.
+      seed: the seed of random weights.
 
     Raises:
-      UserError: there is no model at `checkpoint`, or none that can be read.
+      UserError: there is no model at `checkpoint`, or it cannot be read.
     """
     name = os.fspath(checkpoint)
     if not os.path.exists(name):
@@ -413,16 +413,17 @@ def _init(network: nn.Module, key: jax.Array) -> Any:
 
 
 def inference_model(predictor: Predictor, image: ImageLike | Iterable[ImageLike]) -> Any:
-    """Predicts one image; the result has mmpretrain's keys.
+    """Predicts one image; a classifier's result has mmpretrain's keys.
 
     Args:
       predictor: from init_model.
-      image: a path, an encoded file's bytes, a PIL image, or (H, W, 3) uint8 RGB pixels. Or
-        several, as `Predictor.predict` takes them.
+      image: a path, an encoded file's bytes, a PIL image, or (H, W, 3) uint8 RGB pixels; or
+        several images, as `Predictor.predict` takes them.
 
     Returns:
-      {"pred_label": int, "pred_class": str, "pred_score": float, "pred_scores": (classes,)
-      float32}; scores are probabilities. Of a folder or several images, a list of these.
+      The prediction of the model's task. For classification: {"pred_label": int, "pred_class": str,
+      "pred_score": float, "pred_scores": (classes,) float32}, where scores are probabilities. For a
+      folder or several images, a list of predictions.
 
     Raises:
       UserError: as `Predictor.predict`.

@@ -45,16 +45,16 @@ HELP = {
     "reads: the model to evaluate; in training, the weights to start from, unless --workdir "
     "already holds a checkpoint.",
     "expect": "TOP1,TOP5: percentages that the evaluation should reach within 0.05; exits with 1 "
-    "if not. eval compares with the figures published for the weights by default, where the data "
-    "can be ImageNet's validation images; none compares with nothing.",
-    "out": "FILE for eval to write: a JSON object a line for each image, with its label, loss and "
-    "five best classes. An existing file is not overwritten.",
+    "if it does not. By default, eval compares with the figures published for the weights if the "
+    "data may be ImageNet's validation images; none compares with nothing.",
+    "out": "FILE for eval to write: one line of JSON for each image, with its label, loss and five "
+    "best classes. An existing file is not overwritten.",
     "coordinator_address": "HOST:PORT of process 0, which listens there for the others.",
-    "num_processes": "number of processes of the run, over all hosts; 1 keeps to this process "
-    "where Slurm or a TPU slice would have it join others.",
+    "num_processes": "number of processes of the run, over all hosts; 1 runs this process alone "
+    "even where Slurm or a TPU slice would have it join others.",
     "process_id": "number of this process, from 0.",
-    "topology": "NAME of the TPU slice that compile compiles the training step for: its generation "
-    "and its chips a side, such as v5e:2x4, v5e:16x16, v6e:4x4, v4:2x2x2.",
+    "topology": "NAME of the TPU slice for which to compile the training step: its generation and "
+    "its chips per side, such as v5e:2x4, v5e:16x16, v6e:4x4, v4:2x2x2.",
     "mode": "train, eval, info or compile; eval takes --checkpoint or --workdir, compile "
     "--topology. The last line that train, eval and compile print is JSON.",
     "tta": "eval: averages the probabilities of each image and of its mirror image, as "
@@ -76,9 +76,9 @@ def main() -> None:
     """Parses the command line and makes one call."""
     config = command_line.parse(FLAGS, sys.argv, __doc__)
     _check_flags()
-    if FLAGS.mode == "train" and __name__ == "__main__":  # not inside of somebody's program
+    if FLAGS.mode == "train" and __name__ == "__main__":  # not inside another program
         cpu.use_huge_pages()
-    # Here: jax takes seconds, and --help needs none.
+    # Imported here, since jax takes seconds to import and --help does not need it.
     from mbv2_jax.runtime import processes
     from mbv2_jax.training import compile as compile_lib
     from mbv2_jax.training import info
@@ -90,7 +90,7 @@ def main() -> None:
     else:
         address = processes.Address(*(FLAGS[name].value for name in ADDRESS))
         training = FLAGS.mode == "train"
-        with processes.join(address, config.distributed, heeds_sigterm=training) as group:
+        with processes.join(address, config.distributed, handles_sigterm=training) as group:
             run(config, group)
 
 

@@ -1,4 +1,4 @@
-"""Model directories: Orbax arrays plus model.json, all that is needed to use a trained model.
+"""Model directories: Orbax arrays and model.json, which together are a trained model.
 
     DIR/arrays/      {"params", "batch_stats"}: float32, named as models/mobilenet_v2.py names them
     DIR/model.json   the network, its preprocessing, its classes, and where it came from
@@ -40,7 +40,7 @@ class SavedModel:
     """The arrays of a model with its description.
 
     Attributes:
-      params: nested dict of float32 numpy arrays; without the head's where there are features only.
+      params: nested dict of float32 numpy arrays; a backbone alone has none of a head.
       batch_stats: nested dict of float32 numpy arrays.
       description: the contents of model.json.
       path: the file or folder that was opened, for messages.
@@ -86,12 +86,13 @@ class SavedModel:
 def write(path: pathlib.Path, params: Any, batch_stats: Any, description: Description) -> None:
     """Writes a model directory at `path`, replacing one that is there.
 
-    model.json gets the SHA-256 of the files too, by which `read` notices damage. The new directory
-    is complete before the old one is moved away, and that is deleted last: a process that dies
-    meanwhile leaves one of them whole, if only as `.NAME.new` beside `.NAME.old`.
+    model.json gets the SHA-256 of the array files too, by which `read` notices damage. The new
+    directory is complete before the old one is moved away, and the old one is deleted last: a
+    process that dies meanwhile leaves one of them complete, if only as `.NAME.new` beside
+    `.NAME.old`.
 
     Raises:
-      OSError, ValueError (Orbax's): it cannot be written, for want of space perhaps.
+      OSError, ValueError (Orbax's): it cannot be written, perhaps because the disk is full.
     """
     arrays = {"params": params, "batch_stats": batch_stats}
     with atomic.replace_folder(path, mark="model.json") as folder:
@@ -120,8 +121,8 @@ def _checkpointer() -> ocp.Checkpointer:
 
 
 @contextlib.contextmanager
-def _without_hints() -> Iterator[None]:
-    """Silences Orbax's warning that the part of a checkpoint it reads is not a whole one."""
+def _without_metadata_warning() -> Iterator[None]:
+    """Silences Orbax's warning that the folder it reads is only a part of a checkpoint."""
     logger = logging.getLogger("absl")  # Orbax's
 
     def is_relevant(record: logging.LogRecord) -> bool:
@@ -139,7 +140,7 @@ def read(path: str | os.PathLike[str]) -> SavedModel:
 
     Args:
       path: a model directory; a workdir with `model/`, or with a checkpoint; one checkpoint; or
-        or anything that `python -m convert` takes: a file, an https address, or the name of
+        anything that `python -m convert` takes: a file, an https address, or the name of
         published weights.
 
     Raises:
@@ -211,8 +212,8 @@ def _read_model(path: pathlib.Path) -> SavedModel:
     except ValueError as error:
         raise UserError(f"{file} is not JSON: {error}") from None
     description = _parse(info, file)
-    # Before Orbax sees them: it reads some damaged files without complaint. (Models that were
-    # written before model.json had the line are read as they are.)
+    # Checked before Orbax opens the files, since it reads some damaged ones without complaint. Old
+    # models have no "arrays_sha256", and are read as they are.
     if info.get("arrays_sha256", sha256) != sha256:
         raise UserError(
             f"the arrays in {path / 'arrays'} cannot be read: by their SHA-256, which is in "
@@ -260,7 +261,7 @@ def read_training_checkpoint(path: pathlib.Path) -> SavedModel:
         raise UserError(f"checkpoint {path} is incomplete or damaged: {error}") from None
     state = _read_arrays(path / "state")
     found = arrays_sha256(state)
-    # (Checkpoints that were written before they had the line are read as they are.)
+    # Old checkpoints have no "state_sha256", and are read as they are.
     if info.get("state_sha256", found) != found:
         raise UserError(
             f"the arrays in {path / 'state'} are damaged: by their SHA-256, they are not what was "
@@ -275,7 +276,7 @@ def _read_arrays(path: pathlib.Path) -> dict[str, Any]:
     path = bucket.absolute(path)
     try:
         with _checkpointer() as checkpointer:
-            with _without_hints():
+            with _without_metadata_warning():
                 metadata = checkpointer.metadata(path).item_metadata
             if metadata is None:  # Orbax found nothing readable
                 raise ValueError("files are missing or damaged")
@@ -289,7 +290,7 @@ def _read_arrays(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _check(saved: SavedModel) -> None:
-    """Refuses arrays that are not of the network that model.json describes."""
+    """Refuses arrays that do not fit the network that model.json describes."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     key = jax.eval_shape(jax.random.key, 0)
     wanted = jax.eval_shape(saved.module().init, key, image)

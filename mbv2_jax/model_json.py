@@ -1,4 +1,4 @@
-"""The contents of model.json: all that is needed to use a model besides its arrays.
+"""The contents of model.json: everything about a model except its arrays.
 
     {"format": 2, "task": "classification",
      "backbone": {"name": "mobilenet_v2", "width": 1.0, ...}, "head": {"num_classes": 1000},
@@ -20,10 +20,10 @@ from mbv2_jax.spec import Backbone, ModelSpec, Preprocessing, TrainingMode
 FORMAT = 2
 NAME = "mobilenet_v2"  # of the backbone
 
-# Fields that files lack which were written before the field existed.
+# Fields that are missing in files written before the field existed.
 _LATER = {"backbone": ("output_stride",), "training": ("dropout",)}
 
-# Where files of format 1 keep the fields of a section of today.
+# The sections of format 1 in which the fields of each of today's sections stand.
 _FORMAT_1 = {
     "backbone": {
         "name": "architecture",
@@ -45,8 +45,8 @@ class Description:
       spec: the network and its preprocessing.
       classes: the names of the classes in the order of the outputs; () for a backbone alone.
       origin: where the model came from; a "sha256" identifies it.
-      published: {figure: value, ..., "examples", "source"} as reported for these weights by
-        whoever published them, on as many examples; None where nothing is known.
+      published: {figure: value, ..., "examples", "source"}: the figures that the publisher of these
+        weights reported for them, and on how many examples; None where nothing is known.
     """
 
     spec: ModelSpec
@@ -76,8 +76,8 @@ def parse(info: Any) -> Description:
     """Reads the contents of model.json.
 
     Raises:
-      UserError: it is of an unknown format or task, or something is missing or impossible; the
-        message lists every fault.
+      UserError: the format or the task is unknown, or a value is missing or impossible; the message
+        lists every fault.
     """
     found = info.get("format") if isinstance(info, dict) else None
     if found not in (1, FORMAT):
@@ -122,7 +122,7 @@ def _upgraded(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _faults(info: Mapping[str, Any], head_type: type) -> list[str]:
-    """Returns a line for each thing in the contents without which nothing can be predicted."""
+    """Returns a line for each missing or impossible value without which no model can be built."""
     backbone, head = info.get("backbone"), info.get("head")
     faults = _section_faults(info, "backbone", Backbone)
     if isinstance(backbone, dict) and backbone.get("name") != NAME:

@@ -36,8 +36,8 @@ _EPILOG = f"""PATH is one of
 {_NAMES}
   the name of a variant, such as mobilenet_v2_1.0_224, for random weights
 
-A file that is no image is reported on standard error; the others are predicted nevertheless, and
-the exit status is 2.
+A file that is not an image is reported on standard error; the others are predicted all the same,
+and the exit status is 2.
 """
 
 
@@ -60,7 +60,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--topk", type=int, default=5, metavar="K", help="how many classes to name (default: 5)"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON per image")
     parser.add_argument(
         "--show-dir",
         type=pathlib.Path,
@@ -92,7 +92,7 @@ def main() -> None:
     if arguments.checkpoint in VARIANTS and not os.path.exists(arguments.checkpoint):
         _say(f"{arguments.checkpoint} is the name of a variant: its weights are random")
 
-    from mbv2_jax import inference  # here, because jax takes seconds and --help needs none
+    from mbv2_jax import inference  # here, because jax takes seconds and --help does not need it
     from mbv2_jax.runtime import compilation_cache
 
     compilation_cache.enable()
@@ -122,7 +122,7 @@ def report(
       predictor: from inference.init_model.
       arguments: image files, and folders of them.
       topk: the most entries to print for each image, such as classes.
-      as_json: whether to print a JSON object a line instead of the table.
+      as_json: whether to print a JSON object for each image instead of the table.
       show_dir: a folder for annotated pictures.
       batch_size: images that go through the network at once.
 
@@ -171,13 +171,13 @@ def _make_show_dir(folder: pathlib.Path, images: Sequence[str]) -> None:
 
 
 def _with_bar(outcomes: Iterator[Any], count: int) -> Iterator[Any]:
-    """Shows a bar to a person who cannot see the results appear."""
+    """Shows a progress bar on a terminal that does not show the results."""
     hidden = sys.stdout.isatty() or not sys.stderr.isatty()
     return iter(tqdm.tqdm(outcomes, total=count, unit=" images", disable=hidden))
 
 
 def _say(line: str) -> None:
-    """Prints to standard error, above a bar that is there."""
+    """Prints a line to standard error, above the progress bar if there is one."""
     tqdm.tqdm.write(line, file=sys.stderr)
 
 
@@ -186,7 +186,7 @@ class Table:
 
     Args:
       images: the names of all images.
-      task: whose entries fill the table.
+      task: the task whose entries fill the table.
     """
 
     def __init__(self, images: Sequence[str], task: "Task"):
@@ -197,7 +197,7 @@ class Table:
         self._header = f"{'image':{self._image}}  rank  {'  '.join(names)}\n"
 
     def rows(self, image: str, entries: Sequence[Mapping[str, Any]]) -> str:
-        """Returns a line for each entry of an image; before the first image the columns' names."""
+        """Returns a line for each entry of an image; the first call puts a header above them."""
         names = [image] + [""] * len(entries)
         lines = [
             f"{name:{self._image}}  {rank:4}  "

@@ -24,7 +24,7 @@ class Values:
 
     Attributes:
       type: of the field in a config; `object` where several types are possible.
-      wanted: the values in words, for "it must be ...".
+      wanted: a description of the values that completes "it must be ...".
       accepts: whether a value is one of them.
       options: the values themselves, where there are few.
     """
@@ -35,7 +35,7 @@ class Values:
     options: tuple[Any, ...] = ()
 
     def fault(self, value: Any) -> str:
-        """Returns the fault of `value` with its remedy; "" if it is possible."""
+        """Returns the fault of `value` and its remedy; "" if the value is possible."""
         if self.accepts(value):
             return ""
         if self.options:
@@ -44,24 +44,24 @@ class Values:
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number, and not a bool."""
+    """Returns whether `value` is a finite number, and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_integer(value: Any) -> bool:
-    """Whether `value` is an int, and not a bool."""
+    """Returns whether `value` is an int, and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def number(low: float, high: float | None = None, *, above: bool = False) -> Values:
-    """Real numbers from `low` (or, with `above`, only above it) to `high`."""
+    """Accepts real numbers from `low` (excluding it, with `above`) to `high`."""
     return Values(
         float, _range(low, high, above), lambda v: is_number(v) and _within(v, low, high, above)
     )
 
 
 def integer(low: int, high: int | None = None) -> Values:
-    """Whole numbers from `low` to `high`."""
+    """Accepts whole numbers from `low` to `high`."""
     return Values(
         int,
         f"a whole number, {_range(low, high)}",
@@ -70,27 +70,27 @@ def integer(low: int, high: int | None = None) -> Values:
 
 
 def choice(*options: Any) -> Values:
-    """One of `options`."""
+    """Accepts any of `options`."""
     return Values(type(options[0]), "one of them", lambda v: v in list(options), options)
 
 
 def flag() -> Values:
-    """True or False."""
+    """Accepts True and False."""
     return Values(bool, "True or False", lambda v: isinstance(v, bool))
 
 
-def text(what: str) -> Values:
-    """A string, described by `what`."""
-    return Values(str, what, lambda v: isinstance(v, str))
+def text(wanted: str) -> Values:
+    """Accepts strings; `wanted` describes them."""
+    return Values(str, wanted, lambda v: isinstance(v, str))
 
 
-def numbers(count: int, what: str, accepts: Callable[[Any], bool] = is_number) -> Values:
-    """A tuple or list of `count` numbers, each of which `accepts` accepts."""
+def numbers(count: int, wanted: str, accepts: Callable[[Any], bool] = is_number) -> Values:
+    """Accepts tuples and lists of `count` numbers, each of which passes `accepts`."""
 
     def accept(value: Any) -> bool:
         return isinstance(value, (tuple, list)) and len(value) == count and all(map(accepts, value))
 
-    return Values(tuple, what, accept)
+    return Values(tuple, wanted, accept)
 
 
 def _range(low: float, high: float | None, above: bool = False) -> str:
@@ -118,9 +118,11 @@ def declare(
       default: its value where nothing else is given.
       values: the values it may have.
       help: its meaning and unit, one line.
-      inherited: a config may leave it unset (None): then a checkpoint's value counts, or `default`.
-      convention: weights trained under one value give wrong answers, or do not fit, under another.
-      optional: None is a value of its own.
+      inherited: whether a config may leave it unset (None), which stands for the checkpoint's value
+        or, without a checkpoint, for `default`.
+      convention: whether weights that were trained under one value fail under another: they give
+        wrong answers, or do not fit. Such a field is inherited, too.
+      optional: whether None is a value of its own.
     """
     metadata = {
         "values": values,
@@ -187,13 +189,13 @@ class Preprocessing:
     mean: tuple[float, ...] = declare(
         (123.675, 116.28, 103.53),
         numbers(3, "three numbers, of R, G and B, 0-255"),
-        "of R, G and B, in pixel values 0-255; the network sees (pixel - mean) / std",
+        "mean of R, G and B, in pixel values 0-255; the network sees (pixel - mean) / std",
         convention=True,
     )
     std: tuple[float, ...] = declare(
         (58.395, 57.12, 57.375),
         numbers(3, "three numbers above 0, of R, G and B, 0-255", lambda v: is_number(v) and v > 0),
-        "of R, G and B, in pixel values 0-255",
+        "standard deviation of R, G and B, in pixel values 0-255",
         convention=True,
     )
 
@@ -229,13 +231,13 @@ class TrainingMode:
         0,
         _group_size(),
         "examples that BatchNorm normalises together in training: 0, the global batch; 'device', "
-        "each device's share of it; N, each N consecutive ones. Running statistics are the groups' "
-        "mean. 'device' is the fastest and depends on the number of devices",
+        "each device's share of it; N, every N consecutive ones. Running statistics are averaged "
+        "over the groups. 'device' is the fastest, and its results depend on the number of devices",
     )
     dtype: str = declare(
         "float32",
         choice("float32", "bfloat16", "float64"),
-        "of the computation; parameters and statistics stay float32 or wider",
+        "dtype of the computation; parameters and statistics stay float32 or wider",
     )
     remat: bool = declare(
         False, flag(), "compute each block again in the backward pass: less memory, more work"
@@ -256,12 +258,14 @@ KEPT = tuple(f.name for f in dataclasses.fields(TrainingMode) if f.metadata["inh
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """A network and its preprocessing, except for the arrays.
+    """A model without its arrays: its network and its preprocessing.
 
     Attributes:
       task: the name of the task, see `mbv2_jax.tasks.find`.
-      backbone, preprocessing, mode: of mode, a model keeps the fields in KEPT.
+      backbone: the fields of the backbone.
       head: a dataclass of the task; None where there is a backbone alone.
+      preprocessing: the fields of the preprocessing.
+      mode: how it was trained; a saved model keeps only the fields in KEPT.
     """
 
     task: str
@@ -293,7 +297,7 @@ class ModelSpec:
         return dataclasses.replace(self, **changed)
 
 
-# The sections of a config in which the fields of each dataclass stand; a head's are in "model".
+# The section of a config that holds the fields of each dataclass; a head's are in "model".
 SECTIONS = {Backbone: "model", TrainingMode: "model", Preprocessing: "data"}
 
 
@@ -331,9 +335,9 @@ def faults(cls: type, values: Mapping[str, Any], section: str = "") -> list[str]
 
 
 def to_json(values: Any, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Returns the fields of a dataclass (or `names` of them) as JSON knows them."""
+    """Returns the fields of a dataclass (or those in `names`) in their JSON form."""
     names = [f.name for f in dataclasses.fields(values)] if names is None else names
-    return {name: _plain(getattr(values, name)) for name in names}
+    return {name: plain(getattr(values, name)) for name in names}
 
 
 def from_json(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -343,9 +347,10 @@ def from_json(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def frozen(value: Any) -> Any:
-    """Returns `value` with tuples for lists: JSON and ConfigDict know lists only."""
+    """Returns `value` with tuples for lists; JSON has only lists."""
     return tuple(map(frozen, value)) if isinstance(value, (tuple, list)) else value
 
 
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+def plain(value: Any) -> Any:
+    """Returns `value` with lists for tuples, as JSON has them."""
+    return list(map(plain, value)) if isinstance(value, (tuple, list)) else value

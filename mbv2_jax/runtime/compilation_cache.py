@@ -42,7 +42,7 @@ def enable(setting: str | None = None, group: Group | None = None) -> None:
     if group.count > 1 and mesh_lib.on_cpu():
         # On CPUs, unlike on GPUs, a program's key differs between processes. Only the first one
         # would find it, and wait for the others to compile, for which Gloo gives it 30 s. Besides,
-        # a cached program's sums are in another order than a compiled one's: the processes would
+        # a cached program does its sums in another order than a compiled one: the processes would
         # mix up their messages.
         _disable()
         return
@@ -94,8 +94,8 @@ def _make_folder(setting: str | None) -> str | None:
 def _all_see(folder: str | None, group: Group) -> bool:
     """Returns whether every process sees the first one's folder.
 
-    Otherwise some processes would compile what the others find. On GPUs the processes share the
-    tuning of a program, and would wait for each other's part for ever.
+    Otherwise some processes would compile programs that the others find. On GPUs the processes
+    share the tuning of a program, and would wait for each other's part for ever.
     """
     folders = group.exchange("compilation cache", folder or "")
     if not all(folders):

@@ -1,4 +1,4 @@
-"""Settings for training on CPUs, made before JAX initialises: huge pages, and a device per core.
+"""Settings for training on CPUs, made before JAX initialises: huge pages and a device per core.
 
 Neither changes the results. docs/performance.md has measurements of both.
 """
@@ -12,8 +12,8 @@ import sys
 # glibc's malloc reads it once, when a program starts, and asks for huge pages for large blocks.
 TUNABLES, HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 _MODE = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
-# On one device: with fewer images it would mostly wait for the others.
-_LEAST_IMAGES = 8
+# Images per device, at least: with fewer, a device would mostly wait for the others.
+_MIN_IMAGES = 8
 
 
 def use_huge_pages() -> None:
@@ -39,8 +39,8 @@ def use_cores(batch_size: int, group_size: int | str) -> None:
 
     Args:
       batch_size: images a step.
-      group_size: images that are normalised together; 0: all. "device": those of a device, so that
-        the number of devices has a meaning and stays.
+      group_size: images that BatchNorm normalises together; 0: all. With "device", the number of
+        devices changes the result, and is left as it is.
     """
     import jax
 
@@ -50,7 +50,7 @@ def use_cores(batch_size: int, group_size: int | str) -> None:
     # Only Linux was measured; on a Mac some cores are slower than others.
     if isinstance(group_size, str) or sys.platform != "linux":
         return
-    most = min(len(os.sched_getaffinity(0)), batch_size // _LEAST_IMAGES)
+    most = min(len(os.sched_getaffinity(0)), batch_size // _MIN_IMAGES)
     groups = batch_size // (group_size or batch_size or 1) or 1
     counts = range(max(most, 1), 0, -1)
     fits = (n for n in counts if batch_size % n == 0 and (groups % n == 0 or n % groups == 0))

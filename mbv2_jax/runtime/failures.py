@@ -24,7 +24,7 @@ _GRACE = 3.0  # seconds for this process's own error, or for another one's messa
 # Seconds that process 0 stays after a failure was reported, so that the others, which read the
 # message from it, can end by themselves: JAX aborts a process that loses process 0.
 _LINGER = _GRACE + 2 * _POLL
-_KEY = "mbv2_jax/failed"  # of the message of a process that failed
+_KEY = "mbv2_jax/failed"  # where a process that fails writes its message
 
 # The words of JAX's errors, and of the libraries that carry its sums, when another process is gone.
 # An error of this process itself (no memory left, ...) has other words.
@@ -58,7 +58,7 @@ class FailureWatch:
             if message is None:
                 continue
             # JAX may abort this process during the grace period.
-            self._last_words.set(_farewell(message))
+            self._last_words.set(_final_message(message))
             # This process may be ending by an error of its own, perhaps the same one.
             if not self._closed.wait(_GRACE):
                 _end_with(message, self._last_words, linger=2 * _POLL)
@@ -80,7 +80,9 @@ def end_process(
     if watch is not None:
         watch.close()
         if from_jax and (message := _reported_failure(within=_GRACE)):
-            _end_with(message, last_words, linger=_LINGER)  # another one's end caused the error
+            _end_with(
+                message, last_words, linger=_LINGER
+            )  # the end of another one caused the error
     if from_jax and _CONNECTION_LOST.search(str(error)):
         error = RunFailed(
             f"{coordinator.describe_process()}: the processes' common computation broke off, "
@@ -102,7 +104,7 @@ def _exit_status(error: BaseException) -> int:
 
 
 def _tell_others(error: BaseException, status: int, last_words: LastWords) -> None:
-    """Writes an error to the key-value store, unless this process ends rightly."""
+    """Writes an error to the key-value store, unless this process ends without one."""
     if status == 0 and not isinstance(error, BrokenPipeError):
         last_words.set("")
         return
@@ -140,15 +142,15 @@ def _reported_failure(within: float = 0.0) -> str | None:
         time.sleep(_POLL / 4)
 
 
-def _farewell(message: str) -> str:
+def _final_message(message: str) -> str:
     """Returns the lines with which this process ends because of another one's failure."""
     return f"failed: {message}\n{coordinator.describe_process()} ends with it. {RESUME_HINT}"
 
 
 def _end_with(message: str, last_words: LastWords, linger: float) -> NoReturn:
     """Ends this process because another one failed; process 0 after `linger` seconds."""
-    print(_farewell(message), file=sys.stderr, flush=True)
-    last_words.set(_farewell(message))  # JAX may abort this process before its end
+    print(_final_message(message), file=sys.stderr, flush=True)
+    last_words.set(_final_message(message))  # JAX may abort this process before its end
     if coordinator.is_first():
         time.sleep(linger)
     last_words.set("")

@@ -30,7 +30,7 @@ class Address(NamedTuple):
 
 
 class Timeouts(Protocol):
-    """The config's `distributed` section.
+    """The timeouts of a run, as the config's `distributed` section has them.
 
     Attributes:
       initialization_timeout: seconds for which a process waits for the others to start.

@@ -19,8 +19,8 @@ from mbv2_jax.runtime.last_words import LastWords
 from mbv2_jax.runtime.launch import Address as Address
 from mbv2_jax.runtime.launch import Timeouts
 
-_LEAST_PATIENCE = 300  # seconds, at least, that a value of another process is waited for
-_LEAST_LAST_PATIENCE = 600  # seconds: the others may still evaluate or save the last step
+_MIN_TIMEOUT = 300  # seconds to wait for a value of another process, at least
+_MIN_FINAL_TIMEOUT = 600  # seconds: the others may still evaluate or save the last step
 
 
 def index() -> int:
@@ -57,12 +57,12 @@ class Group:
     Attributes:
       index: the number of this process, from 0.
       count: the number of processes.
-      patience: seconds for which `exchange` waits for the others.
+      timeout: seconds for which `exchange` waits for the others.
     """
 
     index: int
     count: int
-    patience: int = _LEAST_PATIENCE
+    timeout: int = _MIN_TIMEOUT
 
     def exchange(self, name: str, value: Any) -> list[Any]:
         """Returns the values that all processes gave under `name`, ordered by process.
@@ -70,8 +70,8 @@ class Group:
         Every process must call it.
 
         Args:
-          name: a name for the value, which also stands in messages; each may be used once.
-          value: of types that JSON knows.
+          name: a name for the value, also in messages; each may be used once.
+          value: a value that JSON can represent.
 
         Raises:
           RunFailed: a process did not give its value in time.
@@ -80,7 +80,7 @@ class Group:
             return [value]
         client, key = coordinator.client(), f"mbv2_jax/{name}"
         client.key_value_set(f"{key}/{self.index}", json.dumps(value))
-        end = time.monotonic() + self.patience
+        end = time.monotonic() + self.timeout
         values = []
         for other in range(self.count):
             milliseconds = max(1, int(1000 * (end - time.monotonic())))
@@ -90,9 +90,9 @@ class Group:
                 if "DEADLINE_EXCEEDED" not in str(error):
                     raise
                 raise RunFailed(
-                    f"process {other} did not send its {name} within {self.patience} s: is it "
+                    f"process {other} did not send its {name} within {self.timeout} s: is it "
                     "stuck? (The time is distributed.initialization_timeout, "
-                    f"{_LEAST_PATIENCE} s at least)"
+                    f"{_MIN_TIMEOUT} s at least)"
                 ) from None
             values.append(json.loads(text))
         return values
@@ -102,8 +102,8 @@ class Group:
 
         Args:
           name: a name for the values; see `exchange`.
-          values: by their names, of types that JSON knows.
-          remedy: a sentence that says what to do where they differ.
+          values: the values by their names; JSON must be able to represent them.
+          remedy: a sentence for the user about how to make them the same.
         """
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
         if len(set(self.exchange(f"{name} (SHA-256)", digest))) == 1:
@@ -128,7 +128,7 @@ def single() -> Group:
 
 
 @contextlib.contextmanager
-def join(address: Address, timeouts: Timeouts, *, heeds_sigterm: bool) -> Iterator[Group]:
+def join(address: Address, timeouts: Timeouts, *, handles_sigterm: bool) -> Iterator[Group]:
     """Joins the processes of the run for as long as the block lasts.
 
     If the block raises in one process, all of them end: that one with its own error, the others
@@ -138,7 +138,8 @@ def join(address: Address, timeouts: Timeouts, *, heeds_sigterm: bool) -> Iterat
       address: this process's place in the run. Where it is empty, Slurm, Open MPI and TPU slices
         are recognised; without them, this process is the only one.
       timeouts: the config's `distributed` section.
-      heeds_sigterm: whether the block handles SIGTERM (stop.py); else it ends the process.
+      handles_sigterm: whether the block handles SIGTERM (stop.py); if not, SIGTERM ends the
+        process.
 
     Raises:
       UserError: the address or a timeout is not possible.
@@ -151,7 +152,7 @@ def join(address: Address, timeouts: Timeouts, *, heeds_sigterm: bool) -> Iterat
         yield single()
         return
     last_words, watch = LastWords(), None
-    jax.config.update("jax_enable_preemption_service", heeds_sigterm)  # which catches SIGTERM
+    jax.config.update("jax_enable_preemption_service", handles_sigterm)  # which catches SIGTERM
     try:
         launch.connect(address, timeouts, last_words)
         watch = failures.FailureWatch(last_words)
@@ -160,10 +161,10 @@ def join(address: Address, timeouts: Timeouts, *, heeds_sigterm: bool) -> Iterat
             "it was killed, or JAX ended it because another process died or was cut off (JAX's "
             f"lines above name it). {failures.RESUME_HINT}"
         )
-        yield Group(index(), count(), max(timeouts.initialization_timeout, _LEAST_PATIENCE))
-        # Process 0's absence would look like its death to those which still write.
-        patience = max(timeouts.initialization_timeout, _LEAST_LAST_PATIENCE)
-        coordinator.client().wait_at_barrier("mbv2_jax/done", 1000 * patience)
+        yield Group(index(), count(), max(timeouts.initialization_timeout, _MIN_TIMEOUT))
+        # To processes that are still writing, an early exit of process 0 would look like its death.
+        timeout = max(timeouts.initialization_timeout, _MIN_FINAL_TIMEOUT)
+        coordinator.client().wait_at_barrier("mbv2_jax/done", 1000 * timeout)
         watch.close()
         jax.distributed.shutdown()
     except BaseException as error:

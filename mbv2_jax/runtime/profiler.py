@@ -1,4 +1,4 @@
-"""A profiler's trace of some training steps, as config.profile asks for it."""
+"""The profiler's trace of the training steps that config.profile names."""
 
 import contextlib
 import os

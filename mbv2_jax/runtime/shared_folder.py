@@ -44,7 +44,7 @@ def unseeing(folder: pathlib.Path, name: str, group: Group) -> list[int]:
 
     Args:
       folder: the folder as this process knows it; it exists. All processes see a bucket.
-      name: a name for the folder, for messages; each may be used once.
+      name: a name for the folder, also in messages; each may be used once.
       group: the processes of the run.
     """
     if group.count == 1 or bucket.is_address(folder):

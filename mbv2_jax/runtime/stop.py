@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request to stop, which training heeds at the end of a step."""
+"""SIGTERM and SIGINT as a request to stop training at the end of a step."""
 
 import os
 import signal

@@ -19,7 +19,7 @@ from typing import IO, Any
 from mbv2_jax.errors import UserError, first_line
 from mbv2_jax.storage import bucket
 
-_MARGIN = 16 << 20  # bytes that a disk needs beyond the content: its descriptions, and logs
+_MARGIN = 16 << 20  # bytes that a disk needs beyond the content, for metadata and logs
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -42,8 +42,8 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 def open_file(path: pathlib.Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Opens a file for writing, which replaces the one at `path` when the block ends.
 
-    If the block raises, nothing is left of the new file, and an old one stays. Of a link, the file
-    that it points to is replaced.
+    If the block raises, nothing is left of the new file, and an old one stays. If `path` is a link,
+    the file that it points to is replaced.
 
     Args:
       path: a file on a disk, in a folder that exists, or in a bucket.
@@ -84,11 +84,11 @@ def _open_local(path: pathlib.Path, mode: str) -> Iterator[IO[Any]]:
             yield file
         temporary.replace(target)
     except OSError as error:
-        if error.filename in (None, os.fspath(temporary)):  # not of a file that the block reads
+        if error.filename in (None, os.fspath(temporary)):  # not about a file that the block reads
             raise OSError(error.errno, first_line(error), os.fspath(path)) from None
         raise
     finally:
-        with contextlib.suppress(OSError):  # it is renamed, or its folder is gone
+        with contextlib.suppress(OSError):  # it has been renamed, or its folder is gone
             temporary.unlink()
 
 
@@ -98,8 +98,8 @@ def replace_folder(path: pathlib.Path, mark: str) -> Iterator[pathlib.Path]:
 
     On a disk the new folder is complete before the old one is moved away, and the old one is
     deleted last. A process that dies meanwhile leaves one of them complete, if only as `.NAME.new`
-    beside `.NAME.old`. If the block raises, the old folder stays. Of a link, the folder that it
-    points to is replaced.
+    beside `.NAME.old`. If the block raises, the old folder stays. If `path` is a link, the folder
+    that it points to is replaced.
 
     In a bucket no folder can be renamed. There `mark` vouches for the rest: it is deleted first,
     and a process that dies meanwhile leaves a folder without it.

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from mbv2_jax.errors import UserError, first_line
 
 _SCHEME = "gs://"
-_TIMEOUT = 30.0  # seconds after which a bucket that does not answer is given up
+_TIMEOUT = 30.0  # seconds to wait for a bucket's answer
 _MARK = "commit_success.txt"  # the object with which Orbax marks a folder as complete
 
 

@@ -96,7 +96,9 @@ class Lease:
                 return
             found = self._find()
             owner = self._read_owner()
-            if found and owner.get("token") == self._token:  # our write, whose answer was lost
+            if (
+                found and owner.get("token") == self._token
+            ):  # this run wrote it, and the answer was lost
                 self._generation = found.generation
                 return
             self._generation = found.generation if found else 0
@@ -157,7 +159,7 @@ class Lease:
             try:
                 self._write()
             except exceptions.PreconditionFailed:
-                # Another run has the lease; or this run does, by a write whose answer was lost.
+                # Another run has the lease; or this run has, and the answer to its write was lost.
                 with contextlib.suppress(Exception):
                     found = self._find()
                     if found is None or not self._is_ours():

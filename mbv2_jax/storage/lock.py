@@ -116,7 +116,8 @@ def _try_lock(file: TextIO, folder: pathlib.Path) -> bool:
 def _machine() -> str:
     """Returns an identifier of this machine since its last start.
 
-    The host's name is not one: a pod that replaces another one on another machine has its name.
+    The host's name does not identify a machine: a pod that replaces another one elsewhere has the
+    same name.
     """
     try:
         return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -4,8 +4,8 @@
     >>> tasks.find("classification").figures
     ('top1', 'top5')
 
-A built-in task is a folder here: its settings (plain data, so that configs load without jax) and
-its class.
+A built-in task is a folder here, with its settings (plain data, so that configs load without jax)
+and its class.
 """
 
 import importlib
@@ -26,13 +26,13 @@ def find(name: str) -> "type[Task]":
     """Returns the class of a task.
 
     Args:
-      name: a built-in task, or 'module:Class' of one's own.
+      name: the name of a built-in task, or 'module:Class' for a user's own class.
 
     Raises:
       UserError: there is no such task, or its module cannot be imported.
     """
     module_name, _, class_name = BUILT_IN.get(name, name).partition(":")
-    if not class_name:
+    if not (module_name and class_name):
         raise UserError(
             f"task is {name!r}: {nearest(name, BUILT_IN)}; or name a class of your own, as "
             "'module:Class'"

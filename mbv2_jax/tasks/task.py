@@ -1,7 +1,7 @@
-"""The interface of a task: everything in which tasks differ, and nothing else.
+"""The interface of a task, which covers everything in which tasks differ, and nothing else.
 
 Training, evaluation, prediction and conversion know a task only through the members below.
-`config.task` names a built-in task or a class of one's own, as 'module:Class'; `tasks.find` opens
+`config.task` names a built-in task, or a user's own class as 'module:Class'; `tasks.find` returns
 either. A task is a frozen dataclass: hashable, so that it is a static argument of jitted functions,
 and picklable, so that its `collate` runs in data workers.
 """
@@ -42,9 +42,9 @@ class Aligned(NamedTuple):
     """A dataset seen through a model's classes.
 
     Attributes:
-      source: the split, its targets counted as the model counts them.
+      source: the split, whose targets use the model's classes.
       found: the model's index of each of the dataset's classes.
-      note: a sentence for the user about how classes were matched; "" where nothing is to say.
+      note: a sentence for the user about how classes were matched; "" if there is nothing to say.
     """
 
     source: Any
@@ -54,7 +54,7 @@ class Aligned(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task(abc.ABC):
-    """One task of a network, with the head and the classes that it is for.
+    """One task of a network, with its head and its classes.
 
     Attributes:
       head: the head's fields, of the type `Head`; None stands for a backbone alone.
@@ -66,18 +66,18 @@ class Task(abc.ABC):
 
     # The task's name in config.task and in model.json.
     name: ClassVar[str]
-    # The head's frozen dataclass, whose fields are declared as in spec.py and are the `model`
-    # section's besides the backbone's.
+    # The head's frozen dataclass. Its fields are declared as in spec.py, and stand in the config's
+    # `model` section beside the backbone's.
     Head: ClassVar[type]
-    # The metrics of `summarize` that are compared with published figures, the one that decides
-    # "best" first; larger is better. "loss" need not be among them.
+    # The metrics of `summarize` that are compared with published figures, larger being better. The
+    # first decides which checkpoint is the best. "loss" need not be among them.
     figures: ClassVar[tuple[str, ...]]
-    # How metrics, "loss" among them, are written on an axis: {"top1": "top-1 (%)"}.
+    # The axis labels of metrics, "loss" among them: {"top1": "top-1 (%)"}.
     labels: ClassVar[Mapping[str, str]] = {}
     # The keys of `entries` that a table of predictions shows.
     columns: ClassVar[tuple[str, ...]] = ()
-    # What to say where a network is wanted, no data is opened, and the config leaves the head open.
-    open_head: ClassVar[str] = ""
+    # The message for a config that leaves the head to the data, where no data is opened.
+    open_head: ClassVar[str] = "the config leaves the head to the data, and no data is opened"
     # Whether `summarize` needs the rows of every example, and not only the sums.
     needs_rows: ClassVar[bool] = False
 
@@ -91,7 +91,7 @@ class Task(abc.ABC):
         Args:
           settings: the values of the config's fields that the task declares, by name, such as
             "model.num_classes".
-          source: the training split, which decides whatever `settings` leave open; None where no
+          source: the training split, which decides whatever `settings` leaves open; None where no
             data is opened: then `head` is None if the settings leave it open.
 
         Raises:
@@ -107,7 +107,7 @@ class Task(abc.ABC):
     def split_fault(cls, train: "Source", evaluation: "Source") -> str:
         """Returns why two splits do not belong together; "" if they do.
 
-        The names of the splits go into two {} of the text.
+        The text has two {}, for the names of the splits.
         """
         del train, evaluation
         return ""
@@ -154,7 +154,7 @@ class Task(abc.ABC):
     # ---- What runs on the devices (pure functions, traced) ----
 
     def augment(self, key: "jax.Array", batch: Batch) -> Batch:
-        """Changes a training batch before its images are normalised, as mixup and cutmix do."""
+        """Augments a training batch before its images are normalised, as mixup and cutmix do."""
         del key
         return batch
 
@@ -169,7 +169,7 @@ class Task(abc.ABC):
         """Scores a batch.
 
         Args:
-          outputs: the network's, of N examples.
+          outputs: the network's outputs for N examples.
           batch: the arrays of `batch_spec`, and "mask", (N,) bool, False for padding.
 
         Returns:
@@ -178,15 +178,15 @@ class Task(abc.ABC):
         """
 
     def views(self, images: "jax.Array") -> "Sequence[jax.Array]":
-        """Returns the views of normalised images (N, H, W, 3) whose outputs --tta merges."""
+        """Returns the views of normalised images, (N, H, W, 3), whose outputs --tta merges."""
         return (images, images[:, :, ::-1])
 
     def merge(self, outputs: Sequence[Any]) -> Any:
-        """Returns the outputs of `views` as those of the images themselves."""
+        """Merges the outputs of `views` into outputs for the images themselves."""
         raise NotImplementedError
 
     def postprocess(self, outputs: Any) -> Any:
-        """Returns what `decode` takes: a softmax, a non-maximum suppression, an argmax."""
+        """Applies the last operations before `decode`, such as a softmax or an argmax."""
         return outputs
 
     # ---- What a person sees (on the host, without jax) ----
@@ -195,15 +195,15 @@ class Task(abc.ABC):
     def summarize(
         self, sums: Mapping[str, "np.ndarray"], rows: Mapping[str, "np.ndarray"]
     ) -> dict[str, Any]:
-        """Returns the result of an evaluation: the JSON line that it prints.
+        """Returns the result of an evaluation, which is printed as a line of JSON.
 
         Args:
-          sums: over the whole split, float64, and "examples", their number.
-          rows: of every example in the split's order, if `needs_rows`; else {}.
+          sums: the sums over the whole split, float64, and "examples", their number.
+          rows: the rows of all examples in the split's order, if `needs_rows`; else {}.
         """
 
     def record(self, row: Mapping[str, "np.ndarray"]) -> dict[str, Any]:
-        """Returns a row of `evaluate` and of its batch as JSON, for a line of --out."""
+        """Returns an example's row of `evaluate` and of its batch in JSON form, for --out."""
         raise NotImplementedError
 
     @abc.abstractmethod
@@ -211,8 +211,8 @@ class Task(abc.ABC):
         """Returns the prediction of each image.
 
         Args:
-          outputs: of `postprocess`, as numpy arrays; rows beyond the sizes are padding.
-          sizes: (width, height) of the original images, in pixels.
+          outputs: the outputs of `postprocess`, as numpy arrays; rows beyond `sizes` are padding.
+          sizes: (width, height) of each original image, in pixels.
 
         Raises:
           ValueError: the outputs are not numbers.
@@ -225,7 +225,7 @@ class Task(abc.ABC):
     def draw(
         self, picture: "Image.Image", prediction: Mapping[str, Any], limit: int
     ) -> "Image.Image":
-        """Returns the picture that a person looks at: the image with its prediction."""
+        """Draws an image with its prediction, for a person to look at."""
         raise NotImplementedError
 
     # ---- From one model to another (on the host) ----
@@ -240,7 +240,7 @@ class Task(abc.ABC):
         raise NotImplementedError
 
     def align(self, source: "Source", data: str, model: str) -> Aligned:
-        """Returns an evaluation split with its targets counted as this task's classes are.
+        """Returns an evaluation split whose targets use this task's classes.
 
         Args:
           source: the split.
@@ -253,10 +253,12 @@ class Task(abc.ABC):
         return Aligned(source, tuple(range(len(self.classes))))
 
     def unlike_published(self, aligned: Aligned) -> str:
-        """Returns why a split is not the one that published figures are of; "" if it may be.
+        """Returns why a split is not the one that published figures are for; "" if it may be.
+
+        The text is the reason in "not compared, since ...".
 
         Args:
-          aligned: a split with as many examples.
+          aligned: a split with the same number of examples as the published one.
         """
         del aligned
         return ""

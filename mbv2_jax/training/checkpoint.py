@@ -69,7 +69,7 @@ _ONE_LINE = _OneLine()
 
 
 def _print_unraisable(unraisable: Any) -> None:
-    """Calls Python's hook, except for tensorstore's errors about arrays nobody waits for."""
+    """Calls Python's hook, except for tensorstore's errors about arrays that nobody waits for."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 
@@ -122,7 +122,7 @@ class Checkpoints:
 
     Args:
       workdir: the run's directory; `checkpoints/` is made in it.
-      settings: how many are kept, and by which metric the best.
+      settings: how many checkpoints are kept, and by which metric the best are chosen.
     """
 
     def __init__(self, workdir: pathlib.Path, settings: Checkpoint):
@@ -200,16 +200,16 @@ class Checkpoints:
         description: Description,
         metrics: Mapping[str, Any] | None,
     ) -> None:
-        """Starts saving `state`; returns once it is copied, while writing continues.
+        """Starts saving `state`; returns once it has been copied, while writing continues.
 
         Args:
           state: after the step that names the checkpoint.
           config: the resolved config, nested.
           description: the contents of model.json.
-          metrics: of an evaluation of this very state, by which the best are kept; else None.
+          metrics: the result of evaluating this state, by which the best are kept; else None.
 
         Raises:
-          RunFailed: this checkpoint, or the one whose writing just ended, cannot be written.
+          RunFailed: this checkpoint or the previous one cannot be written.
         """
         info = description.to_json()
         if processes.index() == 0:
@@ -268,8 +268,8 @@ def newest_faults(workdir: pathlib.Path, steps: Sequence[int]) -> dict[int, str]
     """Returns {step: fault} of the damaged checkpoints that are newer than the newest intact one.
 
     Args:
-      workdir: of the run.
-      steps: of its checkpoints.
+      workdir: the run's.
+      steps: the steps of its checkpoints.
 
     Raises:
       RunFailed: a checkpoint cannot be read now, so that nobody can tell whether it is damaged.
@@ -338,7 +338,7 @@ def _wait_for_messages() -> None:
 
 
 def _no_space(error: BaseException | None) -> bool:
-    """Whether an error, or a cause of it, is about a full disk; tensorstore sets no errno."""
+    """Returns whether an error or its cause is about a full disk; tensorstore sets no errno."""
     while error is not None:
         text = str(error)
         if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in text:
@@ -360,10 +360,5 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     for name in sorted(before.keys() | after.keys()):
         was, now = (config.get(name, defaults.get(name)) for config in (before, after))
         if was != now:
-            changes.append(f"{name}: {_plain(was)} -> {_plain(now)}")
+            changes.append(f"{name}: {spec.plain(was)} -> {spec.plain(now)}")
     return changes
-
-
-def _plain(value: Any) -> Any:
-    """Returns `value` with lists for tuples, as JSON has them."""
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value

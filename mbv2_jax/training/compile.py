@@ -26,8 +26,8 @@ from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import program as program_lib
 from mbv2_jax.training.config import Settings
 
-# By libtpu's names: the number of sides of a slice, and further options for libtpu. On Cloud TPU
-# the two cores of a v4 chip are one device.
+# The number of sides of a slice, and further options for libtpu, by libtpu's names of generations.
+# On Cloud TPU the two cores of a v4 chip are one device.
 GENERATIONS: dict[str, tuple[int, dict[str, Any]]] = {
     "v4": (3, {"chip_config_name": "megacore"}),
     "v5e": (2, {}),
@@ -35,7 +35,9 @@ GENERATIONS: dict[str, tuple[int, dict[str, Any]]] = {
     "v6e": (2, {}),
     "tpu7x": (3, {}),
 }
-FORM = "names are a generation and its chips a side, such as v5e:2x4, v5e:16x16, v6e:4x4, v5p:2x2x2"
+FORM = (
+    "names are a generation and its chips per side, such as v5e:2x4, v5e:16x16, v6e:4x4, v5p:2x2x2"
+)
 
 # Without these libtpu looks for the TPU of the machine it runs on, and only one process may use it.
 # The type only silences a warning: the topology's name decides.
@@ -53,7 +55,7 @@ _COLLECTIVE = re.compile(
     r"|collective-broadcast)(?:-start)?\("
 )
 
-# For the learning rate's schedule, which depends on the data; the values change no cost.
+# For the schedule of the learning rate, which depends on the data; they do not change the cost.
 _STEPS_PER_EPOCH, _EPOCHS = 1000, 100
 
 
@@ -63,9 +65,9 @@ def compile_for(
     """Compiles the training step of a config for a TPU slice.
 
     Args:
-      config: a recipe's; its data is not opened.
+      config: the config of a recipe; its data is not opened.
       topology: the slice's name, such as "v5e:2x4"; the slice itself is not needed.
-      options: XLA's, for this compilation.
+      options: XLA's options for this compilation.
 
     Returns:
       The compiled program, and a report of it:
@@ -75,12 +77,12 @@ def compile_for(
       bytes_per_image: what the program of one device reads and writes, in bytes over
         per_device_batch: XLA's "bytes accessed", operands and results of every instruction wherever
         they lie, copies between HBM and the chip's own memory included (docs/tpu_step.md).
-      all_reduces: exchanges between the devices, of any kind: also all-gather, reduce-scatter, ...
+      all_reduces: exchanges of any kind between the devices, all-gather and others included.
       compile_seconds: how long compiling took, tracing included.
 
     Raises:
-      UserError: libtpu is missing, no such topology, a batch that does not divide over it, or a
-        config that leaves the classes open. RunFailed: the step does not fit the memory.
+      UserError: libtpu is missing, there is no such topology, the batch does not divide over it, or
+        the config leaves the head to the data. RunFailed: the step does not fit the memory.
     """
     settings = config_lib.read(config)
     _resolve(settings)  # a config that leaves the head open is refused without libtpu, too
@@ -119,7 +121,7 @@ def topology_mesh(name: str | None) -> Mesh:
     """Returns the mesh of a TPU slice by its name, such as "v5e:2x4"; its devices are descriptions.
 
     Raises:
-      UserError: no such topology, or no libtpu.
+      UserError: there is no such topology, or libtpu is missing.
     """
     if not name:
         raise UserError(f"--mode=compile needs --topology=NAME: {FORM}")
@@ -139,9 +141,9 @@ def topology_mesh(name: str | None) -> Mesh:
             "compiling for a TPU needs libtpu, not a TPU: pip install 'mbv2_jax[tpu]' (Linux, "
             "x86-64)"
         )
-    jax.config.update("jax_platforms", "cpu")  # a TPU that is there stays free for others
+    jax.config.update("jax_platforms", "cpu")  # do not occupy a TPU of this machine
     os.environ.update(ENVIRONMENT)
-    if set(chips) == {"1"}:  # a host of one chip; otherwise libtpu thinks of four
+    if set(chips) == {"1"}:  # a host of one chip; by default libtpu assumes four
         options = options | {"chips_per_host_bounds": (1, 1, 1)}
     try:
         description = topologies.get_topology_desc(name, "tpu", **options)
@@ -159,8 +161,8 @@ def compile_step(
 
     Args:
       settings: the config; its data is not opened.
-      mesh: of real devices or of described ones.
-      options: XLA's, for this compilation.
+      mesh: real devices, or descriptions of devices.
+      options: XLA's options for this compilation.
 
     Raises:
       UserError: the batch does not divide, or the config leaves the head to the data. RunFailed:

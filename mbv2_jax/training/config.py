@@ -81,7 +81,7 @@ def read(config: ConfigDict) -> Settings:
         fault = field.metadata["values"].fault(given[name])
         if fault:
             raise UserError(f"{name} {fault}")
-    _check_together(given)
+    _check_combinations(given)
     sections: dict[str, Any] = {
         name: spec_lib.from_json(cls, _section(given, name))
         for name, cls in settings_lib.SECTIONS.items()
@@ -104,8 +104,8 @@ def _with_best_metric(checkpoint: Checkpoint, task: type[Task]) -> Checkpoint:
     return dataclasses.replace(checkpoint, best_metric=metric)
 
 
-def _check_together(given: Mapping[str, Any]) -> None:
-    """Refuses values that are impossible together, or here."""
+def _check_combinations(given: Mapping[str, Any]) -> None:
+    """Refuses values that are impossible with each other, or in this environment."""
     if given["model.dtype"] == "float64" and not jax.config.read("jax_enable_x64"):
         raise UserError("model.dtype is 'float64': set JAX_ENABLE_X64=1 in the environment too")
     profiler.parse(given["profile"])
@@ -129,15 +129,15 @@ def resolve(
     """Returns the network and the task that a config describes.
 
     Args:
-      settings: a field that the config sets stays.
+      settings: the config; the fields that it sets stay as they are.
       source: the training split, which decides whatever the task leaves to it; None where no data
         is opened.
       saved: the --checkpoint that training starts from, whose values fill the unset fields.
-      previous: the config of the run that is continued, nested, which fills them first.
+      previous: the nested config of the run that is continued, whose values come before those.
 
     Raises:
-      UserError: settings and data disagree; or a convention is set to another value than the
-        checkpoint's.
+      UserError: the settings and the data disagree, or a convention has another value than in the
+        checkpoint.
     """
     if saved is not None:
         _check_conventions(settings.given, saved)
@@ -160,17 +160,19 @@ def resolve(
 
 
 def on_devices(mode: TrainingMode, batch_size: int, devices: int) -> TrainingMode:
-    """Returns a training mode with a number of examples for bn_group_size 'device'."""
+    """Returns a training mode whose bn_group_size is a number of examples, also for 'device'."""
     if mode.bn_group_size != PER_DEVICE:
         return mode
     return dataclasses.replace(mode, bn_group_size=batch_size // devices)
 
 
-def as_saved(settings: Settings, saved: SavedModel, overrides: Mapping[str, Any]) -> ModelSpec:
-    """Returns the spec of a saved model as it is evaluated.
+def evaluated_spec(
+    settings: Settings, saved: SavedModel, overrides: Mapping[str, Any]
+) -> ModelSpec:
+    """Returns the spec with which a saved model is evaluated.
 
     Args:
-      settings: the config, whose model.dtype counts.
+      settings: the config, which decides the dtype.
       saved: the model.
       overrides: --config.KEY=VALUE of the command line, which win over the model and are reported.
 
@@ -195,14 +197,14 @@ def as_saved(settings: Settings, saved: SavedModel, overrides: Mapping[str, Any]
         processes.say(f"{name}: {wanted} instead of the checkpoint's {value}")
         changes[name] = wanted
     if "data.image_size" in changes and "data.eval_transforms" not in changes:
-        # Its edge, unlike its crop, is a number that does not follow the size.
+        # The crop follows image_size, but the edge that images are resized to is a fixed number.
         processes.say(f"data.eval_transforms is {saved.spec.preprocessing.eval_transforms}")
     mode = {"model.dtype": settings.given["model.dtype"]}
     return saved.spec.replace(changes | mode)
 
 
 def _check_conventions(given: Mapping[str, Any], saved: SavedModel) -> None:
-    """Refuses a convention that is set to another value than the checkpoint's."""
+    """Refuses conventions whose values in the config are not the checkpoint's."""
     theirs = saved.spec.values()
     odd = [
         name

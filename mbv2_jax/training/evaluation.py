@@ -59,7 +59,7 @@ class Evaluation:
       batch_size: global.
       workers: processes that decode.
       mesh: the devices.
-      tta: whether several views of each image are merged, as `Task.views` gives them.
+      tta: whether the outputs of several views of each image are merged (`Task.views`).
     """
 
     task: Task
@@ -84,8 +84,8 @@ class Evaluation:
         Args:
           variables: {"params", "batch_stats"}.
           record: called with each global batch's rows: those of `Task.evaluate`, "index", "mask",
-            and the task's targets that have one value for each example.
-          progress: whether to show a bar.
+            and those of the task's targets that have one value for each example.
+          progress: whether to show a progress bar.
 
         Returns:
           The result of `Task.summarize`.
@@ -139,7 +139,7 @@ def in_order(batches: Sequence[Mapping[str, np.ndarray]], count: int) -> dict[st
       count: the number of examples.
 
     Raises:
-      RunFailed: an example is not there exactly once.
+      RunFailed: an example is missing, or there twice.
     """
     mask = np.concatenate([batch["mask"] for batch in batches])
     names = [name for name in batches[0] if name != "mask"]
@@ -162,7 +162,7 @@ def _jitted_eval_step(
         sums, rows = step_lib.eval_step(
             variables, batch, task=task, network=network, preprocessing=preprocessing, tta=tta
         )
-        # With the example of each row: a mesh may order processes in its own way.
+        # Each row goes with its example's index, since a mesh may order processes in its own way.
         single = {name: array for name, array in batch.items() if array.ndim == 1}
         return sums, rows | single
 
@@ -191,10 +191,11 @@ def evaluate(
     """Evaluates a saved model on the evaluation split of a config.
 
     Args:
-      config: its data is evaluated; the model with its preprocessing is the checkpoint's, whatever
-        the config says of them.
-      checkpoint: whatever model_dir.read takes.
-      overrides: --config.KEY=VALUE of the command line, which do count, and are reported.
+      config: names the data to evaluate; the network and its preprocessing are the checkpoint's,
+        whatever the config sets.
+      checkpoint: anything that model_dir.read takes.
+      overrides: --config.KEY=VALUE of the command line, which win over the checkpoint, and are
+        reported.
       group: the processes.
       tta: whether several views of each image are merged.
       out: a file for the prediction of each image.
@@ -203,11 +204,12 @@ def evaluate(
       The result of `Task.summarize`; and the figures that were published for the model, if any.
 
     Raises:
-      UserError: no such checkpoint or data, classes that the model does not have, or a file that
-        exists. RunFailed: see `Evaluation.score`; or the file cannot be written: with the result.
+      UserError: there is no such checkpoint or data, the data has classes that the model does not
+        have, or the file exists. RunFailed: see `Evaluation.score`; or the file cannot be written,
+        in which case the message has the result.
     """
     config = config.copy_and_resolve_references()
-    config.model.bn_group_size = 0  # it is of training; any batch size will do here
+    config.model.bn_group_size = 0  # only training uses it, and not every batch size suits it
     settings = config_lib.read(config)
     if not checkpoint:
         raise UserError("--mode=eval needs --checkpoint=PATH or --workdir=DIR")
@@ -219,7 +221,7 @@ def evaluate(
             f"--checkpoint={checkpoint}, and evaluate that run's --workdir"
         )
     aligned = _open_split(settings.data, saved)
-    spec = config_lib.as_saved(settings, saved, overrides)
+    spec = config_lib.evaluated_spec(settings, saved, overrides)
     mesh = mesh_lib.create()
     mesh_lib.check_batch(mesh, settings.run.batch_size)
     task = saved.task()
@@ -248,10 +250,10 @@ def evaluate(
 
 
 def read_checkpoint(checkpoint: str, group: Group) -> SavedModel:
-    """Reads a model in every process; raises UserError where some read another one.
+    """Reads a model in every process; raises UserError if they do not all read the same.
 
     Args:
-      checkpoint: whatever model_dir.read takes.
+      checkpoint: anything that model_dir.read takes.
       group: the processes.
     """
     saved = model_dir.read(checkpoint)
@@ -263,7 +265,7 @@ def read_checkpoint(checkpoint: str, group: Group) -> SavedModel:
 
 
 def _open_split(data: Data, saved: SavedModel) -> Aligned:
-    """Returns the evaluation split with its targets counted as the model counts them."""
+    """Returns the evaluation split, whose targets use the model's classes."""
     source = sources.open_source(data.source, data.eval_split, data.data_dir)
     aligned = saved.task().align(source, data.source, str(saved.path))
     if aligned.note:
@@ -276,8 +278,8 @@ def published(
 ) -> Published | None:
     """Returns the figures published for a model, and whether an evaluation compares with them.
 
-    It does where the data looks like the one of the figures, and nothing on the command line
-    changes the result.
+    It does if the data looks like the data of the figures, and nothing on the command line changes
+    the result.
 
     Args:
       saved: the model.
@@ -292,23 +294,22 @@ def published(
     if overrides.get("model.dtype", "float32") == "bfloat16":  # which rounds to 3 digits
         changed.append("model.dtype=bfloat16")
     if examples != card["examples"]:
-        unlike = f"that is of {card['examples']:,} images, this of {examples:,}"
+        unlike = f"they are for {card['examples']:,} images, this result for {examples:,}"
     elif not (unlike := task.unlike_published(aligned)):
         if tta:
-            unlike = "that is without --tta"
+            unlike = "they are without --tta"
         elif changed:
-            unlike = f"that is without {' '.join(f'--config.{name}' for name in changed)}"
+            unlike = f"they are without {' '.join(f'--config.{name}' for name in changed)}"
     figures = {name: card[name] for name in task.figures if name in card}
     return Published(figures, card["source"], unlike)
 
 
 def report(result: Result, expected: Mapping[str, float] | Published | None) -> None:
-    """Prints a result, as JSON in the last line, and before it its distance from the expected.
+    """Prints the difference of a result from the expected figures, then the result as JSON.
 
     Args:
-      result: of an evaluation.
-      expected: figures by name; or the published ones, which are shown, and compared where they
-        can be.
+      result: the result of an evaluation.
+      expected: figures by name; or published ones, which are printed, and compared where possible.
 
     Raises:
       RunFailed: they differ by more than 0.05.

@@ -1,4 +1,4 @@
-"""The time for which the devices wait for input, and advice for making it shorter."""
+"""The time for which the devices wait for input, and advice on how to shorten it."""
 
 import queue
 import threading
@@ -81,7 +81,7 @@ class InputWait:
         self._thread.join(_PATIENCE)
 
     def _watch(self) -> None:
-        finished = float("inf")  # time of the previous step's end
+        finished = float("inf")  # when the previous step ended
         while (step := self._steps.get()) is not None:
             self.seconds += max(0.0, step.got - max(step.asked, finished))
             try:
@@ -92,11 +92,11 @@ class InputWait:
 
 
 def remedy(data: Data, cores: int | None = None) -> str:
-    """Returns advice for faster input, in words, the nearest first.
+    """Returns advice for faster input as text, the easiest first.
 
     Args:
-      data: the section of the config.
-      cores: of this machine; None: counted.
+      data: the config's section.
+      cores: the number of cores; None: this machine's.
     """
     cores = cores or workers.cores()
     advice = []

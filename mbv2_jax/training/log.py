@@ -28,8 +28,8 @@ T = TypeVar("T")
 # Metrics are read this many steps late, when they are computed, so that the device never waits.
 LAG = 2
 CURVES_INTERVAL = 60.0  # seconds between two drawings of curves.png
-# Waiting for input is reported when two lines in a row have it, since starting workers or a slow
-# disk are no reason to change a config; and again after this many lines.
+# Waiting for input is reported when two lines in a row show it, since a single wait, while workers
+# start or a disk is slow, is no reason to change a config; and again after this many lines.
 REPORT_AGAIN = 20
 
 
@@ -42,7 +42,7 @@ class RunLog:
       run: the plan; metrics.jsonl, tensorboard/ and curves.png go into its workdir.
       start: the step to continue from. Lines of later steps, by a process that died before its
         next checkpoint, are dropped: these steps will be logged again.
-      still_ours: raises RunFailed where the workdir is another run's by now.
+      still_ours: a function that raises RunFailed if the workdir is another run's by now.
     """
 
     def __init__(self, run: Plan, start: int, still_ours: Callable[[], None] = lambda: None):
@@ -128,7 +128,7 @@ class RunLog:
     def evaluation(self, step: int, result: Mapping[str, float]) -> None:
         """Writes the result of an evaluation after `step`."""
         self._write(step, "eval", dict(result))
-        text = _in_words(result, self._run.task.figures)
+        text = _format_metrics(result, self._run.task.figures)
         self.say(f"epoch {self._epoch(step):.4g} (step {step}): evaluation  {text}")
         self._mark(step)  # the time of the evaluation does not count
 
@@ -167,16 +167,16 @@ class RunLog:
                     f"learning rate {metrics['learning_rate']:.6g}"
                 )
         if self._run.is_due(step, self._run.settings.log.every_steps):
-            self._training(step, metrics)
+            self._log_training(step, metrics)
 
     def _mark(self, step: int) -> None:
         """Begins a new interval for the rate and for the wait for input."""
         self._since, self._since_step = time.monotonic(), step
         self._since_waited = self._input.seconds
 
-    def _training(self, step: int, metrics: dict[str, float]) -> None:
+    def _log_training(self, step: int, metrics: dict[str, float]) -> None:
         text, left = f"loss {metrics['loss']:.4f}", ""
-        if figures := _in_words(metrics, self._run.task.figures, with_loss=False):
+        if figures := _format_metrics(metrics, self._run.task.figures, with_loss=False):
             text += f"  {figures}"
         if step > self._since_step:
             speed, words, left = self._speed(step)
@@ -248,8 +248,10 @@ def _reopen(path: pathlib.Path, start: int) -> Any:
     return path.open("a", buffering=1)  # a line at a time, for those who follow the file
 
 
-def _in_words(metrics: Mapping[str, Any], figures: Sequence[str], *, with_loss: bool = True) -> str:
-    """Returns a task's figures, as far as they are among the metrics, and the loss as text."""
+def _format_metrics(
+    metrics: Mapping[str, Any], figures: Sequence[str], *, with_loss: bool = True
+) -> str:
+    """Returns those of a task's figures that are among the metrics, and the loss, as text."""
     words = [f"{name} {metrics[name]:.2f}" for name in figures if name in metrics]
     if with_loss and "loss" in metrics:
         words.append(f"loss {metrics['loss']:.4f}")

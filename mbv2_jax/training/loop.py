@@ -32,12 +32,13 @@ from mbv2_jax.training.state import TrainState
 def train(
     config: ConfigDict, workdir: str | None, checkpoint: str | None, group: Group
 ) -> Result | None:
-    """Trains as `config` says, in `workdir`, and evaluates the outcome.
+    """Trains a config's network in `workdir`, and evaluates the result.
 
     Args:
-      config: from a recipe; the checkpoint or the data decides the fields that it leaves open.
-      workdir: the run continues from its newest checkpoint if there is one.
-      checkpoint: else the weights to start from: whatever model_dir.read opens.
+      config: the config of a recipe; the checkpoint or the data decides the fields that it leaves
+        open.
+      workdir: the run's folder; the run continues from its newest checkpoint if there is one.
+      checkpoint: the weights to start from otherwise: anything that model_dir.read opens.
       group: the processes of the run.
 
     Returns:
@@ -77,13 +78,13 @@ def train(
         for step, batch in trace.around(enumerate(log.timed(batches), start=start + 1)):
             state, metrics = functions.step(state, batch, key)
             if step == start + 1:
-                memory.release_freed_memory()  # of compiling
+                memory.release_freed_memory()  # that compiling used
             log.step(step, metrics | skipped.metrics())
             checkpoints.check()
             stopping, result = stop.reached(step), None
             if run.is_due(step, run.eval_every):
-                # A part of the step, also of the one that a signal makes the last: otherwise the
-                # run that continues would lack this evaluation.
+                # This is part of the step, even if a signal makes it the last one: the run that
+                # continues from here will not repeat this evaluation.
                 log.flush()
                 result = run.evaluation.score(state.evaluated())
                 log.evaluation(step, result)
@@ -131,7 +132,7 @@ def _last_checkpoint(workdir: pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def _claimed(run: Plan) -> Iterator[Callable[[], None]]:
-    """Makes the workdir this run's alone, and ready to be written by all of its processes.
+    """Locks the workdir for this run, after checking that all of its processes can write there.
 
     Yields:
       A function that raises RunFailed if the workdir is another run's by now.
@@ -174,7 +175,7 @@ def _announce(run: Plan) -> None:
 def _train_batches(
     run: Plan, start: int, skipped: Skipped
 ) -> Iterator[Iterator[dict[str, jax.Array]]]:
-    """Yields the training batches from `start` on, on the devices; their workers end with it."""
+    """Yields the batches after step `start`, on the devices; their workers end with the block."""
     data = run.settings.data
     batches = loader.train_batches(
         run.train_source,

@@ -1,4 +1,4 @@
-"""The optax chain of a config."""
+"""The optimizer of a config, as a chain of optax transformations."""
 
 import re
 from typing import Any
@@ -17,7 +17,7 @@ def create(
 
     Args:
       settings: the config's section.
-      rate: from schedule.py.
+      rate: the learning rate, from schedule.py.
       params: the network's parameters, or their shapes: their names decide which are decayed,
         scaled and frozen.
       frozen_stages: see spec.TrainingMode.
@@ -47,7 +47,7 @@ def create(
     chain = optax.chain(*steps)
     trained = mobilenet_v2.trainable(params, frozen_stages)
     if not all(jax.tree.leaves(trained)):
-        # Weight decay would move a parameter that gets no gradient: frozen ones skip the chain.
+        # Frozen parameters skip the chain: weight decay would change them even without a gradient.
         labels = jax.tree.map(lambda moves: "trained" if moves else "frozen", trained)
         chain = optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, labels)
     if settings.lr_multipliers:
@@ -56,7 +56,7 @@ def create(
 
 
 def _decayed(tree: Any, settings: Optimizer) -> Any:
-    """Returns which parameters decay: kernels always, vectors as the settings say."""
+    """Returns which parameters decay: kernels always, vectors according to the settings."""
 
     def decays(path: Any, leaf: Any) -> bool:
         if leaf.ndim > 1:

@@ -32,15 +32,15 @@ from mbv2_jax.training.evaluation import Evaluation
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A run whose parts are open and checked; nothing is compiled or written yet.
+    """A run whose parts have been opened and checked; nothing is compiled or written yet.
 
     Attributes:
       settings, spec, task: the resolved config.
-      train_source, train_transform: the training split and what is done to its images.
+      train_source, train_transform: the training split, and the operations on its images.
       evaluation: the evaluation of this run.
       workdir: on a disk or in a bucket.
       start_from: the model of --checkpoint; None for random weights and for a continued run.
-      resumed_step: the step of the checkpoint that the run continues from.
+      resumed_step: the step of the checkpoint from which the run continues; None for a new run.
       damaged: the steps of later checkpoints that cannot be read.
       mesh: the devices of all processes.
       group: the processes.
@@ -81,7 +81,7 @@ class Plan:
         return Description(self.spec, self.task.classes, origin)
 
     def is_due(self, step: int, every_steps: int) -> bool:
-        """Whether an event that happens every so many steps, and at the end, happens at `step`."""
+        """Returns whether something that happens every so many steps, and at the end, is due."""
         return step % every_steps == 0 or step == self.total_steps
 
     @property
@@ -103,7 +103,7 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None, group:
     """Opens and checks the parts of a run before anything is compiled or written.
 
     Args:
-      config: from a recipe.
+      config: the config of a recipe.
       workdir: as given with --workdir.
       checkpoint: as given with --checkpoint.
       group: the processes of the run.
@@ -119,7 +119,7 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None, group:
         with workdir_lib.reading(path):
             lock.check_free(path)
     train_source, eval_source = _open_data(settings, group)
-    # A run starts from the first of these that there is: the newest checkpoint in its workdir, the
+    # A run starts from the first of these that exists: the newest checkpoint in its workdir, the
     # weights of --checkpoint, random weights.
     with workdir_lib.reading(path):
         resumed, damaged = _newest_checkpoint(path, group)
@@ -174,7 +174,7 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None, group:
 def check_current(run: Plan) -> None:
     """Raises RunFailed if another run saved a checkpoint while this one was planned.
 
-    It may have been at its end, and have left the workdir since.
+    The other run may have finished and left the workdir since.
     """
     planned = max((*run.damaged, -1 if run.resumed_step is None else run.resumed_step))
     newest = max(model_dir.training_steps(run.workdir), default=-1)
@@ -217,7 +217,7 @@ def _open_data(settings: Settings, group: Group) -> tuple[Source, Source]:
 def _newest_checkpoint(workdir: pathlib.Path, group: Group) -> tuple[int | None, tuple[int, ...]]:
     """Returns the step of the newest intact checkpoint, and those of later, damaged ones.
 
-    The first process looks, for all: on NFS another host's listing may be a minute old.
+    The first process looks for all of them: on NFS another host's listing may be a minute old.
 
     Raises:
       UserError: another process does not see the checkpoint, or there are only damaged ones.

@@ -1,4 +1,4 @@
-"""--out: the prediction of every image of an evaluation, as a file of one JSON object a line."""
+"""The file of --out: the prediction for every image of an evaluation, one JSON object per line."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ def check_path(out: str) -> pathlib.Path:
     """Returns the path of --out, on a disk or in a bucket.
 
     Raises:
-      UserError: it cannot be written, or there is a file already.
+      UserError: the file cannot be written, or exists already.
     """
     path = bucket.parse_path(out, "--out")
     atomic.check_writable(path, "--out")
@@ -27,14 +27,14 @@ def check_path(out: str) -> pathlib.Path:
 def write(path: pathlib.Path, rows: Mapping[str, np.ndarray], source: Source, task: Task) -> None:
     """Writes the predictions of an evaluation, complete or not at all, in the first process.
 
-    A line is {"image", ...} with the members of `Task.record`. "image" is the source's name of it,
-    and lines are in the source's order.
+    A line has "image", the image's name in the source, and the members of `Task.record`. Lines are
+    in the source's order.
 
     Args:
       path: the file, on a disk or in a bucket.
-      rows: of every example, in the source's order.
+      rows: the rows of all examples, in the source's order.
       source: the split that was evaluated.
-      task: of the model.
+      task: the model's task.
 
     Raises:
       RunFailed: the file cannot be written.

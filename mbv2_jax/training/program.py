@@ -1,4 +1,4 @@
-"""The part of a training run that lives on the devices: its state and its jitted step; no data."""
+"""The part of a training run that runs on the devices: its state and its jitted step."""
 
 import dataclasses
 import functools
@@ -52,7 +52,7 @@ def build(
       settings: the config.
       spec, task: from config.resolve.
       mesh: the devices; the batch is split over them, the state is on each.
-      steps_per_epoch, total_steps: the learning rate depends on them.
+      steps_per_epoch, total_steps: the lengths on which the learning rate depends.
     """
     recipe = _recipe(settings, spec, task, mesh, steps_per_epoch, total_steps)
     everywhere = mesh_lib.replicated(mesh)
@@ -69,7 +69,7 @@ def build(
     )
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array) -> Any:
-        # In context: on CPUs a training unit (ops/conv.py) runs on each device by itself.
+        # With the mesh as context: on CPUs a training unit (ops/conv.py) runs on each device alone.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return step_lib.train_step(state, batch, key, recipe)
 

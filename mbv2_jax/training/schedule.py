@@ -18,13 +18,13 @@ def schedule(
     rounded to whole steps (TensorFlow's decay_steps with staircase; at 1.0 mmengine's StepLR by
     epoch. timm's --decay-epochs 2.4 waits for the end of the epoch, the third here). `poly` falls
     step by step as (1 - step / total_steps) ** power (torch's PolynomialLR, TensorFlow's
-    polynomial_decay). `cosine` falls step by step over the steps that the warm-up leaves. The
-    warm-up multiplies, so that a rate that decays meanwhile is joined without a jump.
+    polynomial_decay). `cosine` falls step by step over the steps after the warm-up. The warm-up
+    multiplies the rate, so that it ends without a jump even where the rate decays meanwhile.
 
     Args:
       settings: the config's section.
-      batch_size: of a step, for settings.reference_batch_size.
-      steps_per_epoch, total_steps: of the run.
+      batch_size: the examples of a step, for settings.reference_batch_size.
+      steps_per_epoch, total_steps: the lengths of an epoch and of the run.
     """
     base = settings.base_lr
     if settings.reference_batch_size is not None:
@@ -36,7 +36,7 @@ def schedule(
 
     def learning_rate(step: jax.Array) -> jax.Array:
         epoch = step // steps_per_epoch
-        wide = jnp.result_type(float)  # float32, or float64 where jax computes in it
+        wide = jnp.result_type(float)  # float32, or float64 where jax is set to use it
         if settings.name == "step":
             passed = sum(jnp.where(epoch >= milestone, 1, 0) for milestone in settings.milestones)
             rate = base * jnp.power(settings.factor, jnp.asarray(passed, wide))

@@ -25,10 +25,12 @@ class Run:
         "a built-in task, or a class of your own as 'module:Class'",
     )
     seed: int = declare(
-        0, integer(0, 2**32 - 1), "of initialisation, data order, augmentation and dropout"
+        0,
+        integer(0, 2**32 - 1),
+        "seed of initialisation, data order, augmentation and dropout",
     )
     batch_size: int = declare(
-        256, integer(1), "examples a step, over all devices and processes together"
+        256, integer(1), "examples per step, over all devices and processes together"
     )
     num_epochs: float = declare(
         300.0, number(0, above=True), "passes over the training split; may be a fraction"
@@ -36,7 +38,7 @@ class Run:
     profile: str | None = declare(
         None,
         text("FIRST:LAST, two steps counted from 1, such as 20:24"),
-        "'FIRST:LAST': steps, counted from 1, of which to write a profiler's trace; None: none",
+        "'FIRST:LAST': the steps to trace with the profiler, counted from 1; None: none",
         optional=True,
     )
     compilation_cache: str | None = declare(
@@ -76,10 +78,11 @@ class Data:
     last_batch: str = declare(
         "fill",
         choice("fill", "drop"),
-        "of an epoch: 'fill' tops it up with the epoch's first examples, 'drop' leaves it out",
+        "the last, incomplete batch of an epoch: 'fill' fills it with the epoch's first examples, "
+        "'drop' leaves it out",
     )
     repeats: int = declare(
-        1, integer(1), "times that an epoch's batches hold an example, each augmented anew"
+        1, integer(1), "times that an example occurs in an epoch, each time augmented anew"
     )
     train_decode: str = declare(
         "exact", choice("exact", "fast"), "'exact': mmpretrain's pixels; 'fast': close to them"
@@ -144,8 +147,8 @@ class Optimizer:
     lr_multipliers: tuple[tuple[str, float], ...] = declare(
         (),
         _rules(),
-        "((regular expression, factor), ...): the first that matches a parameter's path from its "
-        "beginning ('layer7_0/expand/conv/kernel') scales its learning rate",
+        "((regular expression, factor), ...): the first expression that matches the beginning of a "
+        "parameter's path ('layer7_0/expand/conv/kernel') scales its learning rate",
     )
 
 
@@ -167,7 +170,7 @@ class Schedule:
     )
     warmup_epochs: float = declare(0.0, number(0), "epochs of linear rise at the beginning")
     warmup_steps: int | None = declare(
-        None, integer(0), "steps of it; None: warmup_epochs decides", optional=True
+        None, integer(0), "steps of linear rise; None: warmup_epochs decides", optional=True
     )
     warmup_start: float = declare(
         0.0, number(0, 1), "share of the learning rate at step 0 of the warm-up"
@@ -182,7 +185,7 @@ class Schedule:
         "step: epochs after which the rate is multiplied by factor",
     )
     factor: float = declare(
-        1.0, number(0), "step: at each milestone; exponential: after every decay_epochs"
+        1.0, number(0), "factor of the rate; step: at milestones; exponential: every decay_epochs"
     )
     decay_epochs: float = declare(
         1.0,
@@ -191,7 +194,7 @@ class Schedule:
     )
     min_lr: float = declare(0.0, number(0), "cosine, poly: the rate at the end")
     power: float = declare(
-        0.9, number(0, above=True), "poly: of the share of the steps that are left"
+        0.9, number(0, above=True), "poly: exponent of the share of the steps that are left"
     )
 
 
@@ -200,7 +203,10 @@ class Ema:
     """The exponential moving average of parameters and statistics."""
 
     decay: float | None = declare(
-        None, number(0, 1), "share kept per update, such as 0.9999; None: no average", optional=True
+        None,
+        number(0, 1),
+        "share of the average that an update keeps, such as 0.9999; None: none",
+        optional=True,
     )
     every_steps: int = declare(1, integer(1), "steps between two updates of the average")
 
@@ -215,10 +221,10 @@ class Checkpoint:
         "epochs between two checkpoints; the last step is saved too",
     )
     every_steps: int | None = declare(
-        None, integer(1), "steps between two; None: every_epochs decides", optional=True
+        None, integer(1), "steps between two checkpoints; None: every_epochs decides", optional=True
     )
-    keep_last: int = declare(3, integer(1), "how many of the newest are kept")
-    keep_best: int = declare(1, integer(0), "how many of the best by best_metric are kept besides")
+    keep_last: int = declare(3, integer(1), "number of the newest checkpoints to keep")
+    keep_best: int = declare(1, integer(0), "number of the best, by best_metric, to keep as well")
     best_metric: str | None = declare(
         None,
         text("a metric of the evaluation"),
@@ -235,7 +241,7 @@ class Log:
     eval_every_epochs: float = declare(
         1.0,
         number(0, above=True),
-        "epochs between evaluations; the last step evaluates too",
+        "epochs between two evaluations; the last step is evaluated too",
     )
 
 
@@ -244,7 +250,7 @@ class Distributed:
     """How long the processes of a run wait for each other."""
 
     initialization_timeout: int = declare(
-        300, integer(1), "seconds that the others may take to appear"
+        300, integer(1), "seconds to wait for the other processes to start"
     )
     heartbeat_timeout: int = declare(
         100, integer(1), "seconds of silence after which a process counts as dead"
@@ -266,8 +272,8 @@ def declared(task: str) -> dict[str, dataclasses.Field[Any]]:
     """Returns the fields of a config by name, such as "batch_size" and "model.width".
 
     Args:
-      task: the name of a task; a built-in one's own fields are among them. Another task has the
-        fields of the default one, and reads what it likes.
+      task: the name of a task. A built-in task's own fields are included; a user's task has the
+        fields of the default one instead.
     """
     own = tasks.settings(task if task in tasks.BUILT_IN else tasks.DEFAULT)
     places = [("", Run), ("", own.Settings), ("model", spec.Backbone), ("model", own.Head)]
@@ -280,7 +286,7 @@ def declared(task: str) -> dict[str, dataclasses.Field[Any]]:
 
 
 def make_config(task: str) -> ConfigDict:
-    """Returns the locked config of defaults of a task; a field that may be left unset is None."""
+    """Returns a task's locked config of defaults, in which fields that may be unset are None."""
     config = ConfigDict()
     for name, field in declared(task).items():
         section, _, key = name.rpartition(".")

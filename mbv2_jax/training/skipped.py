@@ -1,4 +1,4 @@
-"""Unreadable training images that a run skips (data.corrupt=skip)."""
+"""The unreadable training images that a run skips (data.corrupt=skip)."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from mbv2_jax.errors import UserError
 class Skipped:
     """Reports each unreadable image once, with the reason, and counts them.
 
-    Each process counts those in its own rows of the batches since it was started.
+    Each process counts the images in its own rows of the batches, from the time of its start.
 
     Args:
       source: the training split.
@@ -34,7 +34,7 @@ class Skipped:
         return batch
 
     def metrics(self) -> dict[str, int]:
-        """Returns {"skipped": number of different images so far} for the log; {} with "raise"."""
+        """Returns {"skipped": number of images so far} for the log; {} with data.corrupt=raise."""
         return {"skipped": len(self._found)} if self._looking else {}
 
     def summary(self) -> None:
@@ -44,7 +44,7 @@ class Skipped:
             self._say(f"unreadable images skipped: {len(self._found):,}; the first: {first}")
 
     def _reason(self, index: int) -> str:
-        # Workers send arrays, not error messages: read the image again.
+        # Workers send arrays, and no error messages: read the image again.
         try:
             decode(self._source[index].image)
         except UserError as error:

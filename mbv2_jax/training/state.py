@@ -16,8 +16,8 @@ class TrainState:
     """Everything that step N + 1 depends on.
 
     Attributes:
-      step: () int32, the number of steps done. Randomness and the position in the data follow from
-        it.
+      step: () int32, the number of steps done, which determines the randomness of the next step
+        and its position in the data.
       params: the network's parameters, float32.
       batch_stats: BatchNorm's running means and variances, float32.
       opt_state: the state of the optax optimizer.
@@ -43,14 +43,14 @@ def create(
     image_size: int,
     with_ema: bool,
 ) -> TrainState:
-    """Returns the state of step 0. It is pure, so that under jit the arrays are born sharded.
+    """Returns the state of step 0; under jit, its arrays are created with their sharding.
 
     Args:
       key: a jax.random key.
       network: the linen module.
       optimizer: from training/optimizer.py.
-      image_size: side of the input in pixels; parameters do not depend on it.
-      with_ema: whether the state has an average.
+      image_size: side of the input in pixels, which does not change the parameters.
+      with_ema: whether the state has a moving average.
     """
     variables = network.init(key, jnp.zeros((1, image_size, image_size, 3), jnp.float32))
     return from_variables(variables, optimizer=optimizer, with_ema=with_ema)

@@ -25,7 +25,7 @@ class Recipe:
     """The static arguments of a training step.
 
     Attributes:
-      task: its loss and its augmentation.
+      task: the task, with its loss and its augmentation.
       network: the linen module, in its training mode.
       preprocessing: the mean and std of pixels.
       optimizer: from training/optimizer.py.
@@ -58,17 +58,17 @@ def normalize(images: jax.Array, preprocessing: Preprocessing, dtype: jnp.dtype)
 def train_step(
     state: TrainState, batch: Batch, key: jax.Array, recipe: Recipe
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Does one step: augment, normalise, forward, backward, update.
+    """Does one training step: augment, normalise, forward, backward, update.
 
     Args:
       state: the state before; under jit it is donated.
-      batch: {"image": (N, H, W, 3) uint8, and the task's targets}, N the global batch.
+      batch: {"image": (N, H, W, 3) uint8, and the task's targets}; N is the global batch size.
       key: the run's jax.random key; the step's own randomness is fold_in(key, state.step).
       recipe: static.
 
     Returns:
-      The state after, and scalars of this batch: "loss", the task's metrics, "learning_rate" and
-      "grad_norm". For batch statistics see models/layers.py.
+      The state after the step, and scalars of this batch: "loss", the task's metrics,
+      "learning_rate" and "grad_norm". models/layers.py explains the batch statistics.
     """
     task, network = recipe.task, recipe.network
     dropout = jax.random.fold_in(key, state.step)

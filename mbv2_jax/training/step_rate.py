@@ -1,4 +1,4 @@
-"""The rate of a training step by itself, without waiting for input."""
+"""The rate of the training step alone, without input."""
 
 import time
 
@@ -14,17 +14,17 @@ from mbv2_jax.training import program as program_lib
 from mbv2_jax.training.config import Settings
 
 WARM_UP = 5  # steps; the first compiles
-AT_ONCE = 20  # steps between two looks at the clock: a run does not wait for each step either
+AT_ONCE = 20  # steps between two readings of the clock: a run does not wait for each step either
 
 
 def measure(settings: Settings, source: Source, mesh: Mesh, seconds: float = 5.0) -> float:
-    """Times the training step on one batch, which is on the devices already.
+    """Measures the rate of the training step on one batch that is already on the devices.
 
     Args:
       settings: the config.
-      source: its training split, of which only the classes matter.
+      source: its training split, of which only the number of examples and the classes matter.
       mesh: the devices.
-      seconds: the least time to measure; compiling is not counted.
+      seconds: the shortest time to measure, not counting compilation.
 
     Returns:
       Images per second.

@@ -1,4 +1,4 @@
-"""The folder of a run: created, and read with errors in a line."""
+"""The workdir of a run: its creation, and errors of reading it as one line."""
 
 import contextlib
 import pathlib
@@ -10,7 +10,7 @@ from mbv2_jax.storage import bucket
 
 
 def make_writable(workdir: pathlib.Path) -> None:
-    """Creates a workdir if there is none.
+    """Creates a workdir if it does not exist, and checks that it can be written.
 
     In a bucket, which has no folders, it does nothing; storage/lock.py writes there first.
 

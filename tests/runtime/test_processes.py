@@ -381,6 +381,6 @@ def refused(address: processes.Address, message: str) -> None:
     timeouts = default.get_config().distributed
     with (
         pytest.raises(UserError, match=re.escape(message)),
-        processes.join(address, timeouts, heeds_sigterm=False),
+        processes.join(address, timeouts, handles_sigterm=False),
     ):
         raise AssertionError("joined")

@@ -131,16 +131,16 @@ def test_saved_model_is_evaluated_as_it_was_trained_unless_overridden(capsys):
     settings = config_lib.read(
         make(model__width=1.0, data__image_size=224, model__dtype="bfloat16")
     )
-    spec = config_lib.as_saved(settings, TINY, {})
+    spec = config_lib.evaluated_spec(settings, TINY, {})
     assert spec == tiny_model.SPEC.replace({"model.dtype": "bfloat16"})
     assert capsys.readouterr().err == ""
-    spec = config_lib.as_saved(settings, TINY, {"data.image_size": 64})
+    spec = config_lib.evaluated_spec(settings, TINY, {"data.image_size": 64})
     assert spec.preprocessing.image_size == 64
     assert "data.image_size: 64 instead of the checkpoint's 32" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"model\.width is 0\.5, but tiny was trained with 0\.1"):
-        config_lib.as_saved(settings, TINY, {"model.width": 0.5})
+        config_lib.evaluated_spec(settings, TINY, {"model.width": 0.5})
     with pytest.raises(UserError, match=r"num_classes is 7, but tiny was trained with 6"):
-        config_lib.as_saved(settings, TINY, {"model.num_classes": 7})
+        config_lib.evaluated_spec(settings, TINY, {"model.num_classes": 7})
 
 
 def test_fields_that_an_old_config_lacks_count_as_their_defaults():

@@ -265,8 +265,8 @@ def test_published_figures_of_other_data_are_only_shown(tmp_path, run):
     assert status == 0, err
     assert json.loads(out)["top1"] == 50  # a single line
     assert (
-        "published by somebody: top1 71.86, top5 90.42; not compared, since that is of 50,000 "
-        "images, this of 2"
+        "published by somebody: top1 71.86, top5 90.42; not compared, since they are for "
+        "50,000 images, this result for 2"
     ) in err
 
 
@@ -283,10 +283,10 @@ def test_only_an_evaluation_like_the_published_one_is_compared():
     same = {"data.image_size": tiny_model.SIZE, "batch_size": 8, "data.source": "folder:x"}
     assert published(overrides=same).unlike == ""
     assert published(["background", *IMAGENET_NAMES], found=range(1, 1001)).unlike == ""
-    assert published(examples=999).unlike == "that is of 1,000 images, this of 999"
+    assert published(examples=999).unlike == "they are for 1,000 images, this result for 999"
     assert "the data has 999 classes" in published(found=range(999)).unlike
     assert "not known to be ImageNet's" in published([str(i) for i in range(1000)]).unlike
-    assert published(tta=True).unlike == "that is without --tta"
+    assert published(tta=True).unlike == "they are without --tta"
     for name, value in (
         ("data.eval_transforms", "resize_edge(232)|center_crop(size)"),
         ("data.image_size", 64),
@@ -294,9 +294,9 @@ def test_only_an_evaluation_like_the_published_one_is_compared():
         ("data.std", (1.0, 1.0, 1.0)),
         ("model.bn_epsilon", 1e-3),
     ):
-        assert published(overrides={name: value}).unlike == f"that is without --config.{name}"
+        assert published(overrides={name: value}).unlike == f"they are without --config.{name}"
     half = {"model.dtype": "bfloat16"}
-    assert published(overrides=half).unlike == "that is without --config.model.dtype=bfloat16"
+    assert published(overrides=half).unlike == "they are without --config.model.dtype=bfloat16"
     assert published(overrides={"model.dtype": "float32"}).unlike == ""
 
 

@@ -31,11 +31,12 @@ def mix(
 ) -> tuple[jax.Array, Targets]:
     """Mixes each image with the one before it in the batch, as torchvision.transforms.v2 does.
 
-    One share, drawn from Beta(alpha, alpha), and for cutmix one box hold for the whole batch.
+    The whole batch has the same share, drawn from Beta(alpha, alpha), and for cutmix the same box.
     Where both alphas are above 0, a step does one of the two, with equal probability.
 
-    Mixing commutes with the normalisation after it, but for rounding. In this order images travel
-    between devices as uint8: one of each device's share of the batch, to the next device.
+    Mixing before or after the normalisation gives the same result, except for rounding. Before it,
+    the images that travel between devices (the last of each device's share of the batch, to the
+    next device) are still uint8.
 
     Args:
       key: a jax.random key.
@@ -50,15 +51,15 @@ def mix(
     """
     if not mixup_alpha and not cutmix_alpha:
         return images, Targets(labels)
-    choice, draw, place = jax.random.split(key, 3)
+    choice_key, share_key, centre_key = jax.random.split(key, 3)
     cutmix_probability = 0.5 if mixup_alpha and cutmix_alpha else float(cutmix_alpha > 0)
-    cutmix = jax.random.bernoulli(choice, cutmix_probability)
+    cutmix = jax.random.bernoulli(choice_key, cutmix_probability)
     alpha = jnp.where(cutmix, cutmix_alpha, mixup_alpha)
-    share = jax.random.beta(draw, alpha, alpha)
+    share = jax.random.beta(share_key, alpha, alpha)
     height, width = images.shape[1:3]
-    centre = jax.random.randint(place, (2,), 0, jnp.asarray((height, width)))
+    centre = jax.random.randint(centre_key, (2,), 0, jnp.asarray((height, width)))
     outside = outside_box(share, centre, height, width)
-    kept = jnp.where(cutmix, outside, share)[:, :, None]  # (H, W, 1), of each pixel
+    kept = jnp.where(cutmix, outside, share)[:, :, None]  # (H, W, 1), the share of each pixel
     mixed = kept * images + (1 - kept) * jnp.roll(images, 1, axis=0)
     share = jnp.where(cutmix, outside.mean(), share)
     return mixed, Targets(labels, jnp.roll(labels, 1), share)

@@ -57,8 +57,8 @@ def sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax
     Returns:
       {"loss", "top1", "top5"}: scalars; counts are int32, so that sums are exact. Among equal
       logits the first class wins, as in torch.argmax (torch.topk leaves it open); with fewer than
-      five classes top5 takes all of them. NaN ranks first: whether the loss is finite tells
-      whether the counts mean anything.
+      five classes, top5 counts all of them. NaN ranks first, so that the counts are meaningless
+      where the loss is not finite.
     """
     losses = jnp.where(mask, cross_entropy(logits, labels), 0)
     best = jax.lax.top_k(logits, min(BEST, logits.shape[-1]))[1]  # (N, 5)
@@ -94,7 +94,7 @@ def average(first: jax.Array, second: jax.Array) -> jax.Array:
       first, second: logits (N, classes).
 
     Returns:
-      (N, classes) logits whose probabilities are the mean of the two's: logarithms of it.
+      (N, classes) logits: the logarithms of the mean probabilities.
     """
     wide = jnp.promote_types(first.dtype, jnp.float32)
     first, second = (jax.nn.log_softmax(logits.astype(wide)) for logits in (first, second))

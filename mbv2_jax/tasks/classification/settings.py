@@ -1,4 +1,4 @@
-"""The fields of image classification, declared as in spec.py; importable without jax."""
+"""The fields of image classification, declared as in spec.py; nothing here imports jax."""
 
 import dataclasses
 
@@ -16,17 +16,17 @@ class Head:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The fields of a config beside its sections that only classification reads."""
+    """The fields outside a config's sections that only classification reads."""
 
     label_smoothing: float = declare(
         0.0, number(0, 1), "share of the target spread evenly over the classes"
     )
     mixup_alpha: float = declare(
         0.0,
-        number(0, 100),  # 1 is the largest published value; 100 means half and half
-        "of the Beta distribution from which a step draws how much of a second image is mixed in; "
-        "0: never. With cutmix_alpha above 0 too, each step does one of the two",
+        number(0, 100),  # 1 is the largest published value; 100 mixes about half and half
+        "parameter of the Beta distribution from which a step draws how much of a second image to "
+        "mix in; 0: never. With cutmix_alpha above 0 too, each step does one of the two",
     )
     cutmix_alpha: float = declare(
-        0.0, number(0, 100), "the same for a box of a second image that is pasted in; 0: never"
+        0.0, number(0, 100), "the same for a box of a second image to paste in; 0: never"
     )

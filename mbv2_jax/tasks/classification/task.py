@@ -28,7 +28,7 @@ class Classification(Task):
     """One label for each image.
 
     Attributes:
-      settings: label smoothing, mixup and cutmix; of training.
+      settings: label smoothing, mixup and cutmix, for training.
     """
 
     settings: Settings = dataclasses.field(default_factory=Settings)
@@ -86,7 +86,7 @@ class Classification(Task):
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
         """Returns {"image": (N, H, W, 3) uint8, "label": (N,) int32}."""
-        for sample in samples:  # the test splits of some datasets keep their labels to themselves
+        for sample in samples:  # the test splits of some datasets come without labels
             if sample.targets.get("label", -1) < 0:
                 raise UserError(f"{sample.id}: has no label")
         return {
@@ -96,7 +96,7 @@ class Classification(Task):
 
     @property
     def augmentations(self) -> tuple[str, ...]:
-        """Mixup and cutmix, as far as the settings have them."""
+        """The names of those of mixup and cutmix that the settings enable."""
         names = ("mixup", "cutmix")
         return tuple(name for name in names if getattr(self.settings, f"{name}_alpha"))
 
@@ -115,7 +115,7 @@ class Classification(Task):
         return dict(batch) | mixed
 
     def loss(self, outputs: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns the mean cross entropy, and "top1": percent that are the main label."""
+        """Returns the mean cross entropy, and "top1": the percentage of right main labels."""
         targets = Targets(batch["label"], batch.get("mixed_label"), batch.get("share", 1.0))
         losses = scores.mixed_cross_entropy(outputs, targets, self.settings.label_smoothing)
         top1 = 100.0 * (outputs.argmax(-1) == targets.main()).mean()
@@ -191,9 +191,9 @@ class Classification(Task):
         """Returns why a split is not ImageNet's 1000 classes; "" if it is."""
         offset, found = classes.imagenet_offset(self.classes), set(aligned.found)
         if offset is None:
-            return "that is of ImageNet, and the model's classes are not known to be ImageNet's"
+            return "they are for ImageNet, and the model's classes are not known to be ImageNet's"
         if not found >= set(range(offset, offset + 1000)):
-            return f"that is of ImageNet's 1000 classes, and the data has {len(found)} classes"
+            return f"they are for ImageNet's 1000 classes, and the data has {len(found)} classes"
         return ""
 
     def _prediction(self, probabilities: np.ndarray) -> dict[str, Any]:
