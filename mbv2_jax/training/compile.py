@@ -215,7 +215,9 @@ def out_of_memory(message: str, per_device: int) -> str:
     # The error names the size that is needed before the size of the memory.
     sizes = re.findall(r"\b\d[\d.]*[KMGT]\b", message)
     if len(sizes) >= 2:
-        fault = f"{per_device} images per device need {sizes[0]} of HBM, and a device has {sizes[1]}"
+        fault = (
+            f"{per_device} images per device need {sizes[0]} of HBM, and a device has {sizes[1]}"
+        )
     else:
         fault = f"{per_device} images per device: {message.splitlines()[0]}"
     return (

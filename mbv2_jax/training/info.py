@@ -8,9 +8,11 @@ from mbv2_jax.training import config as config_lib
 
 def describe(config: ConfigDict) -> str:
     """Returns the layers, parameters and multiply-adds of a config's network as text."""
-    spec, task = config_lib.resolve(config_lib.read(config), None)
+    settings = config_lib.read(config)
+    spec, task = config_lib.resolve(settings, None)
+    mode = config_lib.on_devices(spec.mode, settings.run.batch_size, devices=1)
     size = spec.preprocessing.image_size
-    measured = profile.profile(task.network(spec.backbone, spec.mode), size)
+    measured = profile.profile(task.network(spec.backbone, mode), size)
     lines = [
         profile.table(measured),
         "",
