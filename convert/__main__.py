@@ -123,12 +123,12 @@ def _refuse_import_flags(arguments: argparse.Namespace) -> None:
 
 
 def _is_model(output: pathlib.Path) -> bool:
-    """Whether a folder holds a model directory and nothing else."""
+    """Returns whether a folder holds a model directory and nothing else."""
     return os.path.isdir(output) and {"arrays", "model.json"} == set(os.listdir(output))
 
 
 def _is_weights(output: pathlib.Path) -> bool:
-    """Whether a file holds weights, by its content."""
+    """Returns whether a file holds weights, judged by its content."""
     from .readers import identify
 
     try:
@@ -144,7 +144,7 @@ def _check_free(output: pathlib.Path, force: bool, *, may_replace: bool) -> None
         return
     if not may_replace:
         raise UserError(
-            f"--output={output} exists and is not (only) what this command writes: give another"
+            f"--output={output} exists, and this command did not write all of it: give another"
         )
     if not force:
         raise UserError(f"--output={output} exists already: give another, or --force")

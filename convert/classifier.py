@@ -1,7 +1,7 @@
-"""The head of converted weights where the task is classification.
+"""The head of converted weights for classification.
 
-It reads the number of classes from the arrays, names the classes, and removes the background class.
-The other modules of the conversion leave these questions to this one.
+The number of classes comes from the arrays; the background class can be removed. No other module of
+the conversion knows the classifier.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ def read_head(tensors: Mapping[str, np.ndarray], arrays: Mapping[str, Array]) ->
 
     Args:
       tensors: the file's.
-      arrays: the places of the layout's arrays.
+      arrays: the layout's arrays by name.
     """
     for name, array in arrays.items():
         if LAYER in array.path and name in tensors:

@@ -1,4 +1,4 @@
-"""Downloads of weights, kept in a cache: a path, an https address or a known name -> a file."""
+"""Weight files by path, https address or published name; downloads are kept in a cache."""
 
 import contextlib
 import fcntl
@@ -19,6 +19,7 @@ from typing import IO
 from tqdm import tqdm
 
 from mbv2_jax.errors import UserError, first_line, nearest
+from mbv2_jax.storage import user_cache
 
 from .published import PUBLISHED
 
@@ -33,9 +34,9 @@ def locate(source: str) -> pathlib.Path:
     """Returns the file that holds the weights, and downloads it if necessary.
 
     Downloads stay in `cache_folder()` and are used from there, without the network, until they are
-    deleted. Where a downloaded file's name ends with the beginning of its SHA-256, as in
-    `...-3b2dc3af.pth`, the content has to match. A file given by its path has to match only where
-    its whole name is that of a published file, because its owner may have chosen any other name.
+    deleted. If a downloaded file's name ends with the beginning of its SHA-256, as in
+    `...-3b2dc3af.pth`, the content has to match. A file given by its path has to match only if it
+    has the name of a published file, since its owner may have chosen any other name.
 
     Args:
       source: a path, an https address, or a key of PUBLISHED. A file takes precedence over a name.
@@ -67,11 +68,17 @@ def locate(source: str) -> pathlib.Path:
 
 
 def cache_folder() -> pathlib.Path:
-    """Returns $MBV2_CACHE, or else `mbv2_jax` in $XDG_CACHE_HOME or ~/.cache."""
+    """Returns $MBV2_CACHE, or else the user's cache folder.
+
+    Raises:
+      UserError: the user has no home folder.
+    """
     if folder := os.environ.get("MBV2_CACHE"):
         return pathlib.Path(folder).expanduser()
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(root).expanduser() / "mbv2_jax"
+    try:
+        return user_cache.folder()
+    except FileNotFoundError as error:
+        raise UserError(f"{error} for downloads; MBV2_CACHE names another folder") from None
 
 
 def _cached(address: str) -> pathlib.Path:
@@ -101,7 +108,7 @@ def _cached(address: str) -> pathlib.Path:
 
 
 def _check_address(address: str) -> None:
-    """Refuses an address that is malformed or not encrypted."""
+    """Raises UserError for an address that is malformed or not encrypted."""
     try:
         parts = urllib.parse.urlsplit(address)
         host = parts.hostname
@@ -284,8 +291,8 @@ def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
 def _tag_file(part: pathlib.Path) -> pathlib.Path:
     """Returns the file that keeps the server's tag of the version in `part`.
 
-    By the tag the server tells whether `part` belongs to its current version of the file; without
-    one, a download starts anew.
+    The tag tells the server whether `part` belongs to its current version of the file. Without one,
+    a download starts again.
     """
     return part.with_name(f"{part.name}.state")
 

@@ -10,7 +10,7 @@ from mbv2_jax.spec import SECTIONS, ModelSpec
 
 T = TypeVar("T")
 
-# All that a model keeps; its arrays decide the width.
+# All the fields that a model keeps, except the width, which its arrays determine.
 SETTABLE = tuple(name for name in spec_lib.inherited() if name != "model.width")
 
 
@@ -46,7 +46,7 @@ def replace(spec: ModelSpec, values: Mapping[str, Any]) -> ModelSpec:
 
 
 def _replace(part: T, values: Mapping[str, Any]) -> T:
-    """Returns one dataclass of a spec with the values that are its own."""
+    """Returns one dataclass of a spec with the values of its own fields."""
     section = SECTIONS[type(part)]
     own = {
         field.name: spec_lib.frozen(values[f"{section}.{field.name}"])

@@ -59,8 +59,8 @@ def load(
       ema: selects the averaged weights (True) or the raw ones (False) of a file that holds both;
         None selects those that its own framework would use.
       drop_background: whether to remove class 0 of a head with 1001 classes.
-      fields: values of fields.SETTABLE, in place of the layout's conventions.
-      class_names: in place of the file's; as many as there are classes after dropping one.
+      fields: values of fields.SETTABLE, to use instead of the layout's conventions.
+      class_names: names to use instead of the file's, one for each class that is kept.
 
     Raises:
       UserError: the source cannot be found or read, or is not this network; lists every fault.
@@ -75,7 +75,7 @@ def load(
     spec = _spec(match, stated.fields, fields)
     own = stated.class_names[1:] if drop_background else stated.class_names
     names = classifier.choose_names(class_names, own, match.head)
-    # Figures were published for the weights as they were: all classes, and their conventions.
+    # Published figures hold only for the original classes and conventions.
     card = None if fields or drop_background else stated.published
     description = Description(spec, names.names, _origin(file, match), card)
     saved = SavedModel(**match.variables, description=description, path=file.path)
@@ -139,12 +139,12 @@ def _usual_spec(match: Match) -> ModelSpec:
 def _spec(match: Match, stated: Mapping[str, Any], given: Mapping[str, Any]) -> ModelSpec:
     """Returns the network in a file with all its conventions.
 
-    An image size that is given alone keeps the share of the image that evaluation sees: the edge in
-    the usual evaluation transform changes in proportion.
+    If only the image size is given, evaluation still sees the same share of an image: the edge in
+    the usual evaluation transform is scaled with the size.
 
     Args:
-      match: the file's; its layout's conventions count where nothing else is known.
-      stated: the fields that are known of the file.
+      match: the file's; its layout's conventions apply where nothing else is known.
+      stated: the fields that are known for the file.
       given: the user's fields.
     """
     usual = _usual_spec(match)
@@ -183,7 +183,7 @@ def _origin(file: ForeignFile, match: Match) -> dict[str, str]:
 
 
 def _assumptions(match: Match, spec: ModelSpec, stated: set[str]) -> list[str]:
-    """Returns a line on the fields that neither the file nor the user has stated."""
+    """Returns a line about the fields that neither the file nor the user states; [] without any."""
     preprocessing = spec_lib.named(spec_lib.SECTIONS[Preprocessing], spec.preprocessing)
     open_fields = [name for name in (*match.layout.guesses, *preprocessing) if name not in stated]
     if not open_fields:

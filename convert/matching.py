@@ -1,4 +1,4 @@
-"""The match between the arrays of a file and those of the network, checked both ways.
+"""The match between the arrays of a file and those of the network, checked in both directions.
 
 Every array of the file is used once or is on its layout's list of ignored ones, every array of the
 network is filled, and every shape is the network's: otherwise the error lists all faults.
@@ -27,10 +27,10 @@ Tensors = Mapping[str, np.ndarray]
 Arrays = Mapping[str, Array]
 Shapes = Mapping[tuple[str, ...], tuple[int, ...]]
 
-# A file that has a smaller share of a layout's names is of another layout, or of another network.
+# A file with a smaller share of a layout's names has another layout, or another network.
 _RECOGNISED = 0.5
 
-# Several widths have the same channel counts: the customary ones come first, then the rounder ones.
+# Several widths have the same channel counts; the first is taken: common ones, then round ones.
 _CANDIDATES = (
     *sorted(WIDTHS, reverse=True),
     *(tenths / 10 for tenths in range(1, 41)),
@@ -42,7 +42,7 @@ _LISTED = 20  # names in a message, of each kind of fault
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """The arrays of a file in their places.
+    """The arrays of a file as the network's variables.
 
     Attributes:
       name, layout: the layout of the file, a key of LAYOUTS and its value.
@@ -61,7 +61,7 @@ class Match:
 
 
 def match(file: ForeignFile, layout: str = "auto") -> Match:
-    """Puts the arrays of a file into their places.
+    """Matches the arrays of a file with the network's variables.
 
     Args:
       file: from readers.read.
@@ -123,7 +123,7 @@ def _width(tensors: Tensors, arrays: Arrays) -> float:
     def agreeing(width: float) -> int:
         return sum(found.get(layer) == count for layer, count in _channels(width).items())
 
-    return max(_CANDIDATES, key=agreeing)  # the first of those that are equally good
+    return max(_CANDIDATES, key=agreeing)  # the first of equally good ones
 
 
 def _channels(width: float) -> dict[tuple[str, ...], int]:
@@ -163,7 +163,7 @@ def _name_faults(tensors: Tensors, arrays: Arrays, layout: Layout) -> list[str]:
 
 
 def _array_faults(tensors: Tensors, arrays: Arrays, shapes: Shapes) -> list[str]:
-    """Returns a line on the arrays of another shape or type than the network's."""
+    """Returns a line about the arrays whose shape or type is not the network's."""
     unfit = []
     for name in arrays.keys() & tensors.keys():
         tensor, array = tensors[name], arrays[name]
@@ -177,7 +177,7 @@ def _array_faults(tensors: Tensors, arrays: Arrays, shapes: Shapes) -> list[str]
 
 
 def _named(kind: str, names: list[str]) -> list[str]:
-    """Returns one line that lists faults of a kind; none where there are none."""
+    """Returns one line that lists faults of a kind; [] without faults."""
     return [f"{kind}: {listed(sorted(names), _LISTED, ', ')}"] if names else []
 
 

@@ -79,8 +79,8 @@ def _timm(file: str, top1: float, top5: float, model: str) -> PublishedWeights:
     return PublishedWeights(_TIMM + file, top1, top5, f"timm, {model}", preprocessing)
 
 
-# d-li14's width 0.1 is left out: its channel counts are multiples of 4, which is another network.
-# So are timm's 110d and 120d, which are deeper.
+# d-li14's width 0.1 is left out, since its channel counts are multiples of 4: another network. So
+# are timm's 110d and 120d, which are deeper.
 PUBLISHED: dict[str, PublishedWeights] = {
     "mmpretrain": PublishedWeights(
         _ZOO + "mobilenet_v2_batch256_imagenet_20200708-3b2dc3af.pth",

@@ -1,4 +1,4 @@
-"""The files beside the weights of Hugging Face transformers: config, image processor."""
+"""Hugging Face transformers' config and image processor, in JSON files beside the weights."""
 
 import json
 import pathlib
@@ -65,7 +65,8 @@ def _processor(weights: pathlib.Path, processor: dict[str, Any], size: int) -> d
     path = weights.with_name("preprocessor_config.json")
     steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
     faults = [f"{step} false" for step in steps if processor.get(step) is False]
-    if processor.get("resample", 2) not in _INTERPOLATIONS:
+    # A list, since the value may not be hashable.
+    if processor.get("resample", 2) not in list(_INTERPOLATIONS):
         faults.append(f"resample {processor['resample']}")
     if faults:
         raise UserError(
@@ -93,7 +94,7 @@ def _processor(weights: pathlib.Path, processor: dict[str, Any], size: int) -> d
 def _side(weights: pathlib.Path, size: Any) -> int:
     """Returns the side of a square given as 224, [224, 224], {"height": 224, "width": 224} ..."""
     sides = size.values() if isinstance(size, dict) else size if isinstance(size, list) else [size]
-    if len(set(sides)) != 1 or not all(isinstance(side, int) for side in sides):
+    if not all(isinstance(side, int) for side in sides) or len(set(sides)) != 1:
         raise UserError(f"beside {weights}: the size {size} is not a square")
     return next(iter(sides))
 

@@ -66,9 +66,9 @@ def _write_file(path: pathlib.Path, content: bytes) -> None:
 
 
 def _check_conventions(saved: SavedModel, to: str, layout: Layout) -> None:
-    """Refuses a model whose backbone would compute something else in `to`.
+    """Raises UserError if the model's backbone would compute something else in `to`.
 
-    The other frameworks do not keep these fields in their files.
+    The other frameworks' files do not hold these fields.
     """
     width = saved.spec.backbone.width
     ours = spec_lib.named("model", saved.spec.backbone)

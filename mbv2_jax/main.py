@@ -14,7 +14,7 @@ Examples:
     python -m convert mmpretrain --output=runs/mm
     python -m mbv2_jax.main --config=mobilenet_v2_8xb32_in1k --mode=eval --checkpoint=runs/mm
   Several processes: the same command on each host. TPU slices, Slurm and Open MPI are recognised;
-  elsewhere number the hosts (docs/launch.md):
+  elsewhere number the hosts (docs/multi-host.md):
     python -m mbv2_jax.main --config=digits --workdir=/shared/digits \\
         --coordinator_address=10.0.0.1:1234 --num_processes=2 --process_id=0
   Parameters and multiply-adds, layer by layer:

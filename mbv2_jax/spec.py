@@ -167,7 +167,8 @@ class Backbone:
     output_stride: int = declare(
         32,
         choice(8, 16, 32),
-        "input pixels per output pixel, at most: a stride beyond it becomes dilation",
+        "input pixels per output pixel of the last map: 8 and 16 replace later strides by "
+        "dilation, 32 leaves the strides as they are",
         inherited=True,
     )
 

@@ -9,7 +9,7 @@ from mbv2_jax.spec import Backbone, Preprocessing, TrainingMode
 
 
 class Array(NamedTuple):
-    """The place of a file's array in our tree.
+    """The position of a file's array in our tree of variables.
 
     Attributes:
       path: such as ("params", "layer2_0", "expand", "conv", "kernel").
@@ -88,16 +88,16 @@ class Layout:
         names `{stage}` is 1..7, the row of the paper's Table 2; `{block}` the number of the block
         in its stage, from 0; `{index}` its number among all 17, from 0; and `{stage-1}` or
         `{index+1}` the same counted from elsewhere.
-      task: the name of the task that the network is for.
+      task: the name of the network's task.
       backbone, preprocessing, mode: the values that its files do not hold. Width comes from the
         arrays.
-      guesses: config names of those values that the framework itself leaves open.
+      guesses: config names of the values that the framework itself leaves open.
       prefix: of all names but the head's; files that hold only a backbone may lack it.
-      ignored: arrays of no use here: regular expression -> their meaning.
+      ignored: arrays that are not needed here: regular expression -> their meaning.
       aliases: other names of layers in some files: name there -> name in the table.
       network: Python code that creates the network there; {width}, {percent} (of width 1),
         {classes} and {last} (channels of the last convolution) are filled in.
-      has_width: whether its network of a width has the same channels as ours.
+      has_width: whether the framework's network of a given width has the same channels as ours.
     """
 
     owner: str
@@ -115,7 +115,7 @@ class Layout:
     has_width: Callable[[float], bool] = lambda width: True
 
     def arrays(self) -> dict[str, Array]:
-        """Returns the place of each array by its name in a file."""
+        """Returns the position of each array in our tree, by its name in a file."""
         found: dict[str, Array] = {}
         for layer, names in self.layers():
             scope = tuple(layer.split("/"))
@@ -131,7 +131,7 @@ class Layout:
 
     def layers(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Yields each layer of ours with its names there, in the network's order."""
-        # Here, because this imports jax, and --help, which lists the layouts, needs none.
+        # Imported here, since it imports jax, which takes seconds; --help lists the layouts.
         from mbv2_jax.models.mobilenet_v2 import STAGES
 
         yield "stem", self.table["stem"]
@@ -162,7 +162,7 @@ class Layout:
         return dataclasses.replace(self, table=table)
 
     def is_further_block(self, name: str) -> bool:
-        """Whether an array has the name of one in a block, of any number."""
+        """Returns whether an array has the name of one in a block of any number."""
         rows = [names for layer, names in self.table.items() if layer.startswith("layer*")]
         layers = "|".join(
             re.sub(r"\\\{[^}]*\}", r"\\d+", re.escape(row)) for names in rows for row in names

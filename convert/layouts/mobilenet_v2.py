@@ -12,7 +12,7 @@ _TENSORFLOW = Backbone(padding="same", bn_epsilon=1e-3)
 _FROM_MINUS_1_TO_1 = Preprocessing(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5))
 _COUNTERS = {r".*\.num_batches_tracked": "BatchNorm's counters of training steps"}
 
-# tonylins's port, of which others are copies.
+# tonylins's port, from which others were copied.
 _TONYLINS = {
     "stem": ("features.0.0", "features.0.1"),
     "layer1_0/depthwise": ("features.1.conv.0", "features.1.conv.1"),
@@ -122,7 +122,7 @@ LAYOUTS: dict[str, Layout] = {
         framework=TORCH,
         table=_TONYLINS,
         ignored=_COUNTERS,
-        has_width=lambda width: width == 1.0,  # its other widths keep 32 and 16 channels at first
+        has_width=lambda width: width == 1.0,  # its other widths do not scale the first layers
         network="MobileNetV2.MobileNetV2(n_class={classes}, width_mult={width})",
     ),
     "d-li14": Layout(
@@ -130,7 +130,7 @@ LAYOUTS: dict[str, Layout] = {
         framework=TORCH,
         table=_TONYLINS | {"last": ("conv.0", "conv.1")},
         ignored=_COUNTERS,
-        has_width=lambda width: width != 0.1,  # there its channels are multiples of 4
+        has_width=lambda width: width != 0.1,  # its channels there are multiples of 4
         network="models.imagenet.mobilenetv2(num_classes={classes}, width_mult={width})",
     ),
     "keras": Layout(

@@ -4,8 +4,8 @@
     safetensors    safetensors.py
     keras          keras.py         .keras, .weights.h5 and .h5
 
-A reader of another container is a file here with a function `read(path, ema)`, an entry in
-`_READERS`, and a mark by which identify.py tells it.
+To read another container, add a file here with a function `read(path, ema)`, an entry to
+`_READERS`, and a check to identify.py.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ class ForeignFile:
 
 
 def read(path: str | os.PathLike[str], *, ema: bool | None = None) -> ForeignFile:
-    """Reads the weights in a file; its content, not its name, decides how.
+    """Reads the weights in a file, whose container is recognised by its content.
 
     Args:
       path: a file of torch.save, a safetensors file, or Keras's .keras, .weights.h5 or .h5.

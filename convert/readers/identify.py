@@ -1,4 +1,4 @@
-"""The container of a weight file, told from the file's content."""
+"""The container of a weight file, recognised by the file's content."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ READABLE = "PyTorch (.pth, .pt), safetensors (.safetensors) and Keras (.keras, .
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, pickled
 
-# Files that are mistaken for weights, by their first bytes (in lower case), and the way out.
+# Files that are mistaken for weights, by their first bytes (in lower case), and the remedy.
 _OTHERS = (
     (b"<!doctype html", "a web page, not weights: a login or error page was saved in their place"),
     (b"<html", "a web page, not weights: a login or error page was saved in their place"),
@@ -43,7 +43,7 @@ def container(path: pathlib.Path) -> str:
     """Returns the container of a weight file: "torch", "safetensors" or "keras".
 
     Raises:
-      UserError: it is none of them; the message says what kind of file it seems to be.
+      UserError: it is none of them; the message names the kind that it seems to be.
     """
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder; give the file of weights in it")
@@ -93,7 +93,7 @@ def _zip_container(path: pathlib.Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    # The error depends on the place of the damage: BadZipFile, UnicodeDecodeError, ...
+    # The type of error depends on the damage: BadZipFile, UnicodeDecodeError, ...
     except Exception as error:
         raise UserError(
             f"{path} is damaged or cut off; it begins like a file of torch.save or Keras: {error}"

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from mbv2_jax.errors import UserError
+from mbv2_jax.errors import UserError, first_line
 
 from ..layouts import LAYOUTS, Layout
 from .contents import Contents, no_averages
@@ -89,9 +89,9 @@ def read(path: pathlib.Path, ema: bool | None) -> Contents:
             layers = list(_walk(path, file, root, config))
     except UserError:
         raise
-    # The error depends on the place of the damage: OSError, KeyError, BadZipFile, ...
+    # The type of error depends on the damage: OSError, KeyError, BadZipFile, ...
     except Exception as error:
-        raise UserError(f"{path} is damaged or cut off: {_one_line(error)}") from None
+        raise UserError(f"{path} is damaged or cut off: {first_line(error)}") from None
     if not layers:
         raise UserError(f"{path} is an HDF5 file, but holds no layers as Keras writes them")
     if any(layer.name for layer in layers):
@@ -238,7 +238,3 @@ def _snake_case(name: str) -> str:
     """Returns a class's name as Keras writes it in files: DepthwiseConv2D -> depthwise_conv2d."""
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -46,7 +46,7 @@ _ALLOWING = threading.Lock()
 
 
 class _Inert:
-    """Stands in for an object that a file names: it can be created and filled, and does nothing.
+    """A stand-in for an object that a file names; it can be created and filled, and does nothing.
 
     torch's loader calls the allowed names (REDUCE, NEWOBJ) and sets the state of the objects that
     they return (BUILD); it refuses to call those objects.
@@ -113,7 +113,7 @@ def _load(path: pathlib.Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
         raise UserError(_refusal(path, str(error))) from None
-    # The error depends on the place of the damage: RuntimeError, EOFError, struct.error, ...
+    # The type of error depends on the damage: RuntimeError, EOFError, struct.error, ...
     except Exception as error:
         raise UserError(f"{path} is damaged or cut off: {first_line(error)}") from None
 
@@ -236,7 +236,7 @@ def _check_crcs(path: pathlib.Path) -> None:
                     with archive.open(member) as file:
                         while file.read(1 << 20):
                             pass
-    # The error depends on the place of the damage: BadZipFile, EOFError, zlib.error, ...
+    # The type of error depends on the damage: BadZipFile, EOFError, zlib.error, ...
     except Exception as error:
         raise UserError(f"{path} is damaged: {error}") from None
 

@@ -1,1 +1,1 @@
-"""Commands that examine data and models; they may use everything else in the package."""
+"""Commands that examine data and models; they may use every other part of the package."""

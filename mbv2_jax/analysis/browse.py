@@ -32,7 +32,7 @@ CAPTION = 24  # height of a line above the images
 
 MAX_COUNT = 1000  # a picture of more images is too large to look at
 _NAME_LENGTH = 80  # characters; the picture has room for fewer
-_ENDLESS = 1_000_000  # batches; nobody waits for so many
+_ENDLESS = 1_000_000  # batches, more than anyone waits for
 
 
 def browse(
@@ -67,8 +67,8 @@ def browse(
 
     as_given = config
     config = config.copy_and_resolve_references()
-    config.model.bn_group_size = 0  # irrelevant here, and not possible with every batch size
-    config.model.num_classes = None  # the data's classes are shown, whatever the network has
+    config.model.bn_group_size = 0  # irrelevant here, and impossible with some batch sizes
+    config.model.num_classes = None  # the data's own classes are shown
     settings = config_lib.read(config)
     data, batch_size = settings.data, settings.run.batch_size
     source = sources.open_source(data.source, data.train_split, data.data_dir)
@@ -100,7 +100,7 @@ def _check(out: str, count: int, epoch: int, seconds: float, needs: float | None
         raise UserError(f"--needs={needs:g}: give a number of images per second")
     path = pathlib.Path(out)
     if path.suffix.lower() not in drawing.WRITABLE:
-        raise UserError(f"--out={out} has no ending of an image file; give {path.stem}.png")
+        raise UserError(f"--out={out} does not end as an image file does; give {path.stem}.png")
     if not path.parent.is_dir():
         raise UserError(f"--out={out}: there is no folder {path.parent}")
 
@@ -155,7 +155,7 @@ def _first(
 ) -> tuple[np.ndarray, list[str]]:
     """Returns the first `count` images, (count, H, W, 3) uint8, and their names.
 
-    `take_out` is called with the batches; with only the wanted rows of the last one.
+    `take_out` is called with each batch, of which the last is cut to the wanted rows.
     """
     images: list[np.ndarray] = []
     names: list[str] = []
@@ -176,9 +176,9 @@ def _rate(
 ) -> float:
     """Returns images per second of batches that are taken as soon as they are made.
 
-    Batches that are made in parallel are finished at about the same time. So time is counted from
+    Batches that are made in parallel are finished at about the same time, so time is counted from
     the end of one such round to the end of another. The first round, in which workers start, is the
-    warm-up; since batches cannot pile up before it, none is ready ahead of time.
+    warm-up. No batches pile up before it, so none is ready ahead of time.
     """
     for _ in range(at_a_time):
         next(batches)
@@ -271,7 +271,7 @@ def _compare(config: ConfigDict, source: sources.Source, rate: float, needs: flo
     how = _worker_count(workers)
     per_core = f"{rate / busy:,.0f} per core, {cores} cores here"
     print(f"input: {rate:,.0f} images/s with {how}: {per_core}")
-    what = "as given"
+    origin = "as given"
     if needs is None:
         found = _accelerator(config, source)
         if found is None:
@@ -280,8 +280,8 @@ def _compare(config: ConfigDict, source: sources.Source, rate: float, needs: flo
                 "--needs=IMAGES_PER_SECOND, which browse prints on a machine that has one"
             )
             return
-        needs, what = found
-    print(f"accelerator: {needs:,.0f} images/s, {what}")
+        needs, origin = found
+    print(f"accelerator: {needs:,.0f} images/s, {origin}")
     if rate >= needs:
         print(f"the input keeps up: {rate / needs:.1f} times what is needed")
         return

@@ -32,7 +32,7 @@ _IMAGENET_SHARE = 0.9
 _MIN_IMAGENET_CLASSES = 900
 
 _RECORDS_PER_REPORT = 16
-_RECORDS_PER_PROCESS = 2000  # records for which a process is worth its start
+_RECORDS_PER_PROCESS = 2000  # with fewer, a process is not worth its start
 
 
 def verify(
@@ -43,7 +43,7 @@ def verify(
     The line is {"ok": bool, "splits": [{"split", "examples", "expected", "classes", "decoded",
     "bad"}, ...]}: `expected` is the number of examples in ImageNet's split of that name (None for
     other data, and for a part of a split), `decoded` the number of images that were read and
-    decoded whole, `bad` the number of all others, and of those whose label is not a class.
+    fully decoded, `bad` the number of all others, including those whose label is not a class.
 
     If the config has 1000 classes (model.num_classes), a folder of ImageNet's classes should be all
     of ImageNet: missing examples and classes are faults. If both splits are checked, examples in
@@ -104,7 +104,7 @@ def _check_transforms(config: ConfigDict) -> None:
 def _faults_between(
     config: ConfigDict, names: Sequence[str], opened: Sequence[Source]
 ) -> list[str]:
-    """Returns the reasons for which training refuses two splits together; [] for one split."""
+    """Returns the reasons why training refuses two splits together; [] for one split."""
     if len(opened) < 2:
         return []
     quoted = [repr(name) for name in names]
@@ -186,7 +186,7 @@ class _Split:
         return f"{self.name}: {found}"
 
     def decode(self, indices: np.ndarray, workers: int) -> None:
-        """Reads and decodes examples, and prints what is wrong with each bad one."""
+        """Reads and decodes examples, and prints the fault of each bad one."""
         reports = _Reports(self.source, indices)
         batches = workers_lib.Batches(reports, workers)
         bar = tqdm.tqdm(
@@ -281,7 +281,7 @@ class _Reports:
         return {"label": np.array(labels, np.int32), "reason": np.array(reasons, np.str_)}
 
     def _check(self, index: int) -> tuple[int, str]:
-        """Returns an example's label, -1 if it has none, and what is wrong with it."""
+        """Returns an example's label, -1 without one, and its fault, "" without one."""
         try:
             sample = self.source[index]
             decode(sample.image)
@@ -298,4 +298,4 @@ class _Reports:
 def _say(line: str) -> None:
     """Prints a line above the progress bar, if there is one."""
     tqdm.tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()  # otherwise a reader would wait for the next few hundred lines
+    sys.stdout.flush()  # otherwise a pipe would get the lines in blocks of some hundred

@@ -57,8 +57,8 @@ def decode(encoded: bytes) -> Image.Image:
         ) from error
 
 
-class ResizedCrop(NamedTuple):
-    """A crop of an image file.
+class DecodedCrop(NamedTuple):
+    """A resized crop of an image file, and its box in the image.
 
     Attributes:
       image: the resized crop, mode "RGB".
@@ -77,7 +77,7 @@ def resized_crop(
     size: Size,
     interpolation: str = "bilinear",
     decode_as: str = "exact",
-) -> ResizedCrop:
+) -> DecodedCrop:
     """Crops an encoded image and resizes the crop, decoding no more than the crop needs.
 
     Args:
@@ -97,20 +97,20 @@ def resized_crop(
         image = decode(encoded)
         box = choose(*image.size)
         crop = crop_and_resize_image(image, box, size, interpolation)
-        return ResizedCrop(crop, box, image.size)
+        return DecodedCrop(crop, box, image.size)
     box = choose(frame.width, frame.height)
     rows = jpeg.first_rows(encoded, frame, box[1] + box[3])
     fast = None
     if decode_as == "fast" and frame.components != 4:
         fast = fast_decoding.resized_crop(rows, frame.width, box, size, interpolation)
     crop = fast or crop_and_resize_image(decode(rows), box, size, interpolation)
-    return ResizedCrop(crop, box, (frame.width, frame.height))
+    return DecodedCrop(crop, box, (frame.width, frame.height))
 
 
 def _upright_frame(encoded: bytes) -> jpeg.Frame | None:
-    """Returns the frame of a JPEG file if its first rows are the upright image's upper ones.
+    """Returns the frame of a JPEG file whose first rows are those of the upright image.
 
-    None stands for files that have to be decoded whole.
+    Any other file has to be decoded whole; for these it returns None.
     """
     frame = jpeg.read_frame(encoded)
     if frame is None or not frame.has_metadata:
@@ -118,7 +118,7 @@ def _upright_frame(encoded: bytes) -> jpeg.Frame | None:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return None if _orientation(image) in _UPRIGHT else frame
-    except Exception:  # `decode` will report what is wrong
+    except Exception:  # `decode` will report the fault
         return None
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mbv2_jax.errors import UserError
+from mbv2_jax.errors import UserError, report
 
 TEST_EXAMPLES = 360
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
@@ -63,7 +63,7 @@ def encode(image: np.ndarray) -> bytes:
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """The TFDS builder of the digits; it needs no TensorFlow, since it yields encoded bytes."""
+    """The TFDS builder of the digits; since it yields encoded bytes, it needs no TensorFlow."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "scikit-learn's load_digits; 1,437 to train, 360 held out."}
@@ -150,8 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         paths = export(options.export, options.count)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     print(f"wrote {len(paths)} digits to {options.export}")
     return 0
 

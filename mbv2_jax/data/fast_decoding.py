@@ -1,8 +1,8 @@
 """Resized crops of JPEG files in three quarters of Pillow's time, with nearly its pixels.
 
-The pixels are a level or two from Pillow's (bicubic: three). If a crop is four times as large as
-the result, or more, the photo is decoded at a half, a quarter or an eighth of its size. Then pixels
-are within two levels on average, and single ones at edges up to some 30 levels away.
+The pixels differ from Pillow's by one or two levels (bicubic: three). If a crop is at least four
+times as large as the result, the photo is decoded at a half, a quarter or an eighth of its size.
+Pixels then differ by less than two levels on average, and by up to 30 at edges.
 
 simplejpeg (libjpeg-turbo) decodes. cykooz.resizer (Rust's fast_image_resize) resizes with Pillow's
 filter and antialiasing, in SIMD instructions with 16-bit coefficients. Both belong to the extra

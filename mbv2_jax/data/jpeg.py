@@ -10,7 +10,7 @@ _APP1 = 0xE1  # EXIF, XMP
 _SOS = 0xDA  # start of a scan: entropy-coded data follow
 _BASELINE = (0xC0, 0xC1)  # start of a sequential, Huffman-coded frame
 _OTHER_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC0, 0xC1, 0xC4, 0xC8, 0xCC}
-_ALONE = frozenset([0x00, 0x01, *range(0xD0, 0xDA)])  # without a length; never in a header
+_STANDALONE = frozenset([0x00, 0x01, *range(0xD0, 0xDA)])  # no length follows; not in headers
 _END = b"\xff\xd9"
 
 
@@ -20,7 +20,7 @@ class Frame:
 
     Attributes:
       width, height: as stored, in pixels.
-      components: 1 for grey, 3 for colour, 4 for print colours.
+      components: 1 for grey, 3 for colour, 4 for CMYK.
       block_rows: the height of a coded unit in pixels, 8 to 32.
       height_at: the offset of the height in the file.
       has_metadata: whether the file may have an orientation (EXIF or XMP).
@@ -52,7 +52,7 @@ def read_frame(encoded: bytes) -> Frame | None:
         if marker == 0xFF:  # a fill byte
             position += 1
             continue
-        if marker in _ALONE:
+        if marker in _STANDALONE:
             return None
         length = int.from_bytes(encoded[position + 2 : position + 4], "big")
         segment = encoded[position + 4 : position + 2 + length]

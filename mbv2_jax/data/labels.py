@@ -32,7 +32,7 @@ class Relabelled:
     def __getitem__(self, index: int) -> Sample:
         sample = self._source[index]
         label = sample.targets["label"]
-        if label < 0:  # not known
+        if label < 0:  # unknown
             return sample
         targets = sample.targets | {"label": self._labels[label]}
         return dataclasses.replace(sample, targets=targets)
@@ -65,7 +65,7 @@ def match(
       were matched, "" if the lists are equal.
 
     Raises:
-      UserError: the model does not have a class of the dataset, or has two of its name.
+      UserError: the model lacks a class of the dataset, or has several of that name.
     """
     if tuple(theirs) == tuple(ours):
         return tuple(range(len(ours))), ""

@@ -24,20 +24,20 @@ _DECODE = ("exact", "fast")
 # This many unreadable examples in a row are not an accident.
 _MAX_SKIPPED = 100
 
-# Batches of an evaluation for which a worker process is worth its start.
+# With fewer batches of an evaluation for each, worker processes are not worth their start.
 _BATCHES_PER_WORKER = 4
 
 
 class Collator(Protocol):
-    """The arrays of samples; a task is one. Picklable, so that it can be sent to workers."""
+    """Makes arrays of samples, as a task does; picklable, so that it can be sent to workers."""
 
     def batch_spec(self, size: tuple[int, int]) -> Mapping[str, ArraySpec]:
-        """Returns the arrays of one example whose image is (height, width), without batch axis."""
+        """Returns the specs of an example's arrays, without batch axis, for (height, width)."""
 
     def collate(self, samples: Sequence[Sample]) -> Mapping[str, np.ndarray]:
         """Returns the arrays of transformed samples, (len(samples), ...) each.
 
-        A row depends on its sample only: a process sees just its part of a batch.
+        A row must depend on its sample only, since a process sees just its part of a batch.
 
         Raises:
           UserError: a sample has no target of the right kind; the message begins with its id.
@@ -72,11 +72,6 @@ def steps_per_epoch(num_examples: int, batch_size: int, last_batch: str = "fill"
             " examples); use a smaller batch_size, or last_batch='fill'"
         )
     return num_examples // batch_size
-
-
-def epochs_to_steps(epochs: float, steps_per_epoch: int) -> int:
-    """Returns a duration in epochs, which may be a fraction, as whole steps."""
-    return round(epochs * steps_per_epoch)
 
 
 def train_batches(
@@ -145,15 +140,15 @@ def train_batches(
         source,
         transform,
         collator,
-        _rows(batch_size, process_index, process_count),
-        batch_size,
-        start,
-        max(0, stop - start),
-        seed,
-        steps_per_epoch(len(source), batch_size, last_batch),
-        repeats,
-        corrupt,
-        decode_as,
+        rows=_rows(batch_size, process_index, process_count),
+        batch_size=batch_size,
+        start=start,
+        length=max(0, stop - start),
+        seed=seed,
+        steps_per_epoch=steps_per_epoch(len(source), batch_size, last_batch),
+        repeats=repeats,
+        corrupt=corrupt,
+        decode_as=decode_as,
     )
     return Batches(reader, workers)
 
@@ -199,10 +194,10 @@ def eval_batches(
         source,
         transform,
         collator,
-        _rows(batch_size, process_index, process_count),
-        batch_size,
-        0,
-        steps_per_epoch(len(source), batch_size),
+        rows=_rows(batch_size, process_index, process_count),
+        batch_size=batch_size,
+        start=0,
+        length=steps_per_epoch(len(source), batch_size),
     )
     workers = min(workers, cores())
     # Each worker takes seconds to start, in every evaluation.
@@ -221,7 +216,7 @@ def _rows(batch_size: int, process_index: int, process_count: int) -> slice:
 
 @dataclasses.dataclass
 class _Reader:
-    """A random-access sequence of batches, of which a process reads its rows."""
+    """A random-access sequence of the rows of batches that a process reads."""
 
     source: Source
     transform: Transform
@@ -257,7 +252,7 @@ class _Reader:
             sample = self.transform.from_encoded(self.source[index], rng, decode_as)
         except UserError as error:
             raise type(error)(f"{self.source.describe(index)}: {error}") from error
-        # One by one, so that only one example exists besides the batch.
+        # Collated one by one, so that only one example exists besides the batch.
         for name, array in self.collator.collate([sample]).items():
             batch[name][row] = array[0]
 
@@ -288,13 +283,13 @@ class _TrainReader(_Reader):
         """Puts the example at a position of the epoch, or the next readable one, into a row."""
         order = _epoch_order(len(self.source), self.seed, epoch)
         # Positions past the end continue at the epoch's beginning: last_batch="fill".
-        place, repeat = divmod(position % len(order), self.repeats)
-        wanted = int(order[place])
+        rank, repeat = divmod(position % len(order), self.repeats)
+        wanted = int(order[rank])
         for ahead in range(_MAX_SKIPPED):
-            # A replacement is also augmented with the wanted example's numbers, since the
-            # replacement itself may be in this batch, too.
+            # A replacement is augmented with the wanted example's random numbers, since its own may
+            # be in use in the same batch.
             rng = _generator(self.seed, epoch, wanted, *([repeat] if repeat else []))
-            index = int(order[(place + ahead) % len(order)])
+            index = int(order[(rank + ahead) % len(order)])
             try:
                 self.read_into(batch, row, index, rng, self.decode_as)
                 return
@@ -314,7 +309,7 @@ class _EvalReader(_Reader):
         batch = self.empty()
         batch["index"] = self.integers(0)
         batch["mask"] = np.arange(len(batch["index"])) < len(indices)
-        rng = np.random.default_rng(0)  # part of the interface; nothing draws from it
+        rng = np.random.default_rng(0)  # part of the interface; evaluation draws nothing
         for row, index in enumerate(indices):
             self.read_into(batch, row, index, rng)
             batch["index"][row] = index
@@ -322,16 +317,16 @@ class _EvalReader(_Reader):
 
 
 def _generator(seed: int, *key: int) -> np.random.Generator:
-    """Returns a generator of its own for every (seed, key); keys of any length do not collide."""
+    """Returns a separate generator for every (seed, key); keys of any length do not collide."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
 
 
-# Two: around an epoch's end, batches of the old and the new epoch are made at the same time.
+# Two orders, since around an epoch's end batches of both epochs are made at the same time.
 @functools.lru_cache(maxsize=2)
 def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     """Returns the permutation of an epoch.
 
-    NumPy draws a true permutation. Grain's `index_shuffle`, a block cipher with a 32-bit seed,
-    would save the memory (10 MB for ImageNet); this one takes 20 ms an epoch.
+    NumPy draws a true permutation, which takes 20 ms and 10 MB per epoch of ImageNet. Grain's
+    `index_shuffle`, a block cipher with a 32-bit seed, would need no memory.
     """
     return _generator(seed, epoch).permutation(num_examples)

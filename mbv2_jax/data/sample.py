@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-IGNORED = 255  # the class of pixels of a mask that do not count
+IGNORED = 255  # the class of a mask's pixels that do not count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Sample:
     size: tuple[int, int] | None = None
 
     def with_image(self, image: Image.Image) -> "Sample":
-        """Returns the sample with another image and the same targets: for changes of colour."""
+        """Returns the sample with another image and the same targets, for changes of colour."""
         return dataclasses.replace(self, image=image)
 
 

@@ -25,8 +25,8 @@ Batch = dict[str, np.ndarray]
 # Batches that each worker process keeps ready besides the one that it is making.
 _READY_PER_WORKER = 2
 
-# Threads that make batches where there are no worker processes, a batch each; Pillow releases the
-# interpreter's lock while it decodes and resizes.
+# The most threads that make batches, one batch each, if there are no worker processes. Pillow
+# releases the interpreter's lock while it decodes and resizes.
 _MAX_THREADS = 8
 
 
@@ -38,7 +38,7 @@ def cores() -> int:
 
 
 def parallel(workers: int) -> int:
-    """Returns the number of batches made at a time: one per worker process, or (0) per thread."""
+    """Returns the number of batches made at a time: one per worker process; for 0, per thread."""
     return workers or min(_MAX_THREADS, cores())
 
 
@@ -53,7 +53,7 @@ class RandomAccess(Protocol):
 class Batches(Iterator[Batch]):
     """An iterator over a sequence of batches, made by threads or worker processes.
 
-    `close` ends them. So does dropping the object, or the end of the interpreter.
+    These end with `close`, when the object is garbage, or with the interpreter.
 
     Args:
       sequence: the batches.
@@ -148,7 +148,7 @@ def _start_worker(worker: int, workers: int) -> None:
 
 
 def _exit_with_parent() -> None:
-    """Ends this process when its parent has ended without closing it, as when it was killed."""
+    """Ends this process if its parent ends without closing it, for example when it is killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])

@@ -1,1 +1,1 @@
-"""The networks: what is computed. `mbv2_jax.ops` holds how."""
+"""The networks. Their operations, and how each platform computes them, are in `mbv2_jax.ops`."""

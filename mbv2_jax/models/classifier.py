@@ -18,8 +18,8 @@ class Classifier(nn.Module):
     Attributes:
       num_classes: number of logits.
       dropout: probability of dropping a pooled feature in training.
-      dtype: compute dtype of the network. Pooled features and logits are few: they are float32 or
-        wider, which costs nothing, where bfloat16 would cost digits.
+      dtype: compute dtype of the network. Pooled features and logits are always float32 or wider:
+        they are few, so that bfloat16 would save no time, and only lose precision.
     """
 
     num_classes: int

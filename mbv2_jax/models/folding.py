@@ -11,9 +11,9 @@ def fold(
 ) -> dict[str, Any]:
     """Returns the parameters of the folded network that gives the same outputs.
 
-    With running statistics a normalisation is affine, a factor and an offset per channel, and so it
-    is part of a convolution with bias: conv/{kernel,bias} takes the place of conv/kernel,
-    norm/{scale,bias} and their statistics. Computed in float64 and rounded once.
+    With running statistics a normalisation is a factor and an offset per channel, which become part
+    of the convolution before it: conv/{kernel,bias} replaces conv/kernel, norm/{scale,bias} and the
+    statistics. The arithmetic is in float64, and its result is rounded once.
 
     Args:
       params: the 'params' collection of a network of `ConvNorm` layers and others.
@@ -22,12 +22,11 @@ def fold(
 
     Returns:
       Nested dict of numpy arrays, of the dtypes of `params`. Layers without statistics, such as the
-      classifier, are in it as they are.
+      classifier, are unchanged.
     """
     if "conv" in params:
         return {"conv": _fold_layer(params["conv"], params["norm"], batch_stats["norm"], epsilon)}
     return {
-        # A part without statistics, such as the classifier, stays as it is.
         name: fold(part, batch_stats[name], epsilon) if name in batch_stats else dict(part)
         for name, part in params.items()
     }

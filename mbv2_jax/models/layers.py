@@ -1,4 +1,4 @@
-"""Convolution, batch normalisation, and the two with ReLU6, as layers with parameters."""
+"""The layers of the networks: convolution, batch normalisation, and both with ReLU6."""
 
 from typing import Any
 
@@ -17,8 +17,8 @@ from mbv2_jax.ops.normalization import (
 )
 from mbv2_jax.spec import Backbone, TrainingMode
 
-# mmpretrain's KaimingInit(layer='Conv2d'): variance 2 / fan_out, where torch's fan_out of a
-# depthwise kernel is 9 x channels (not divided by the groups), as it is of a (3, 3, 1, C) here.
+# mmpretrain's KaimingInit(layer='Conv2d'): variance 2 / fan_out. torch's fan_out of a depthwise
+# kernel is 9 x channels (it does not divide by the groups), and so is that of a (3, 3, 1, C) here.
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 Statistics = tuple[jax.Array, jax.Array]
@@ -27,7 +27,7 @@ Statistics = tuple[jax.Array, jax.Array]
 def make_divisible(channels: float, divisor: int = 8) -> int:
     """Rounds a scaled channel count to a multiple of `divisor`, never losing more than 10 %.
 
-    As TensorFlow's slim (research/slim/nets/mobilenet/mobilenet.py) and every port of it.
+    TensorFlow's slim (research/slim/nets/mobilenet/mobilenet.py) and all its ports round this way.
     """
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded if rounded >= 0.9 * channels else rounded + divisor
@@ -41,20 +41,20 @@ def parameter_dtype(dtype: Any) -> Any:
 class Conv(nn.Module):
     """A convolution: 1x1, depthwise, or the stem's full one.
 
-    Parameters: kernel (K, K, C, features), or (K, K, 1, features) where depthwise; bias (features,)
-    where there is one.
+    Parameters: kernel (K, K, C, features), or (K, K, 1, features) if depthwise; and with `bias`,
+    bias (features,).
 
     Attributes:
       features: output channels; for a depthwise convolution those of the input.
       kernel_size: 1 or 3.
       stride: stride of both spatial axes.
       dilation: distance between neighbouring kernel elements.
-      depthwise: whether each channel has a kernel of its own.
+      depthwise: whether each channel has its own kernel.
       padding: 'torch' or 'same', see `ops.conv.explicit_padding`.
       dtype: dtype of the arithmetic; the kernel is kept in float32 or wider.
       frozen: whether the kernel gets no gradient.
-      bias: whether to add one, as a convolution does into which its normalisation was folded.
-      relu6: whether min(max(y, 0), 6) ends it.
+      bias: whether to add a bias, as a convolution with a folded normalisation does.
+      relu6: whether to apply ReLU6, min(max(y, 0), 6), to the result.
     """
 
     features: int
@@ -74,7 +74,8 @@ class Conv(nn.Module):
 
         Args:
           x: (N, H, W, C).
-          groups: in training, the number of groups of the batch whose statistics are wanted.
+          groups: the number of equal parts of the batch to compute statistics of, in training; 0
+            computes none.
 
         Returns:
           (N, ceil(H / stride), ceil(W / stride), features) in `dtype`. With `groups` also its mean
@@ -121,13 +122,13 @@ def count_groups(batch: int, group_size: int) -> int:
 class BatchNorm(nn.Module):
     """Batch normalisation with torch's running statistics (torch.nn.BatchNorm2d).
 
-    Three things differ from `flax.linen.BatchNorm`. The running variance is the unbiased one,
-    n / (n - 1), as torch keeps it. Statistics can be taken per group of the batch: the recipe
-    behind the published weights normalised each replica's 32 images by themselves. And the batch's
-    variance is, in float32 or wider, the mean of (x - mean)^2: see
+    It differs from `flax.linen.BatchNorm` in three ways. The running variance is unbiased, with
+    n - 1 in the denominator, as in torch. Statistics can be computed per group of the batch: the
+    recipe of the published weights normalised each replica's 32 images separately. And in float32
+    or wider the batch's variance is the mean of (x - mean)^2, see
     `ops.normalization.batch_statistics`.
 
-    Under `jax.jit` a batch sharded over devices is one array, so the statistics are global.
+    Under `jax.jit` a batch that is sharded over devices is one array, so the statistics are global.
 
     Parameters: scale, bias (C,). Collection batch_stats: mean, var (C,). All float32, or float64
     where `dtype` is float64, whatever the compute dtype.
@@ -136,10 +137,10 @@ class BatchNorm(nn.Module):
       epsilon: added to the variance.
       momentum: share of the running statistics that each step keeps (1 - torch's momentum).
       group_size: number of consecutive examples that are normalised together; 0 is the whole batch.
-        Running statistics move by the mean of the groups' updates.
+        Running statistics are updated with the mean of the groups' statistics.
       dtype: dtype of the result.
-      frozen: whether scale and bias get no gradient; `train` decides about the statistics.
-      relu6: whether min(max(y, 0), 6) follows.
+      frozen: whether scale and bias get no gradient; the statistics still depend on `train`.
+      relu6: whether to apply ReLU6, min(max(y, 0), 6), to the result.
     """
 
     epsilon: float = Backbone.bn_epsilon
@@ -157,16 +158,16 @@ class BatchNorm(nn.Module):
 
         Args:
           x: (N, H, W, C).
-          train: whether to normalise with the batch's statistics and to move the running ones by
-            them; else the running ones count.
-          statistics: the batch's mean and variance, if they are known already.
+          train: whether to normalise with the batch's statistics and update the running ones;
+            otherwise x is normalised with the running ones.
+          statistics: the batch's mean and variance, if they have been computed already.
 
         Returns:
           x normalised, in `dtype`. In training with `relu6`, a `DeferredActivation`.
 
         Raises:
-          ValueError: training on a batch that doesn't divide into groups, or on groups that hold
-            one value per channel, whose variance says nothing.
+          ValueError: training on a batch that doesn't divide into groups, or on groups with one
+            value per channel, which have no unbiased variance.
         """
         kept = parameter_dtype(self.dtype)
         shape = (x.shape[-1],)
@@ -197,7 +198,7 @@ class BatchNorm(nn.Module):
         return normalize(x, norm).astype(self.dtype)
 
     def _update(self, running: nn.Variable, batch: jax.Array) -> None:
-        """Moves a running statistic towards the groups' (G, 1, 1, 1, C)."""
+        """Updates a running statistic with those of the groups, (G, 1, 1, 1, C)."""
         if self.is_mutable_collection("batch_stats"):
             new = lax.stop_gradient(batch).mean((0, 1, 2, 3))
             running.value = self.momentum * running.value + (1 - self.momentum) * new
@@ -208,10 +209,10 @@ class ConvNorm(nn.Module):
 
     Attributes:
       features, kernel_size, stride, dilation, depthwise, padding, dtype: see `Conv`.
-      relu6: whether min(max(y, 0), 6) ends it.
+      relu6: whether to apply ReLU6, min(max(y, 0), 6), to the result.
       bn_epsilon, bn_momentum, bn_group_size: see `BatchNorm`.
       frozen: whether no parameter gets a gradient; the running statistics still follow `train`.
-      folded: whether the normalisation is part of the convolution, which has a bias
+      folded: whether the normalisation is folded into the convolution, which then has a bias
         (`folding.fold`).
     """
 

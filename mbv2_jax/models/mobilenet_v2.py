@@ -42,12 +42,12 @@ LAST_CHANNELS = 1280
 
 
 class Block(NamedTuple):
-    """An inverted residual, its sizes fixed.
+    """The sizes of an inverted residual.
 
     Attributes:
       name: 'layer2_0', the first block of layer2.
-      stage: 2 of layer2.
-      expansion: t, the width of the middle over that of the input; 1 is no expansion layer.
+      stage: the number of its stage: 2 for layer2.
+      expansion: t, the ratio of the inner channels to the input's; 1 means no expansion layer.
       inner: channels of the depthwise convolution.
       channels: channels of the output.
       stride: stride of the depthwise convolution.
@@ -80,9 +80,9 @@ class FeatureInfo(NamedTuple):
 def blocks(architecture: spec.Backbone) -> list[Block]:
     """Returns the inverted residuals of layer1 to layer7, in order.
 
-    With an output stride of 8 or 16, each stride beyond it becomes dilation, as in TensorFlow's
-    deeplab (research/slim/nets/mobilenet/mobilenet.py): of the blocks after the one that loses it.
-    The default leaves the strides as they are.
+    With an output stride of 8 or 16, a block whose stride would exceed it has stride 1 instead, and
+    the blocks after it are dilated by the lost stride, as in TensorFlow's deeplab
+    (research/slim/nets/mobilenet/mobilenet.py). The default changes no stride.
     """
     found = []
     inputs = make_divisible(STEM_CHANNELS * architecture.width)
@@ -144,7 +144,7 @@ class InvertedResidual(nn.Module):
 
     Attributes:
       block: its sizes.
-      layer: makes a `ConvNorm` with the network's conventions.
+      layer: a function that makes a `ConvNorm` with the network's conventions.
     """
 
     block: Block
@@ -183,8 +183,8 @@ class InvertedResidual(nn.Module):
 class Backbone(nn.Module):
     """The network of Table 2 up to its last convolution, with the conventions of its ports.
 
-    A network of one's own takes it as a part, with `nn.share_scope` so that the names of its
-    parameters are the same in every network: see `MobileNetV2`.
+    Other networks are built on it with `nn.share_scope`, so that its parameters have the same names
+    in all of them; see `MobileNetV2`.
 
     Variables: `params` (stem, layer{1..7}_{j}/{expand,depthwise,project}, last: each conv/kernel
     and norm/{scale,bias}) and `batch_stats` (norm/{mean,var}). They are float32, or float64 where
@@ -192,12 +192,12 @@ class Backbone(nn.Module):
 
     Attributes:
       architecture: the fields that change what the network computes from given weights.
-      mode: the fields that change how it is trained; `bn_group_size` is a number. Dropout is the
-        head's.
+      mode: the fields that change how it is trained; `bn_group_size` must be a number. Dropout is
+        left to the head.
       endpoints: names of the feature maps to return, see `feature_info`. Layers after the last of
         them are neither run nor created.
-      folded: for inference: normalisations are part of the convolutions, which have biases; the
-        variables are those that `folding.fold` returns: conv/{kernel,bias}, no batch_stats.
+      folded: whether, for inference, normalisations are folded into the convolutions. The variables
+        are then those that `folding.fold` returns: conv/{kernel,bias}, and no batch_stats.
     """
 
     architecture: spec.Backbone = spec.Backbone()
@@ -222,7 +222,7 @@ class Backbone(nn.Module):
         """
         self._check(x, train)
         architecture, mode = self.architecture, self.mode
-        learn = train and not mode.norm_eval  # where BatchNorm learns its statistics
+        learn = train and not mode.norm_eval  # whether BatchNorm uses the batch's statistics
         layer = partial(
             ConvNorm,
             padding=architecture.padding,
@@ -238,9 +238,13 @@ class Backbone(nn.Module):
         wanted = set(self.endpoints)
         found: dict[str, Any] = {}
 
-        stem = partial(layer, kernel_size=3, stride=architecture.strides[0])
-        stem = partial(stem, frozen=mode.frozen_stages >= 0)
-        y: Any = stem(make_divisible(STEM_CHANNELS * architecture.width), name="stem")(x, learn)
+        y: Any = layer(
+            make_divisible(STEM_CHANNELS * architecture.width),
+            kernel_size=3,
+            stride=architecture.strides[0],
+            frozen=mode.frozen_stages >= 0,
+            name="stem",
+        )(x, learn)
         found["stem"] = y  # (N, H/2, W/2, 32)
         for block in blocks(architecture):
             if wanted <= found.keys():
@@ -287,8 +291,8 @@ class MobileNetV2(nn.Module):
 
     Attributes:
       num_classes: number of logits; None leaves out the classifier and returns feature maps.
-      width: the width multiplier, section 4 ("Trade-off hyper parameters"): every layer's channels
-        times this, but the last convolution's only where it is above 1.
+      width: the width multiplier, section 4 ("Trade-off hyper parameters"), by which every layer's
+        channels are multiplied; the last convolution's only if it is above 1.
       dropout: the fraction of pooled features dropped before the classifier (torchvision 0.2,
         mmpretrain 0).
       padding: 'torch' (1 on every side of a 3x3) or 'same' (TensorFlow's, asymmetric at stride 2).
@@ -299,8 +303,8 @@ class MobileNetV2(nn.Module):
       dtype: compute dtype.
       out_indices: the feature maps to return, 0..6 = layer1..layer7, 7 = the last convolution, in
         the network's order (mmpretrain's field); only read where num_classes is None.
-      strides: of the stem and layer1..layer7; smaller ones for small images.
-      remat: compute each block again in the backward pass instead of keeping its activations
+      strides: of the stem and layer1..layer7; small images need smaller ones.
+      remat: recompute each block in the backward pass instead of keeping its activations
         (mmpretrain's `with_cp`).
       frozen_stages: as mmpretrain's. k >= 0: the stem's parameters get no gradient (its statistics
         still follow the training batches); layer1..layer{k} get none either and normalise with
@@ -358,7 +362,7 @@ class MobileNetV2(nn.Module):
         return classifier(features["last"], train)
 
     def _select(self, cls: type, **changes: Any) -> Any:
-        """Returns the fields of a dataclass of spec.py that are among these."""
+        """Returns a dataclass of spec.py with the values that its fields have here."""
         values = {f.name: spec.frozen(getattr(self, f.name)) for f in dataclasses.fields(cls)}
         return cls(**values | changes)
 
@@ -370,9 +374,9 @@ def check_frozen_stages(frozen_stages: int) -> None:
 
 
 def trainable(params: Mapping[str, Any], frozen_stages: int) -> dict[str, Any]:
-    """Returns which parameters an optimizer may move.
+    """Returns a mask of the parameters that an optimizer may update.
 
-    A frozen parameter's gradient is zero, but weight decay would still move it: mask its update.
+    A frozen parameter's gradient is zero, but weight decay would still change it without a mask.
 
     Args:
       params: the 'params' collection of a network with a `Backbone`, with or without a head.

@@ -93,7 +93,7 @@ def _trace(model: nn.Module, image_size: int) -> tuple[Any, list[_Call]]:
         result = run(*args, **kwargs)
         module = context.module
         counted = isinstance(module, ConvNorm | Conv | nn.Dense | Classifier)
-        # The convolution of a ConvNorm is a part of that layer.
+        # The convolution inside a ConvNorm is counted with it.
         counted = counted and not isinstance(module.parent, ConvNorm)
         if counted and context.method_name == "__call__":
             calls.append(_Call(module, args[0].shape[1:], result.shape[1:]))

@@ -9,39 +9,16 @@ from mbv2_jax.spec import Backbone, Preprocessing
 
 
 @dataclass(frozen=True)
-class Published:
-    """Figures that someone else reported for a variant on ImageNet's 50,000 validation images.
-
-    Attributes:
-      top1, top5: percent.
-      source: the publisher, and the weights.
-    """
-
-    top1: float
-    top5: float
-    source: str
-
-
-@dataclass(frozen=True)
 class Variant:
     """One network with everything that evaluating it needs; conventions are the PyTorch family's.
 
     Attributes:
       backbone: the network's fields.
       preprocessing: how an image becomes its input.
-      published: figures known for it; empty where none is.
     """
 
     backbone: Backbone
     preprocessing: Preprocessing
-    published: tuple[Published, ...] = ()
-
-
-PUBLISHED = {
-    "mobilenet_v2_1.0_224": (
-        Published(71.86, 90.42, "mmpretrain, mobilenet-v2_8xb32_in1k, weights of 2020-07-08"),
-    ),
-}
 
 
 def name_of(width: float, image_size: int) -> str:
@@ -50,14 +27,13 @@ def name_of(width: float, image_size: int) -> str:
 
 
 def _variant(width: float, image_size: int) -> Variant:
-    # 224 is cropped from a short side of 256: seven eighths. d-li14's (imagenet.py), tonylins's and
-    # timm's ports keep that share at other resolutions, and truncate; only transformers adds 32.
+    # At 224 the crop is seven eighths of the short side, 256. The ports of d-li14 (imagenet.py),
+    # tonylins and timm keep this ratio at other resolutions, and truncate; transformers adds 32.
     edge = int(image_size / 0.875)
     transforms = f"resize_edge({edge})|center_crop({image_size})"
     return Variant(
         backbone=Backbone(width=width),
         preprocessing=Preprocessing(image_size=image_size, eval_transforms=transforms),
-        published=PUBLISHED.get(name_of(width, image_size), ()),
     )
 
 

@@ -1,4 +1,4 @@
-"""The network's convolutions, each one function for every platform."""
+"""The network's convolutions: one function each, for all platforms."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,9 +27,10 @@ def explicit_padding(
     """Returns the zeros to add (before, after) on each spatial axis.
 
     Args:
-      padding: 'torch' adds as much on both sides whatever the size (PyTorch's
-        `padding=dilation * (kernel_size - 1) // 2`); 'same' is TensorFlow's SAME: as little as
-        gives ceil(size / stride) outputs, the odd one after; where stride > 1 the size decides.
+      padding: 'torch' adds the same number on both sides, whatever the size (PyTorch's
+        `padding=dilation * (kernel_size - 1) // 2`); 'same' is TensorFlow's SAME, which adds just
+        enough for ceil(size / stride) outputs, and the odd zero after. Where stride > 1, its
+        padding depends on the size.
       size: height and width of the input.
       kernel_size: side of the kernel, odd.
       stride: stride of both axes.
@@ -66,7 +67,7 @@ def convolution(
       stride: stride of both axes, 1 or more.
       padding: 'torch' or 'same', see `explicit_padding`.
       dilation: distance between neighbouring kernel elements.
-      relu6: whether min(max(y, 0), 6) ends it.
+      relu6: whether to apply ReLU6, min(max(y, 0), 6), to the result.
 
     Returns:
       (N, ceil(H / stride), ceil(W / stride), C') in x's dtype.
@@ -121,23 +122,23 @@ def convolution_with_statistics(
     padding: str = "torch",
     dilation: int = 1,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Convolves in training, and takes the statistics by which the result will be normalised.
+    """Convolves in training, and computes the statistics that will normalise the result.
 
     If x is a `DeferredActivation`, its normalisation and ReLU6 are applied on the way in: the end
-    of one layer and the beginning of the next are one unit. Between two units lies the only array
-    that is kept for the backward pass, a convolution's result; the rest is computed again from it.
+    of one layer and the beginning of the next are one unit. Of each unit, only the convolution's
+    result is kept for the backward pass; everything else is recomputed from the results.
 
-    On CPUs the batch goes through a unit piece by piece. On several CPU devices, their mesh should
-    be in context (`jax.set_mesh`, or `jax.sharding.use_abstract_mesh` while tracing), all of its
-    axes splitting the batch: each device then takes its images by itself, and they exchange
-    statistics once a layer. Without it the result is the same, but XLA exchanges something at every
-    piece.
+    On CPUs a unit processes the batch in pieces. With several CPU devices, their mesh should be in
+    context (`jax.set_mesh`, or `jax.sharding.use_abstract_mesh` while tracing), with all of its
+    axes splitting the batch: each device then processes its own images, and the devices exchange
+    statistics once per layer. Without the mesh the result is the same, but XLA communicates at
+    every piece.
 
     Args:
       x: (N, H, W, C).
       kernel: (K, K, C, C'), or (K, K, 1, C) where `depthwise`; same dtype as x.
-      groups: number of equal parts of the batch that have statistics of their own.
-      depthwise: whether each channel has a kernel of its own.
+      groups: number of equal parts of the batch, each of which has its own statistics.
+      depthwise: whether each channel has its own kernel.
       stride, padding, dilation: as for `convolution`.
 
     Returns:
@@ -163,7 +164,7 @@ def convolution_with_statistics(
 
 
 def map_batch(function: Callable[[jax.Array], Any], images: jax.Array) -> Any:
-    """Applies a function of a batch that treats images one by one; on CPUs piece by piece.
+    """Applies a function that treats the images of a batch independently; on CPUs, in pieces.
 
     Args:
       function: (n, H, W, C) -> a tree of arrays (n, ...), for any n.

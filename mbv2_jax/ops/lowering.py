@@ -7,27 +7,27 @@ from typing import Any
 import jax
 from jax import lax
 
-# JAX makes the value a part of the key of its caches: what was traced with one value is not taken
-# for the other.
+# The value is part of the key of JAX's caches: a program traced with one value is never reused for
+# the other.
 _plain = jax.make_user_context(default_value=False)
 
 
 def plain_lowering() -> contextlib.AbstractContextManager[None]:
     """Returns a context in which every platform gets XLA's own convolutions.
 
-    A program that is traced in it has none of the CPU lowerings and runs anywhere, as an exported
-    one has to. Results are the same but for rounding. Jitted functions are safe to use inside and
-    outside: JAX traces them anew for either.
+    A program traced in this context has none of the CPU lowerings, and therefore runs on every
+    platform, as an exported program must. Results differ by rounding only. A jitted function may be
+    called both inside and outside the context: JAX traces it separately for each.
     """
     return _plain(True)
 
 
 def by_platform(*arrays: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
-    """Applies `cpu` on CPUs and `default` elsewhere, which both give the same result.
+    """Applies `cpu` on CPUs and `default` elsewhere; both must give the same result.
 
     The compiled program has no conditional. `lax.platform_dependent` decides when the program is
-    lowered, so that both functions are traced and differentiated. Where a mesh in context tells the
-    platform, as in training, the choice is made at once, and tracing takes half the time.
+    lowered, so both functions are traced and differentiated. If a mesh in context determines the
+    platform, as in training, the choice is made at once, which halves the time for tracing.
     """
     if _plain.value:
         return default(*arrays)

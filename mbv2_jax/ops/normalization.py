@@ -1,4 +1,4 @@
-"""Batch normalisation's arithmetic, and the activations that the next convolution computes."""
+"""The arithmetic of batch normalisation, and activations that the next convolution computes."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -28,8 +28,8 @@ class DeferredActivation:
     """A convolution's result whose normalisation and ReLU6 are still pending.
 
     In training the next convolution applies both while it reads the result
-    (`conv.convolution_with_statistics`), so that the activation itself is never stored. Everything
-    else that takes it sees an array: `shape`, `dtype`, `astype` and sums are the activation's.
+    (`conv.convolution_with_statistics`), so that the activation itself is never stored. To other
+    code it looks like an array: `shape`, `dtype`, `astype` and `+` are those of the activation.
 
     Attributes:
       x: (N, H, W, C), the convolution's result.
@@ -50,7 +50,7 @@ class DeferredActivation:
         return self.x.dtype
 
     def astype(self, dtype: Any) -> "Activation":
-        """Returns the activation in `dtype`, still deferred if that is its own."""
+        """Returns the activation in `dtype`, still deferred if it has this dtype already."""
         return self if dtype == self.dtype else materialize(self).astype(dtype)
 
     def __add__(self, other: jax.Array) -> jax.Array:
@@ -84,12 +84,12 @@ def normalize(x: jax.Array, norm: Normalization) -> jax.Array:
 def batch_statistics(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
     """Returns the mean and the biased variance of (N, H, W, C) in consecutive groups.
 
-    In float32 and wider the variance takes a second pass over x. E[x^2] - E[x]^2 loses every digit
-    there once a channel's mean is some thousand times its deviation, and four where it is a hundred
-    times; a frozen or badly scaled input gets there. Of a bfloat16 x, rounded to 2^-9 of its size,
-    both sums are taken at once: what their difference loses in float32 is less than what the
-    rounding of x had lost before. It is memory that takes the time there, and neither this nor the
-    gradient of it reads x a second time (docs/tpu_step.md).
+    In float32 and wider, the variance takes a second pass over x, because E[x^2] - E[x]^2 cancels:
+    it loses four digits if a channel's mean is a hundred times its standard deviation, and all of
+    them at some thousand times, as with a frozen or badly scaled input. A bfloat16 x is rounded to
+    2^-9 of its size already, which loses more than the cancellation in float32. Both sums are then
+    taken in one pass: it is bound by memory bandwidth, and neither the pass nor its gradient reads
+    x a second time (docs/tpu_step.md).
 
     Returns:
       Two arrays (groups, 1, 1, 1, C), float32 or wider.

@@ -1,4 +1,4 @@
-"""XLA's own convolutions, which TPUs and GPUs compute best."""
+"""XLA's own convolutions, the fastest on TPUs and GPUs."""
 
 import jax
 from jax import lax
@@ -40,16 +40,16 @@ def convolve_depthwise(
 
 
 def apply_epilogue(y: jax.Array, bias: jax.Array | None, relu6: bool) -> jax.Array:
-    """Adds the bias, if there is one, and applies ReLU6 if asked to."""
+    """Adds the bias, if there is one, and applies ReLU6 if `relu6`."""
     if bias is not None:
         y = y + bias
     return clamp(y) if relu6 else y
 
 
 def clamp(y: jax.Array) -> jax.Array:
-    """Returns min(max(y, 0), 6), ReLU6, in operations of lax.
+    """Applies ReLU6, min(max(y, 0), 6), with operations of lax only.
 
-    `jax.nn.relu6` is jitted, and XLA's CPU backend would make a computation of its own of it.
+    `jax.nn.relu6` is jitted, and XLA's CPU backend would make it a separate computation.
     """
     return lax.min(lax.max(y, y.dtype.type(0)), y.dtype.type(6))
 

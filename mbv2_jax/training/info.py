@@ -10,8 +10,8 @@ def describe(config: ConfigDict) -> str:
     """Returns the layers, parameters and multiply-adds of a config's network as text."""
     settings = config_lib.read(config)
     spec, task = config_lib.resolve(settings, None)
-    mode = config_lib.on_devices(spec.mode, settings.run.batch_size, devices=1)
     size = spec.preprocessing.image_size
+    mode = config_lib.on_devices(spec.mode, settings.run.batch_size, devices=1)
     measured = profile.profile(task.network(spec.backbone, mode), size)
     lines = [
         profile.table(measured),

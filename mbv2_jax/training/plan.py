@@ -28,6 +28,7 @@ from mbv2_jax.training import evaluation
 from mbv2_jax.training import workdir as workdir_lib
 from mbv2_jax.training.config import Settings
 from mbv2_jax.training.evaluation import Evaluation
+from mbv2_jax.training.schedule import epochs_to_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Plan:
         return checkpoint.every_steps or self._steps(checkpoint.every_epochs)
 
     def _steps(self, epochs: float) -> int:
-        return max(1, loader.epochs_to_steps(epochs, self.steps_per_epoch))
+        return max(1, epochs_to_steps(epochs, self.steps_per_epoch))
 
 
 def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None, group: Group) -> Plan:
@@ -164,7 +165,7 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None, group:
         mesh=mesh,
         group=group,
         steps_per_epoch=steps_per_epoch,
-        total_steps=max(1, loader.epochs_to_steps(settings.run.num_epochs, steps_per_epoch)),
+        total_steps=max(1, epochs_to_steps(settings.run.num_epochs, steps_per_epoch)),
     )
     if previous is not None:
         _compare_with_previous(run, previous, checkpoint)

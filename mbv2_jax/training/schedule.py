@@ -4,8 +4,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mbv2_jax.data.loader import epochs_to_steps
 from mbv2_jax.training.settings import Schedule
+
+
+def epochs_to_steps(epochs: float, steps_per_epoch: int) -> int:
+    """Converts a duration in epochs, which may be a fraction, to whole steps."""
+    return round(epochs * steps_per_epoch)
 
 
 def schedule(

@@ -298,6 +298,8 @@ def test_where_the_cache_is(monkeypatch):
     assert download.cache_folder() == pathlib.Path("/a")
     monkeypatch.delenv("MBV2_CACHE")
     assert download.cache_folder() == pathlib.Path("/b/mbv2_jax")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # the standard says to ignore it
+    assert download.cache_folder() == pathlib.Path("/c/.cache/mbv2_jax")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert download.cache_folder() == pathlib.Path("/c/.cache/mbv2_jax")
 

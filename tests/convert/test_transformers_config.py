@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 from typing import Any
 
 import pytest
@@ -35,9 +36,11 @@ def test_unsupported_processors_are_refused(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text('{"do_center_crop": false}')
     with pytest.raises(UserError, match="do_center_crop false"):
         read(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text('{"resample": 1}')
-    with pytest.raises(UserError, match="resample 1"):
-        read(tmp_path)
+    for resample in ("1", "[3]"):
+        processor = f'{{"resample": {resample}}}'
+        (tmp_path / "preprocessor_config.json").write_text(processor)
+        with pytest.raises(UserError, match=f"resample {re.escape(resample)}"):
+            read(tmp_path)
 
 
 def test_another_scale_and_an_exact_size_are_read(tmp_path):
@@ -66,6 +69,7 @@ def test_names_of_another_form_are_refused(tmp_path):
         ({"output_stride": 16}, "output_stride is 16"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"image_size": [160, 96]}, "square"),
+        ({"image_size": [[160], [160]]}, "square"),
     ],
 )
 def test_another_network_is_refused(tmp_path, config, named):

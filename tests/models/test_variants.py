@@ -27,9 +27,6 @@ def test_the_published_model():
     assert variant.preprocessing.eval_transforms == "resize_edge(256)|center_crop(224)"
     assert variant.preprocessing.mean == (123.675, 116.28, 103.53)
     assert variant.preprocessing.std == (58.395, 57.12, 57.375)
-    (published,) = variant.published
-    assert (published.top1, published.top5) == (71.86, 90.42)
-    assert "mmpretrain" in published.source
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,8 @@
 """The optimizers against torch.optim in float64, RMSProp against TensorFlow's formula in numpy."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -25,12 +24,6 @@ TORCH: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
     "sgd": lambda groups: torch.optim.SGD(groups, momentum=0.9, weight_decay=0.04),
     "adamw": lambda groups: torch.optim.AdamW(groups, weight_decay=0.04),
 }
-
-
-@pytest.fixture(autouse=True)
-def float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 def run_torch(

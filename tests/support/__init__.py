@@ -1,4 +1,4 @@
-"""Helpers of the tests."""
+"""Code that several test modules share."""
 
 import pathlib
 

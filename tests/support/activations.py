@@ -1,4 +1,4 @@
-"""Random inputs of BatchNorm."""
+"""Random inputs for BatchNorm."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ SHAPE = (12, 3, 5, 4)  # N, H, W, C
 
 
 def draw_arrays() -> dict[str, np.ndarray]:
-    """Random float64 input, output gradient, parameters and running statistics."""
+    """Returns random float64 input, output gradient, parameters and running statistics."""
     rng = np.random.default_rng(0)
     return {
         "x": 3 * rng.standard_normal(SHAPE) + rng.standard_normal(SHAPE[-1]),

@@ -1,4 +1,4 @@
-"""Sources and a collator for tests of the loader; in a module, since workers import them."""
+"""Sources and a collator for tests of the loader, in a module that worker processes can import."""
 
 import io
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class LabelCollator:
 
 
 class CodedSource:
-    """Example i is an 8 x 8 image of the colour (i % 256, i // 256, 200) and has label i % 10."""
+    """A source whose example i is an 8 x 8 image of (i % 256, i // 256, 200), with label i % 10."""
 
     class_names = tuple("0123456789")
 
@@ -53,13 +53,13 @@ class CodedSource:
 
 
 def indices(batch: dict[str, np.ndarray]) -> list[int]:
-    """Returns the numbers of the examples in a batch of an untouched `CodedSource`."""
+    """Returns the numbers of the examples in a batch of `CodedSource`, from their colours."""
     pixels = batch["image"][:, 0, 0].astype(int)
     return [int(i) for i in pixels[:, 0] + 256 * pixels[:, 1]]
 
 
 class PhotoSource:
-    """Example i is a JPEG file of noise in large patches, with label i % 10; some are broken."""
+    """A source whose example i is a JPEG file of coarse noise, label i % 10; some are broken."""
 
     class_names = tuple("0123456789")
 

@@ -1,4 +1,4 @@
-"""Runs the command line on a tiny network, for the tests beside this file."""
+"""Runs the command line on a tiny network, and reads the files that it writes."""
 
 import json
 import os
@@ -14,10 +14,10 @@ import orbax.checkpoint as ocp
 
 from tests.support import REPOSITORY
 
-# The command itself, and with fewer layers, for what does not depend on how many there are.
+# The command itself; and the same with fewer layers, for tests in which their number is irrelevant.
 WHOLE, SHORT = "mbv2_jax.main", "tests.support.short_network"
 
-# Programs are compiled in less time; those of so small a network are as fast.
+# It shortens compilation, and programs of such a small network run as fast.
 QUICKLY = "--xla_backend_optimization_level=1"
 
 # Every part of the state is in use: momentum, average, dropout, random crops.
@@ -47,9 +47,13 @@ def get_config():
 def environment(
     cache: pathlib.Path | None, devices: int = 1, extra: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """CPU devices; compiled programs are kept in `cache`, or every start would compile for 15 s.
+    """Returns the environment of a command that runs on CPU devices.
 
-    Where that is None, what is kept is up to the command. `extra` is set besides.
+    Args:
+      cache: the folder of compiled programs, without which every start would compile for 15 s; None
+        leaves the choice to the command.
+      devices: the number of CPU devices.
+      extra: further variables.
     """
     kept = {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -72,7 +76,7 @@ def start(
     env: Mapping[str, str] | None = None,
     cwd: pathlib.Path = REPOSITORY,
 ) -> subprocess.Popen[str]:
-    """Starts `python -m MODULE ARGUMENTS`, with `env` in its environment besides."""
+    """Starts `python -m MODULE ARGUMENTS`, with the variables of `env` added to its environment."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=cwd,
@@ -85,7 +89,7 @@ def start(
 
 
 def run(cache: pathlib.Path | None, *arguments: str, **how: Any) -> tuple[int, str, str]:
-    """Runs it to the end; returns exit status, standard output and standard error."""
+    """Runs a command to its end; returns exit status, standard output and standard error."""
     process = start(cache, *arguments, **how)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
@@ -110,7 +114,7 @@ def logged_step(workdir: pathlib.Path) -> int:
 
 
 def checkpoints(workdir: pathlib.Path) -> list[int]:
-    """Returns the steps of the checkpoints, complete as far as their names tell."""
+    """Returns the steps of the checkpoints that are complete, judged by their names."""
     found = workdir.glob("checkpoints/*")
     return sorted(int(path.name) for path in found if path.name.isdecimal())
 
@@ -119,7 +123,7 @@ def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Returns every array that Orbax saved at `path`, by name."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         saved = checkpointer.metadata(path).item_metadata.tree
-        # As numpy: the devices that wrote it need not be here.
+        # Read as numpy arrays, since the devices that wrote them need not be present.
         plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
         tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=plain))
     flat = jax.tree_util.tree_leaves_with_path(tree)

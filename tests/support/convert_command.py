@@ -23,7 +23,7 @@ def make_run(monkeypatch, capsys):
 
 
 def refused(outcome: tuple[int, str, str]) -> str:
-    """Returns the only line of a command that refuses its arguments."""
+    """Returns the error line of a command that refused its arguments, its only output."""
     code, out, err = outcome
     assert (code, out) == (2, "")
     assert err.startswith("error: ")

@@ -1,9 +1,9 @@
-"""A Google Cloud Storage of our own on loopback: what its clients need of the JSON API.
+"""A fake Google Cloud Storage on loopback, with the part of the JSON API that its clients use.
 
 gcsfs and google-cloud-storage find it through STORAGE_EMULATOR_HOST, tensorstore through
-TENSORSTORE_GCS_HTTP_URL: `Server.environment` has both, and the few things without which the
-clients would ask the network for credentials. An object is there whole or not at all, a listing
-shows all that was written, and preconditions on generations hold, as in the real one.
+TENSORSTORE_GCS_HTTP_URL. `Server.environment` has both, and the variables without which the clients
+would ask the network for credentials. As in the real one, an object is written whole or not at all,
+a listing shows everything that was written, and preconditions on generations hold.
 https://cloud.google.com/storage/docs/json_api/v1 describes the requests.
 """
 
@@ -38,11 +38,11 @@ class Server:
     """The server; a context manager.
 
     Attributes:
-      objects: of every bucket, by (bucket, name).
+      objects: the objects of all buckets, by (bucket, name).
       buckets: the names of the buckets that exist.
-      forbidden: those of them that nobody may look at or into.
-      unreadable: names of objects whose content is not given, whatever the reason.
-      hold: is asked before an object is written, with its name; if it says True the writer waits
+      forbidden: the names of buckets to which nobody has access.
+      unreadable: the names of objects whose content cannot be read.
+      hold: called with an object's name before it is written; if it returns True, the writer waits
         for ever, and `held` is set.
     """
 
@@ -69,7 +69,7 @@ class Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs to take this for Google's."""
+        """The environment variables with which a process uses this server instead of Google's."""
         return {
             "STORAGE_EMULATOR_HOST": self.url,
             "TENSORSTORE_GCS_HTTP_URL": self.url,
@@ -96,7 +96,7 @@ class Server:
         return folder
 
     def age(self, bucket: str, name: str, seconds: float) -> None:
-        """Lets time pass for one object: it was last written so much earlier."""
+        """Moves the time at which an object was last written into the past."""
         self.objects[bucket, name].updated -= datetime.timedelta(seconds=seconds)
 
     def put(self, bucket: str, name: str, data: bytes) -> Object:
@@ -113,7 +113,7 @@ class _Threads(http.server.ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing: clients hang up on what they no longer need, and are killed by tests."""
+        """Prints nothing: clients close connections early, and tests kill them."""
 
 
 class _Refused(Exception):
@@ -128,7 +128,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def log_message(self, *arguments: Any) -> None:
-        """Says nothing."""
+        """Prints nothing."""
 
     def _handle(self) -> None:
         url = urllib.parse.urlsplit(self.path)
@@ -243,7 +243,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if name < first or (end and name >= end) or (after and name <= after):
                 continue
             if len(items) + len(prefixes) >= limit:
-                token = last  # where the next page goes on
+                token = last  # the next page continues after it
                 break
             inside, found, _ = name[len(prefix) :].partition(delimiter or "\0")
             if delimiter and found:
@@ -320,7 +320,7 @@ def _resource(bucket: str, name: str, found: Object) -> dict[str, Any]:
 
 
 def _parts(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:
-    """Splits a multipart upload into what it says of the object and the object's content."""
+    """Splits a multipart upload into the object's metadata and its content."""
     message = email.message.Message()
     message["Content-Type"] = content_type
     boundary = b"--" + str(message.get_param("boundary")).encode()

@@ -1,11 +1,11 @@
-"""Folders of images in classes."""
+"""Folders of images, one folder per class."""
 
 import numpy as np
 from PIL import Image
 
 
 def write(path, *names) -> None:
-    """Writes an image file at each path; its one grey level tells it from the others."""
+    """Writes an image file at each path, each of a different grey level."""
     for level, name in enumerate(names):
         file = path / name
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,11 @@
-"""Runs a command line many times from one start: its imports take seconds, a fork of them none.
+"""Runs a command line many times in forks of one process, whose imports take seconds only once.
 
     python -m tests.support.forked < RUNS
 
-RUNS are JSON: a list of {"arguments", "environment", "stdout", "stderr"}, the last two files to be
-written. Each is run as `python -m mbv2_jax.main ARGUMENTS` would be, but that modules are there
-already; nothing of jax has been started. Printed, as JSON, are the exit statuses.
+RUNS is JSON: a list of {"arguments", "environment", "stdout", "stderr"}, of which the last two are
+files to write. Each runs as `python -m mbv2_jax.main ARGUMENTS` would, except that modules are
+already imported; no jax backend is initialised before the fork. The exit statuses are printed as
+JSON.
 """
 
 import json
@@ -16,7 +17,7 @@ from typing import Any, NoReturn
 
 
 def child(how: Mapping[str, Any]) -> NoReturn:
-    """Is one of them, to its end."""
+    """Runs one command in this process, and exits with its status."""
     status = 1
     try:
         for stream, name in ((1, "stdout"), (2, "stderr")):
@@ -32,7 +33,7 @@ def child(how: Mapping[str, Any]) -> NoReturn:
 
 
 def main() -> None:
-    """Runs them, as many at a time as there are cores."""
+    """Runs the commands, as many at a time as there are cores."""
     runs = json.load(sys.stdin)
     import mbv2_jax.data.digits
     import mbv2_jax.training.compile

@@ -1,4 +1,4 @@
-"""Runs one training as several processes on loopback, for the tests beside this file."""
+"""Runs one training as several processes that communicate over loopback."""
 
 import concurrent.futures
 import contextlib
@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 
 from tests.support import REPOSITORY, commands
 
-# Lower than the default, or every death would take the tests a minute and a half.
+# Lower than the default, with which tests would wait 90 seconds for every process that dies.
 HEARTBEAT = 10  # seconds
 
 
 def free_port(candidates: Sequence[int] = (0,)) -> int:
-    """Returns a port that nothing listens to, the first such of `candidates`; 0: any."""
+    """Returns the first port of `candidates` on which nothing listens; candidate 0 is any port."""
     for port in candidates:
         with socket.socket() as found, contextlib.suppress(OSError):
             found.bind(("127.0.0.1", port))
@@ -34,19 +34,19 @@ def start(
     module: str = commands.SHORT,
     missing: Sequence[int] = (),
 ) -> list[subprocess.Popen[str]]:
-    """Starts the processes of one run; jax computes in float64 where the config wants it.
+    """Starts the processes of one run; jax computes in float64 if the config asks for it.
 
-    A single one is told nothing of processes.
+    A single process gets no flags about processes.
 
     Args:
-      cache: as commands.start takes it.
-      arguments: of all.
-      processes: how many.
-      devices: of each.
-      each: further arguments of the first, the second, ...
-      folders: where each is started; the repository unless told.
-      module: the command.
-      missing: which ones are not started.
+      cache: see `commands.environment`.
+      arguments: the arguments of every process.
+      processes: the number of processes.
+      devices: the number of devices of each process.
+      each: further arguments of the first process, the second, ...
+      folders: the working directory of each process; by default the repository.
+      module: the command's module.
+      missing: the numbers of processes that are not started.
     """
     port = free_port()
     flags = f"--xla_force_host_platform_device_count={devices} {commands.QUICKLY}"
@@ -62,7 +62,7 @@ def start(
             cwd=folders[index] if folders else REPOSITORY,
             env={
                 "JAX_ENABLE_X64": "1",
-                # Nobody else is to reach it.
+                # Other machines must not reach it.
                 "JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{port}",
                 "XLA_FLAGS": flags,
             },
@@ -75,8 +75,8 @@ def start(
 def finish(
     group: Sequence[subprocess.Popen[str]], within: float = 300
 ) -> list[tuple[int, str, str]]:
-    """Waits for all to end; returns the exit status and the outputs of each."""
-    # All at once: one whose pipe is full stands still, and a save that fails fills it.
+    """Waits for all processes to end; returns the exit status and the outputs of each."""
+    # Read all pipes at once: a process whose pipe is full blocks, and a failed save fills it.
     try:
         with concurrent.futures.ThreadPoolExecutor(len(group)) as pool:
             outputs = list(pool.map(lambda process: process.communicate(timeout=within), group))
@@ -92,14 +92,14 @@ def run(cache: pathlib.Path, *arguments: str, **how: object) -> list[tuple[int, 
 
 
 def kill(group: Sequence[subprocess.Popen[str]]) -> None:
-    """Ends what is left of a group."""
+    """Kills the processes of a group that still run."""
     for process in group:
         process.send_signal(signal.SIGKILL)
         process.communicate()
 
 
 def wait_for(condition: Callable[[], object], group: Sequence[subprocess.Popen[str]]) -> None:
-    """Waits until something is seen, while all processes still run."""
+    """Waits until the condition holds; fails if a process ends before."""
     end = time.monotonic() + 240
     while not condition():
         for process in group:

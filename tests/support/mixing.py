@@ -1,4 +1,4 @@
-"""Batches mixed by the classifier's augmentation."""
+"""Batches mixed by the mixup and cutmix of classification."""
 
 import functools
 from typing import Any
@@ -34,7 +34,7 @@ DRAWS = 2000
 
 @functools.cache
 def draws(mixup_alpha: float, cutmix_alpha: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the share of each draw, and whether it was cutmix, from a black and a white image."""
+    """Returns the share of each draw, and whether it was cutmix, for a black and a white image."""
 
     def draw(seed: jax.Array) -> tuple[jax.Array, jax.Array]:
         images = jnp.asarray([[0], [255]], jnp.uint8)[:, :, None, None] * jnp.ones(

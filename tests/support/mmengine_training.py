@@ -1,6 +1,6 @@
-"""Trains mmpretrain's classifier for a moment with its own runner: python -m ... FOLDER.
+"""Trains mmpretrain's classifier for four steps with its own runner: python -m ... FOLDER.
 
-A program of its own, because mmengine sets much for the whole process. In FOLDER:
+It is a separate program, because mmengine changes much global state. It writes to FOLDER:
 
   plain/epoch_{1,2}.pth      checkpoints as the runner writes them
   ema/epoch_{1,2}.pth        the same with its EMAHook
@@ -47,7 +47,7 @@ class Noise(torch.utils.data.Dataset):
 
 
 def train(folder: pathlib.Path, ema: bool) -> None:
-    """Two epochs of two steps; a larger learning rate would make the network chaotic."""
+    """Trains for two epochs of two steps; a larger learning rate would make the network chaotic."""
     from mmengine.runner import Runner
 
     runner = Runner(

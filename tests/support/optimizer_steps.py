@@ -1,4 +1,4 @@
-"""Steps of our optimizers on a few arrays."""
+"""Steps of this package's optimizers on a few arrays."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from mbv2_jax.training.settings import Optimizer
 Arrays = dict[str, np.ndarray]
 
 STEPS = 12
-# The rate changes at every step: a constant one would hide whether it is inside the momentum.
+# The rate changes at every step: a constant one would not show whether momentum includes it.
 RATES = 0.05 * np.random.default_rng(0).uniform(0.5, 1.5, STEPS)
 # Named as the network's parameters: kernels are not vectors, norms and biases are.
 SHAPES = {
@@ -58,7 +58,14 @@ def flat(tree: Any) -> Arrays:
 def run_ours(
     settings: Optimizer, params: Arrays, grads: list[Arrays], frozen_stages: int = -1
 ) -> list[Arrays]:
-    """Returns the parameters after each step."""
+    """Returns the parameters after each step, in float64."""
+    with jax.enable_x64(True):
+        return _run(settings, params, grads, frozen_stages)
+
+
+def _run(
+    settings: Optimizer, params: Arrays, grads: list[Arrays], frozen_stages: int
+) -> list[Arrays]:
     tree = nested(params)
     transformation = optimizer.create(
         settings, lambda step: jnp.asarray(RATES)[step], tree, frozen_stages
@@ -83,7 +90,7 @@ def assert_same(
     """Compares the parameters after each step.
 
     A float64 operation rounds by 1.1e-16 of its result, which is of order one, and a step has about
-    ten of them; a wrong formula differs in the third digit.
+    ten operations; a wrong formula differs in the third digit.
     """
     assert len(ours) == len(theirs) == STEPS
     for step, (mine, other) in enumerate(zip(ours, theirs, strict=True), start=1):

@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import torch
+from flax.traverse_util import flatten_dict
 
 from benchmarks.torch_peer import torchvision as torchvision  # one of the peers, as those below
 from mbv2_jax.models import mobilenet_v2
@@ -40,7 +41,7 @@ def timm() -> ModuleType:
 
 
 def transformers() -> ModuleType:
-    """Returns the module transformers, which asks no server for anything."""
+    """Returns the module transformers, which makes no request to a server."""
     torchvision()
     os.environ["HF_HUB_OFFLINE"] = "1"
     import transformers
@@ -49,9 +50,9 @@ def transformers() -> ModuleType:
 
 
 def keras() -> ModuleType:
-    """Returns the module keras, computing with torch: independent of XLA.
+    """Returns the module keras, which computes with torch, and so independently of XLA.
 
-    Whatever a person's ~/.keras says, images are channels last.
+    Images are channels last, whatever ~/.keras sets.
     """
     os.environ["KERAS_BACKEND"] = "torch"
     import keras
@@ -61,7 +62,7 @@ def keras() -> ModuleType:
 
 
 def recipe() -> Any:
-    """Returns mmpretrain's own file of the page's recipe, read anew, as an mmengine Config."""
+    """Returns mmpretrain's recipe of its model page as an mmengine Config, read from its file."""
     from mmengine.config import Config
 
     root = pathlib.Path(mmpretrain().__path__[0])
@@ -80,10 +81,10 @@ def short_torchvision(num_classes: int, width: float) -> torch.nn.Module:
 
 
 def layer_names() -> list[str]:
-    """The paths of our convolutions with norm, in the order in which every port defines them.
+    """Returns the paths of our convolutions with norm, in the order of every port's definition.
 
-    As many as our network has at the time, whole or short_network's: `_layers` pairs them with a
-    torch network's strictly.
+    They are those of the network in use, whole or short_network's: `_layers` pairs them strictly
+    with a torch network's.
     """
     names = ["stem"]
     for i, stage in enumerate(mobilenet_v2.STAGES, start=1):
@@ -98,11 +99,11 @@ def parameters(
 ) -> dict[str, Any]:
     """Returns a torch MobileNetV2's parameters as our tree of numpy arrays.
 
-    Works for torchvision's, timm's and mmpretrain's: all define the layers in the network's order.
+    The network may be torchvision's, timm's or mmpretrain's, which define the layers in one order.
 
     Args:
       model: the torch network.
-      value: what to take of each parameter, e.g. its gradient; None stays None.
+      value: returns the array to take from each parameter, e.g. its gradient; None stays None.
     """
     tree: dict[str, Any] = {}
     for name, conv, norm in _layers(model):
@@ -116,6 +117,25 @@ def parameters(
         _set(tree, "classifier/kernel", None if kernel is None else kernel.T)
         _set(tree, "classifier/bias", _array(value(linear.bias)))
     return tree
+
+
+def assign(model: torch.nn.Module, variables: dict[str, Any]) -> None:
+    """Gives a torch MobileNetV2 our variables, {"params", "batch_stats"}: undoes `parameters`."""
+    params, stats = (flatten_dict(variables[name], sep="/") for name in ("params", "batch_stats"))
+
+    def copy(tensor: torch.Tensor, value: np.ndarray) -> None:
+        tensor.data.copy_(torch.from_numpy(np.ascontiguousarray(value)))
+
+    for name, conv, norm in _layers(model):
+        copy(conv.weight, params[f"{name}/conv/kernel"].transpose(3, 2, 0, 1))  # HWIO -> OIHW
+        copy(norm.weight, params[f"{name}/norm/scale"])
+        copy(norm.bias, params[f"{name}/norm/bias"])
+        assert norm.running_mean is not None and norm.running_var is not None
+        copy(norm.running_mean, stats[f"{name}/norm/mean"])
+        copy(norm.running_var, stats[f"{name}/norm/var"])
+    for linear in (m for m in model.modules() if isinstance(m, torch.nn.Linear)):
+        copy(linear.weight, params["classifier/kernel"].T)
+        copy(linear.bias, params["classifier/bias"])
 
 
 def gradients(model: torch.nn.Module) -> dict[str, Any]:
@@ -133,9 +153,9 @@ def statistics(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def randomize(model: torch.nn.Module, seed: int) -> None:
-    """Gives norms and classifier weights and statistics as a trained network could have them.
+    """Sets weights and statistics to random values such as a trained network has.
 
-    Fresh ones are ones and zeros, which would hide an exchanged scale, bias, mean or variance.
+    Initial ones and zeros would hide an exchanged scale, bias, mean or variance.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -157,17 +177,17 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
 
 
 def nchw(images: np.ndarray) -> torch.Tensor:
-    """(N, H, W, C) -> a torch tensor (N, C, H, W), same dtype."""
+    """Returns (N, H, W, C) as a torch tensor (N, C, H, W) of the same dtype."""
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
 def nhwc(tensor: torch.Tensor) -> np.ndarray:
-    """(N, C, H, W) -> (N, H, W, C), same dtype."""
+    """Returns a torch tensor (N, C, H, W) as (N, H, W, C) of the same dtype."""
     return tensor.detach().numpy().transpose(0, 2, 3, 1)
 
 
 def as_jax(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with jax arrays for numpy's, of the same dtype (float64 only inside enable_x64)."""
+    """Returns the tree with jax arrays for numpy's; float64 needs enable_x64."""
     return {
         key: as_jax(value) if isinstance(value, dict) else jnp.asarray(value)
         for key, value in tree.items()

@@ -1,4 +1,4 @@
-"""Pictures on which transforms are compared."""
+"""Pictures for comparing transforms."""
 
 import numpy as np
 from PIL import Image

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mbv2_jax.data import loader
 from mbv2_jax.training import config as config_lib
-from mbv2_jax.training.schedule import schedule
+from mbv2_jax.training.schedule import epochs_to_steps, schedule
 
 TRAIN_EXAMPLES = 1_281_167
 
@@ -24,9 +24,9 @@ def steps_per_epoch(config: ConfigDict) -> int:
 
 
 def rates(config: ConfigDict, steps: Any) -> np.ndarray:
-    """Returns the learning rates of these steps, in float64."""
+    """Returns the learning rates of the given steps, in float64."""
     per_epoch = steps_per_epoch(config)
-    total = loader.epochs_to_steps(config.num_epochs, per_epoch)
+    total = epochs_to_steps(config.num_epochs, per_epoch)
     with jax.enable_x64(True):
         section = config_lib.read(config).schedule
         rate = jax.jit(jax.vmap(schedule(section, config.batch_size, per_epoch, total)))

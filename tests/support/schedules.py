@@ -1,4 +1,4 @@
-"""Learning rates of our schedules over a short run."""
+"""Learning rates of this package's schedules over a short run."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
 """Runs `mbv2_jax.main` with a seventh of the network's layers.
 
-Most of a short run's time goes into compiling, and that is of the number of layers, not of their
-size. All else is the real command.
+Most of a short run's time is compilation, which depends on the number of layers, not on their size.
+Everything else is the real command.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from typing import Any
 
 from mbv2_jax.models import mobilenet_v2
 
-# `mobilenet_v2.STAGES` of it: the first block, the last stage's, and none between them.
+# The short network's `mobilenet_v2.STAGES`: the first and the last block, and none between them.
 STAGES: Any = tuple(
     stage._replace(blocks=int(number in (1, 7)))
     for number, stage in enumerate(mobilenet_v2.STAGES, start=1)
@@ -20,7 +20,7 @@ STAGES: Any = tuple(
 
 
 class _NoTorch(importlib.abc.MetaPathFinder):
-    """As where people train. Where it is, tensorboardX takes two seconds to import it."""
+    """Hides torch, as if it were not installed: tensorboardX takes two seconds to import it."""
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> None:
         if fullname == "torch":
@@ -29,7 +29,7 @@ class _NoTorch(importlib.abc.MetaPathFinder):
 
 @contextlib.contextmanager
 def in_use() -> Iterator[None]:
-    """What is traced meanwhile is of that network."""
+    """Replaces the network by the short one for everything that is traced in this context."""
     whole = mobilenet_v2.STAGES
     mobilenet_v2.STAGES = STAGES
     try:

@@ -1,4 +1,4 @@
-"""Runs `mbv2_jax.predict` with the network that short_network.py trains."""
+"""Runs `mbv2_jax.predict` with the network of short_network.py."""
 
 from tests.support import short_network
 

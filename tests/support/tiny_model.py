@@ -1,4 +1,4 @@
-"""A tiny model with the statistics of a trained one, for the tests that need a model and no run."""
+"""A tiny model with statistics like a trained one's, for tests that do not train."""
 
 import functools
 import pathlib
@@ -58,14 +58,14 @@ def write(path: pathlib.Path, seed: int = 0) -> pathlib.Path:
 
 
 def photo(seed: int) -> Image.Image:
-    """An image that is neither square nor of the network's size."""
+    """Returns an image that is neither square nor of the network's size."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 256, (5, 7, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((70, 50), Image.Resampling.BICUBIC)
 
 
 def write_images(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path:
-    """Writes photos of seeds 0, 1, ... by these names, the model, and two files of no image."""
+    """Writes the model, photos of seeds 0, 1, ... by these names, and two broken files."""
     write(folder / "model")
     for seed, name in enumerate(names):
         (folder / name).parent.mkdir(exist_ok=True)

@@ -11,8 +11,8 @@ from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import program as program_lib
 
 CLASSES, BATCH, SIZE, WIDTH = 7, 8, 32, 0.25
-# It is low, since training is chaotic: at 2**-8 rounding errors grow a thousandfold a step. It is
-# exact in float32, in which the schedule computes.
+# Low, since training is chaotic: at 2**-8, rounding errors grow a thousandfold per step. A power of
+# two, since it is exact in float32, in which the schedule computes.
 RATE = 2.0**-12
 
 

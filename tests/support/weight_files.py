@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def assert_is(found: dict[str, np.ndarray], expected: dict[str, "torch.Tensor"]) -> None:
-    """Asserts the same names in the same order, the same types, the same bits."""
+    """Asserts that names and their order, types and bits are equal."""
     assert list(found) == list(expected)
     for name, tensor in expected.items():
         wanted = tensor.detach().numpy()
@@ -25,7 +25,7 @@ def assert_is(found: dict[str, np.ndarray], expected: dict[str, "torch.Tensor"])
 
 
 def refusal(path: pathlib.Path, ema: bool | None = None) -> str:
-    """Returns the line with which a file is refused, after asserting that it names the file."""
+    """Returns the error line for an unreadable file, after asserting that it names the file."""
     with pytest.raises(UserError) as caught:
         readers.read(path, ema=ema)
     line = str(caught.value)
@@ -35,7 +35,7 @@ def refusal(path: pathlib.Path, ema: bool | None = None) -> str:
 
 
 def flipped(whole: bytes, tries: int) -> Iterator[bytes]:
-    """Yields the bytes with one bit of them flipped, at random places."""
+    """Yields copies of the bytes, each with one bit flipped at a random place."""
     chosen = random.Random(0)
     for _ in range(tries):
         content = bytearray(whole)

@@ -78,7 +78,7 @@ def test_no_whole_checkpoint_is_an_error_and_nothing_is_overwritten(
     before = {file: file.stat().st_mtime_ns for file in workdir.rglob("*")}
     status, out, err = commands.run(cache, *tiny(workdir))
     assert (status, out) == (2, "")
-    assert f"error: no checkpoint in {workdir / 'checkpoints'} is whole" in err
+    assert f"error: every checkpoint in {workdir / 'checkpoints'} is damaged" in err
     assert {file: file.stat().st_mtime_ns for file in workdir.rglob("*")} == before
     # A damaged checkpoint is not evaluated either.
     checkpoint = f"--checkpoint={workdir / 'checkpoints' / str(step)}"

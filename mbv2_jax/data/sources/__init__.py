@@ -5,7 +5,7 @@ cifar10, ...        any prepared TFDS builder with `image` and `label` (tfds.py)
 folder:PATH         image files: PATH/SPLIT/CLASS/*.jpg, or PATH/CLASS/*.jpg for one split
                     (folder.py)
 
-Another kind of source is a file here, and an entry of `_PREFIXES`.
+To add a kind of source, add a file here and an entry to `_PREFIXES`.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Sample:
         """Returns example `index`, 0 <= index < len, whose image is the bytes of an image file.
 
-        Its `id` is `describe(index)`. A "label" below 0 stands for a label that is not known.
+        Its `id` is `describe(index)`. A "label" below 0 is unknown.
 
         Raises:
           UnreadableImage: its file or record cannot be read.
@@ -84,7 +84,7 @@ def overlap(source: Source, other: Source) -> bool:
 
 
 def identity(source: Source, name: str) -> dict[str, Any]:
-    """Returns the facts that tell a split from another one, without reading its images.
+    """Returns facts that distinguish a split from others, without reading its images.
 
     Args:
       source: the split.

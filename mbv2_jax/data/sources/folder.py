@@ -1,7 +1,7 @@
 """Image files in one folder per class, in the order of torchvision's ImageFolder.
 
 A large folder is listed once. The listing is cached (index_cache.py) and stays valid as long as no
-folder in it has changed, so that a later start only asks for the times of the folders.
+folder in it changes, so that a later start only reads the times of the folders.
 """
 
 import contextlib
@@ -32,10 +32,10 @@ _OTHER_NAME = {"validation": "val", "val": "validation"}
 
 _CACHE_KIND = "folder-1"  # the number changes with the layout of a cached listing
 _MIN_CACHED = 10_000  # files; fewer are listed in a moment
-# A file that is added to a folder within a tick of the file system's clock after the listing may
-# leave the folder's times unchanged. The longest tick is FAT's, two seconds.
+# A file added to a folder within a tick of the file system's clock after the listing may leave the
+# folder's times unchanged. The longest tick is FAT's, two seconds.
 _SETTLED_NS = 2_000_000_000
-_SCAN_THREADS = 8  # they wait for a disk or a network
+_SCAN_THREADS = 8  # they mostly wait for a disk or a network
 
 
 class FolderSource:
@@ -44,9 +44,9 @@ class FolderSource:
     Classes are the sub-folders in sorted order, without hidden ones. The split "validation" is the
     folder val if there is no folder validation, and the other way round.
 
-    A part such as "train[10000:]" is a random one, since files are sorted by class: the range is
-    cut from numpy.random.RandomState(0).permutation(number of files), and its files are then taken
-    in their sorted order. Ranges that share no number share no file.
+    A part such as "train[10000:]" is a random one, since files are sorted by class: the range
+    selects from numpy.random.RandomState(0).permutation(number of files), and the selected files
+    are read in sorted order. Disjoint ranges have no file in common.
 
     Args:
       path: the folder of the splits' folders, or of the classes' folders if there is one split.
@@ -301,7 +301,7 @@ def _walk_class(root: str, name: str) -> list[tuple[str, tuple[int, int], list[b
     found = []
     # Without `onerror` os.walk would silently leave out a folder that it cannot read.
     for folder, inside, files in os.walk(top, followlinks=True, onerror=_raise_unreadable):
-        # Before the folders are listed, so that a later change shows in the time.
+        # Read before the folders are listed, so that a later change shows in the time.
         times |= {path: _time(path) for path in (os.path.join(folder, sub) for sub in inside)}
         images = [os.fsencode(file) for file in sorted(files) if file.lower().endswith(EXTENSIONS)]
         found.append((folder, images))

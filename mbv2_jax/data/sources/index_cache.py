@@ -1,8 +1,8 @@
 """Indexes of large datasets, kept between runs in the user's cache folder.
 
 An index is a dict of numpy arrays in $XDG_CACHE_HOME/mbv2_jax/NAME.npz (~/.cache by default). Its
-reader checks that it still fits the data. A cache that is damaged or cannot be written costs time
-only.
+reader checks that it still fits the data. A cache that is damaged or cannot be written only costs
+time.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ def load(kind: str, location: str) -> dict[str, np.ndarray] | None:
 
     Args:
       kind: the maker of the index and the version of its layout, such as "folder-1".
-      location: the data's full path, or anything else that tells it from other data.
+      location: the data's full path, or anything else that identifies it.
     """
     try:
         with np.load(_path(kind, location), allow_pickle=False) as arrays:

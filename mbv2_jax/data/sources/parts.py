@@ -1,6 +1,6 @@
 """Parts of splits: expressions such as "train[10000:]" and "train[:10%]".
 
-They are TFDS's, described in https://www.tensorflow.org/datasets/splits.
+The notation is that of TFDS: https://www.tensorflow.org/datasets/splits.
 """
 
 import bisect

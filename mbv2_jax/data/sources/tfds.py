@@ -89,7 +89,7 @@ class TfdsSource:
     def __getitem__(self, index: int) -> Sample:
         try:
             record = self._records[index]
-        # A missing or damaged file is noticed only now, with errors of several types.
+        # A missing or damaged file is only noticed here, with errors of several types.
         except Exception as error:
             raise UnreadableImage(f"cannot read the record: {first_line(error)}") from error
         return Sample(record["image"], self.describe(index), {"label": int(record["label"])})
@@ -216,7 +216,7 @@ def _prepared(name: str, data_dir: str | None, suggested: Sequence[str]) -> Any:
 
 def _nearest_dataset(name: str, known: Sequence[str], suggested: Sequence[str]) -> str:
     """Returns a hint for an unknown name: a close name of TFDS's, or the suggested ones."""
-    # A high cutoff: among TFDS's hundreds some name always looks a little like this one.
+    # The cutoff is high, since some of TFDS's hundreds of names always looks a little like this.
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
     return nearest(name, [*suggested, *close])
 

@@ -1,10 +1,10 @@
 """TFRecord files by record number, without TensorFlow.
 
-A record is its length (uint64, little-endian), the length's checksum, the data and the data's
-checksum (https://www.tensorflow.org/tutorials/load_data/tfrecord). Only the preceding record tells
-where a record begins, so a split's files are scanned once, and the offsets are cached
-(index_cache.py). Both checksums of a record are checked whenever it is read: offsets that no longer
-fit lead to an error, never to other data.
+A record consists of its length (uint64, little-endian), the length's checksum, the data and the
+data's checksum (https://www.tensorflow.org/tutorials/load_data/tfrecord). A record's offset follows
+only from the records before it, so a split's files are scanned once, and the offsets are cached
+(index_cache.py). Both checksums of a record are checked whenever it is read: stale offsets lead to
+an error, never to wrong data.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ from mbv2_jax.errors import UnreadableImage, UserError, first_line, listed
 _LENGTH = struct.Struct("<QI")  # and its checksum
 _CHECKSUM = struct.Struct("<I")
 _CACHE_KIND = "tfrecord-1"  # the number changes with the layout of a cached index
-_THREADS = 16  # they wait for a disk or a network
+_THREADS = 16  # they mostly wait for a disk or a network
 
 
 class Records:
     """The concatenated records of a split's files; picklable, and safe to use from threads.
 
     Each process keeps its local files open. A record of a remote file (gs://, s3://, and whatever
-    else fsspec opens) is a request for its range of bytes.
+    else fsspec opens) is read with a request for its range of bytes.
 
     Args:
       paths: the files.
@@ -53,7 +53,7 @@ class Records:
             if len(offsets) - 1 != count:
                 raise UserError(
                     f"{path} holds {len(offsets) - 1} records, and the dataset_info.json beside it"
-                    f" says {count}: copy or prepare the dataset anew"
+                    f" says {count}: copy or prepare the dataset again"
                 )
         self._open: dict[int, int] = {}
 
@@ -78,7 +78,7 @@ class Records:
         ):
             raise UnreadableImage(
                 f"its checksum is wrong, {self._paths[file]} is damaged at byte {start}: copy that"
-                " file anew"
+                " file again"
             )
         return data
 
@@ -111,7 +111,7 @@ class Examples:
 
     Args:
       chosen: the parts.
-      records: of each split that the parts belong to.
+      records: the records of each split that the parts belong to.
     """
 
     def __init__(self, chosen: Sequence[parts.Part], records: Mapping[str, Records]):
@@ -144,7 +144,7 @@ def _index(paths: list[str], name: str) -> list[np.ndarray]:
         if missing:
             raise UserError(
                 f"{name} lacks {len(missing)} of its {len(paths)} files:"
-                f" {listed(missing, 2, ', ')}; copy them there, or prepare the dataset anew"
+                f" {listed(missing, 2, ', ')}; copy them there, or prepare the dataset again"
             )
         key = np.frombuffer("\n".join(map(str, stamps)).encode(), np.uint8)
         cached = index_cache.load(_CACHE_KIND, location)
@@ -193,13 +193,13 @@ def _offsets(path: str) -> np.ndarray:
             if length is None and len(header) == _LENGTH.size:
                 raise UserError(
                     f"{path} is damaged at byte {offsets[-1]} (a checksum is wrong), or is not a"
-                    " TFRecord file: copy it anew"
+                    " TFRecord file: copy it again"
                 )
             offsets.append(offsets[-1] + _LENGTH.size + (length or 0) + _CHECKSUM.size)
         if offsets[-1] > size:
             raise UserError(
                 f"{path} is cut short: its {size} bytes end in record {len(offsets) - 2}; copy it"
-                " anew"
+                " again"
             )
     return np.array(offsets, np.int64)
 

@@ -1,12 +1,12 @@
 """Random augmentation for training: torchvision's policies, colour jitter and random erasing.
 
 AutoAugment, RandAugment and TrivialAugmentWide are torchvision's (torchvision/transforms/
-autoaugment.py), with black where the image moved away. Given the same draws the pixels are equal
-bit for bit. A magnitude is the number of a bin, one of `num_magnitude_bins` that are evenly spaced
-between no effect and the largest in the policy's table. `interpolation` applies to operations that
-move pixels and is "nearest" by default, as in torchvision, whose own recipes set "bilinear".
+autoaugment.py); uncovered pixels are black. Given the same draws the pixels are equal bit for bit.
+A magnitude is the number of a bin, one of `num_magnitude_bins` that are evenly spaced between no
+effect and the largest in the policy's table. `interpolation` applies to operations that move pixels
+and is "nearest" by default, as in torchvision, whose own recipes set "bilinear".
 
-They follow the operations that fix the size, as in
+In a pipeline they come after the operations that fix the size, as in
 
     random_resized_crop(size)|random_flip(0.5)|trivial_augment_wide()|random_erasing(0.1)
 """
@@ -37,12 +37,12 @@ from mbv2_jax.spec import Preprocessing
 MEAN = np.array(Preprocessing().mean, np.float32)
 STD = np.array(Preprocessing().std, np.float32)
 
-# The names of a policy's operations and the values of the highest bin; None if it has no magnitude.
+# The names of a policy's operations, and the value of the highest bin; None without a magnitude.
 Table = Mapping[str, float | None]
 
 
 def usual_table(width: int, height: int) -> Table:
-    """Returns RandAugment's table for an image's size; AutoAugment's has `Invert` besides."""
+    """Returns RandAugment's table for an image's size; AutoAugment's also has `Invert`."""
     return {
         "Identity": None,
         "ShearX": 0.3,  # slope
@@ -78,7 +78,7 @@ WIDE_TABLE: Table = {  # of TrivialAugmentWide, in the same units
     "Equalize": None,
 }
 
-# The operations whose magnitude is negated in half of the cases.
+# The operations whose magnitude is negated half of the time.
 SIGNED = {"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"}
 SIGNED |= {"Brightness", "Color", "Contrast", "Sharpness"}
 
@@ -113,7 +113,7 @@ def _linspace(first: float, last: float, bins: int, index: int) -> float:
 
 
 def _angle(slope: float) -> float:
-    # By way of degrees, as in torchvision: the last bit can decide which pixel is the nearest.
+    # Converted to degrees and back, as in torchvision: the last bit can change the nearest pixel.
     return math.radians(math.degrees(math.atan(slope)))
 
 
@@ -124,7 +124,7 @@ def _shear_y(image: Image.Image, slope: float, how: Image.Resampling) -> Image.I
 
 RESAMPLING = {"nearest": ops.NEAREST, **INTERPOLATIONS}
 
-# torchvision's `_apply_op`: operations that move pixels take a distance and a filter,
+# torchvision's `_apply_op`. Operations that move pixels take a distance and a filter.
 GEOMETRIC: dict[str, Callable[[Image.Image, float, Image.Resampling], Image.Image]] = {
     "ShearX": lambda image, slope, how: ops.shear_x(image, math.tan(_angle(slope)), how),
     "ShearY": _shear_y,
@@ -132,7 +132,7 @@ GEOMETRIC: dict[str, Callable[[Image.Image, float, Image.Resampling], Image.Imag
     "TranslateY": lambda image, pixels, how: ops.translate_y(image, int(pixels), how),
     "Rotate": ops.rotate,
 }
-# and those that change colours take an amount, if they have a magnitude.
+# Operations that change colours take an amount, if they have a magnitude.
 PHOTOMETRIC: dict[str, Callable[..., Image.Image]] = {
     "Identity": lambda image: image,
     "Brightness": lambda image, change: ops.brightness(image, 1.0 + change),
@@ -274,7 +274,7 @@ def _with_sign(name: str, magnitude: float, rng: np.random.Generator) -> float:
 
 Strength = float | tuple[float, float]
 
-# For each field of ColorJitter, the factor that changes nothing, and the possible factors.
+# For each field of ColorJitter, the factor that changes nothing, and the range of factors.
 _CENTERS = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
 _BOUNDS = {"hue": (-0.5, 0.5)}
 _POSITIVE = (0.0, math.inf)
@@ -329,20 +329,20 @@ def _check_strength(name: str, strength: Any) -> None:
             return
         if not isinstance(strength, Sequence) and 0 <= strength <= highest:
             return
-    what = (
+    expected = (
         "a number from 0 to 0.5, or (low, high) with -0.5 <= low <= high <= 0.5"
         if name == "hue"
         else "a number, 0 or more, or (low, high) with 0 <= low <= high"
     )
-    raise UserError(f"{name}={strength!r} must be {what}")
+    raise UserError(f"{name}={strength!r} must be {expected}")
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomErasing(ImageOperation):
     """Paints over a rectangle with probability `prob` (Zhong et al. 2017, arXiv 1708.04896).
 
-    Boxes and masks stay: they tell what is behind the rectangle. torchvision and timm erase after
-    normalisation; here the pixels are still 0 to 255:
+    Boxes and masks stay: they still describe the objects behind the rectangle. torchvision and timm
+    erase after normalisation; here the pixels are still 0 to 255:
 
     - mode "mean" is torchvision's default and timm's "const", which write 0. Here the colour is
       ImageNet's mean rounded to an integer, which is at most 0.0082 away from 0 once it is

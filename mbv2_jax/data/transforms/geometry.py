@@ -4,9 +4,9 @@ The rules:
 
 - Pixels are interpolated, and antialiased where they shrink (Pillow's filters). A mask takes the
   nearest pixel's class, so that no class appears that was not there.
-- A crop may reach beyond the image. There the image has a colour (black unless told otherwise), and
-  a mask the class IGNORED.
-- A crop clips boxes to itself and drops those of which nothing is left.
+- A crop may reach beyond the image. There the image is filled with a colour (by default black), and
+  a mask with the class IGNORED.
+- A crop clips boxes to its edges, and drops those that lie outside it.
 - A box's `area` is that of its object: a resize multiplies it by both factors, a crop by the share
   of the box that is left.
 - Other targets stay as they are.
@@ -52,7 +52,7 @@ def crop(sample: Sample, box: Box, fill: Colour = BLACK) -> Sample:
 def pad(
     sample: Sample, left: int, top: int, right: int, bottom: int, fill: Colour = BLACK
 ) -> Sample:
-    """Returns a decoded sample with so many pixels more on each side."""
+    """Returns a decoded sample padded with this number of pixels on each side."""
     width, height = sample.image.size
     return crop(sample, (-left, -top, left + width + right, top + height + bottom), fill)
 
@@ -72,7 +72,7 @@ def resize(sample: Sample, size: Size, interpolation: str = "bilinear") -> Sampl
 
 
 def flip(sample: Sample) -> Sample:
-    """Returns a decoded sample with left and right exchanged."""
+    """Returns a decoded sample flipped horizontally."""
     width = sample.image.width
 
     def flip_boxes(boxes: Boxes) -> Boxes:
@@ -86,15 +86,14 @@ def flip(sample: Sample) -> Sample:
     )
 
 
-# ---- Images and targets apart, for a decoder that crops while it decodes ----
+# ---- Images and targets separately, for a decoder that crops while it decodes ----
 
 
 def crop_and_resize_image(
     image: Image.Image, box: Box, size: Size, interpolation: str
 ) -> Image.Image:
     """Returns a box of an image, resized to (height, width) and antialiased."""
-    # Cropped first instead of by `resize(box=...)`, whose filter would also see the pixels around
-    # the box.
+    # Not `resize(box=...)`, whose filter would also see the pixels around the box.
     return _resize_image(_crop_image(image, box, BLACK), size, INTERPOLATIONS[interpolation])
 
 
@@ -112,8 +111,8 @@ def crop_and_resize_targets(targets: Mapping[str, Any], box: Box, size: Size) ->
     return _resize_targets(crop_targets(targets, box), (box[3], box[2]), size)
 
 
-def placed_targets(targets: Mapping[str, Any]) -> list[str]:
-    """Returns the names of the targets that have a place in the image: boxes and masks."""
+def spatial_targets(targets: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the targets with positions in the image: boxes and masks."""
     return [name for name, value in targets.items() if isinstance(value, (Boxes, Image.Image))]
 
 

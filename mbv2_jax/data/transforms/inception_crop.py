@@ -29,16 +29,16 @@ class InceptionCrop(ResizedCrop):
 
         inception_crop(size, (0.05, 1.0), (0.75, 1.33), 100, 0.1, None)
 
-    It differs from `random_resized_crop`: the ratio itself is uniform, and not its logarithm, and
-    the height is uniform between the lowest and the highest that area and image allow, and not the
-    area, which makes small crops rarer. The resize is Pillow's, which is antialiased; the
-    `tf.image.resize` of these recipes is not, so that its crops of large images are rougher.
+    It differs from `random_resized_crop`: the ratio is uniform instead of its logarithm. Instead of
+    the area, the height is uniform between the lowest and the highest that area and image allow,
+    which makes small crops rarer. The resize is Pillow's, which is antialiased; the
+    `tf.image.resize` of these recipes is not, and aliases when it shrinks large crops.
 
     Attributes:
       size: of the output in pixels: the side of a square, or (height, width).
       area_range: of the crop, as shares of the image's area.
       aspect_ratio_range: of the crop, width / height.
-      max_attempts: to find a box; if none fits, the box is the whole image.
+      max_attempts: number of attempts to find a box; if none fits, the box is the whole image.
       min_object_covered: a box with a smaller share of the image is drawn again. In effect
         TF-slim's crops have 0.1 of the image or more, not 0.05.
       center_crop_fraction: a crop of the whole image is replaced by the central square with this

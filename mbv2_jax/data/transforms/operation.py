@@ -64,11 +64,11 @@ class WarpOperation(ImageOperation):
         Raises:
           UserError: the sample has boxes or a mask.
         """
-        placed = geometry.placed_targets(sample.targets)
-        if placed:
+        spatial = geometry.spatial_targets(sample.targets)
+        if spatial:
             raise UserError(
                 f"{self.name} shears, rotates and translates the image only, and its "
-                f"{' and '.join(placed)} would no longer fit; color_jitter changes colours only"
+                f"{' and '.join(spatial)} would no longer fit; color_jitter changes colours only"
             )
         return super().__call__(sample, rng)
 
@@ -76,7 +76,7 @@ class WarpOperation(ImageOperation):
 class ResizedCrop:
     """Base class of operations that resize a random box of the image to a fixed size.
 
-    At the beginning of a pipeline they spare the decoder the pixels outside the box.
+    If one begins a pipeline, the decoder skips pixels outside the box.
 
     Attributes:
       size: of the output in pixels: the side of a square, or (height, width).

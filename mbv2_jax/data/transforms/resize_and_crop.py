@@ -38,7 +38,7 @@ class RandomResizedCrop(ResizedCrop):
       size: of the output in pixels: the side of a square, or (height, width).
       crop_ratio_range: of the crop's area, as shares of the image's.
       aspect_ratio_range: of the crop, width / height; its logarithm is uniform.
-      max_attempts: to find a box.
+      max_attempts: number of attempts to find a box.
       interpolation: "bilinear" or "bicubic".
     """
 
@@ -76,7 +76,7 @@ class RandomResizedCrop(ResizedCrop):
 
 @dataclasses.dataclass(frozen=True)
 class RandomFlip:
-    """Exchanges left and right with probability `prob`."""
+    """Flips the image horizontally with probability `prob`."""
 
     random: ClassVar[bool] = True
     prob: float = 0.5
@@ -93,7 +93,7 @@ class RandomFlip:
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """Takes a crop at a random place of the image with black pixels around it.
+    """Takes a crop at a random place, after padding the image with black pixels.
 
     Attributes:
       crop_size: in pixels: the side of a square, or (height, width).
@@ -191,7 +191,7 @@ class CenterCrop:
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-    """Resizes both sides, whatever the aspect ratio was.
+    """Resizes both sides, without keeping the aspect ratio.
 
     Attributes:
       scale: of the output in pixels: the side of a square, or (height, width).

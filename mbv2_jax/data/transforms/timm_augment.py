@@ -1,10 +1,10 @@
 """timm's RandAugment (timm/data/auto_augment.py), which its recipes call `rand-m9-mstd0.5`.
 
 It differs from torchvision's in every respect: each operation is applied with a probability, its
-magnitude is drawn around the recipe's, and ten is the highest; geometric operations interpolate,
-and fill with ImageNet's mean. Some operations do less as the magnitude grows (Posterize, Solarize)
-or change nothing in the middle (the colour operations, at 5). In the "increasing" set all grow with
-the magnitude.
+magnitude is drawn around the recipe's, and the highest is 10; geometric operations interpolate, and
+fill with ImageNet's mean. Some operations have less effect at higher magnitudes (Posterize,
+Solarize), or none in the middle (the colour operations, at 5). In the "increasing" set, the effect
+of all operations grows with the magnitude.
 """
 
 import dataclasses
@@ -35,9 +35,9 @@ class _Step(NamedTuple):
 
     Attributes:
       apply: changes an image.
-      argument: maps the magnitude's share of the highest, 0 to 1, to the argument of `apply`; None
-        if it takes none.
-      signed: whether the argument is negated in half of the cases.
+      argument: maps the magnitude as a share of the highest, 0 to 1, to the argument of `apply`;
+        None if it takes none.
+      signed: whether the argument is negated half of the time.
       geometric: whether `apply` also takes a resampling filter and a fill colour.
     """
 
@@ -88,7 +88,7 @@ STEPS: dict[str, _Step] = {
     "TranslateYRel": _geometric(_translate_y, 0.45),  # share of the height
 }
 
-# The same operations in the same order; those that did less as the magnitude grows are reversed.
+# The same operations in the same order. Here the effect of all of them grows with the magnitude.
 INCREASING_STEPS: dict[str, _Step] = STEPS | {
     "Posterize": _Step(ops.posterize, lambda share: 4 - int(share * 4)),
     "Solarize": _Step(ops.solarize, lambda share: 256 - int(share * 256)),
@@ -107,7 +107,7 @@ class TimmRandAugment(WarpOperation):
     `increasing=True`. The magnitude of each operation is drawn from the normal distribution around
     `magnitude` with standard deviation `magnitude_std`, and clipped to 0..10.
 
-    It replaces other random changes of colour: timm leaves its ColorJitter out.
+    Use it without other random changes of colour: timm omits its ColorJitter beside it.
     """
 
     name = "timm_rand_augment"

@@ -1,1 +1,1 @@
-"""Lowerings for XLA's CPU backend, which only `mbv2_jax.ops` itself uses."""
+"""Lowerings for XLA's CPU backend; only `mbv2_jax.ops` uses them."""

@@ -1,7 +1,8 @@
 """The 1x1 convolutions as matrix products, and the stem's as a sum of shifted views.
 
-On XLA's CPU backend a 1x1 convolution is many times slower as a `lax.conv_general_dilated` than as
-the same matrix product, and so is a 3x3 of three colours than the same sums written out.
+On XLA's CPU backend a 1x1 convolution by `lax.conv_general_dilated` is many times slower than the
+same matrix product, and a 3x3 convolution of three colours many times slower than the same sums
+written out.
 """
 
 from collections.abc import Sequence
@@ -16,12 +17,12 @@ from mbv2_jax.ops.cpu.fusion import as_separate_computation
 from mbv2_jax.ops.cpu.views import pad, shifted_views
 from mbv2_jax.ops.plain import Padding, apply_epilogue
 
-# Input channels of a convolution that is written out as sums: there are K x K terms for each.
+# The most input channels of a convolution that is written out as sums, K x K terms per channel.
 FEW_CHANNELS = 4
 
 
 def supports(kernel_shape: Sequence[int], stride: int) -> bool:
-    """Whether `convolve` takes a (K, K, C, C') kernel: 1x1 without a stride, or of few channels."""
+    """Returns whether `convolve` supports a (K, K, C, C') kernel: 1x1 of stride 1, or small C."""
     size, _, channels, _ = kernel_shape
     return (size == 1 and stride == 1) or channels <= FEW_CHANNELS
 
@@ -54,7 +55,7 @@ def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _convolve(
     x: jax.Array, kernel: jax.Array, stride: int, pads: Padding, dilation: int
 ) -> jax.Array:
-    """Adds up the products of K x K x C views of one channel with all C' of the kernel."""
+    """Sums K x K x C products, each of a one-channel view and its C' elements of the kernel."""
     options = {"stride": stride, "dilation": dilation}
     return as_separate_computation(convolve_padded, pad(x, pads), kernel, **options)
 
@@ -74,7 +75,7 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     convolve = partial(plain.convolve, stride=stride, pads=pads, dilation=dilation)
-    # Training does not use the images' gradient: then XLA does not compute it.
+    # Training does not use the images' gradient, and XLA then removes it.
     _, pull = jax.vjp(lambda x: convolve(x, kernel), x)
     return *pull(gradient), kernel_gradient(pad(x, pads), gradient, kernel.shape, stride, dilation)
 
@@ -93,9 +94,9 @@ def convolve_padded(
 ) -> jax.Array:
     """Convolves (N, H, W, C) without padding, into (N, H', W', C').
 
-    Bias and ReLU6 cost nothing while a result is at hand.
+    Bias and ReLU6 are applied before a result is stored, and so cost no pass over memory.
     """
-    wide = jnp.promote_types(jnp.float32, padded.dtype)  # as XLA's own convolution sums
+    wide = jnp.promote_types(jnp.float32, padded.dtype)  # as in XLA's own convolution
     taps = kernel.astype(wide).reshape(-1, kernel.shape[-1])  # (K x K x C, C')
     channels = [
         view[..., c : c + 1]
@@ -110,7 +111,7 @@ def convolve_padded(
 def kernel_gradient(
     padded: jax.Array, gradient: jax.Array, shape: Sequence[int], stride: int, dilation: int
 ) -> jax.Array:
-    """Returns the gradient of a (K, K, C, C') kernel: a product of all views with the result's."""
+    """Returns the gradient of a (K, K, C, C') kernel: the views times the result's gradient."""
     views = shifted_views(padded, shape[0], stride, dilation)
     columns = jnp.concatenate(views, axis=-1)  # (N, H', W', K x K x C)
     columns = columns.reshape(-1, columns.shape[-1])

@@ -16,7 +16,7 @@ from mbv2_jax.ops.cpu.pieces import divisor
 from mbv2_jax.ops.cpu.views import pad, shifted_views
 from mbv2_jax.ops.plain import Padding, apply_epilogue
 
-# Rows of a result that are added up before they are summed; a divisor of their number up to this.
+# The most neighbouring rows that `gradient_products` adds up; their number divides the height.
 ROWS = 8
 
 
@@ -32,7 +32,7 @@ def convolve(
 ) -> jax.Array:
     """Convolves (N, H, W, C) with a (K, K, 1, C) kernel: see `conv.depthwise_convolution`.
 
-    Differentiable in reverse mode, also twice; forward mode (`jax.jvp`) has no rule.
+    It can be differentiated in reverse mode, also twice, but not in forward mode (`jax.jvp`).
     """
     if bias is None:
         return apply_epilogue(_convolve(x, kernel, stride, pads, dilation), None, relu6)
@@ -84,11 +84,11 @@ def convolve_padded(
     dilation: int = 1,
     relu6: bool = False,
 ) -> jax.Array:
-    """Convolves (N, H, W, C) without padding: K x K multiply-adds of its shifted views.
+    """Convolves (N, H, W, C) without padding, by K x K multiply-adds of its shifted views.
 
-    Bias and ReLU6 cost nothing while a result is at hand.
+    Bias and ReLU6 are applied before a result is stored, and so cost no pass over memory.
     """
-    wide = jnp.promote_types(jnp.float32, padded.dtype)  # as XLA's own convolution sums
+    wide = jnp.promote_types(jnp.float32, padded.dtype)  # as in XLA's own convolution
     taps = kernel.astype(wide).reshape(-1, kernel.shape[-1])
     views = shifted_views(padded, kernel.shape[0], stride, dilation)
     products = [view.astype(wide) * tap for view, tap in zip(views, taps, strict=True)]
@@ -104,7 +104,7 @@ def spread_gradient(
     pads: Padding,
     dilation: int,
 ) -> jax.Array:
-    """Spreads the gradient of a result for `input_gradient`.
+    """Spreads and pads the gradient of a result for `input_gradient`.
 
     Args:
       gradient: (N, H', W', C), of the result.
@@ -112,7 +112,8 @@ def spread_gradient(
       kernel_size, stride, pads, dilation: of the convolution.
 
     Returns:
-      (N, H + dilation * (K - 1), W + ..., C): stride - 1 zeros between neighbours, zeros around.
+      (N, H + dilation * (K - 1), W + dilation * (K - 1), C): the gradient with stride - 1 zeros
+      between neighbours, and zeros around it.
     """
     span = dilation * (kernel_size - 1)
     margins = []
@@ -132,12 +133,11 @@ def input_gradient(spread: jax.Array, kernel: jax.Array, dilation: int) -> jax.A
 def gradient_products(
     padded: jax.Array, gradient: jax.Array, *, kernel_size: int, stride: int, dilation: int
 ) -> list[jax.Array]:
-    """Multiplies each view with the gradient, and adds up a few neighbouring rows of the products.
+    """Multiplies each view by the gradient, and adds up a few neighbouring rows of the products.
 
-    `kernel_gradient` sums them to the kernel's gradient. Summed at once over positions, XLA would
-    go down a channel at a time, one value after another; added row by row, the channels of a row
-    are added side by side, and a few rows leave little to be summed. With 28 rows it is slower
-    again.
+    `kernel_gradient` sums the result to the kernel's gradient. If all positions were summed at
+    once, XLA would sum one channel at a time, value by value. The addition of rows is vectorised
+    over the channels, and leaves little to sum. With 28 rows it is slower again.
 
     Args:
       padded: (N, H, W, C).
@@ -145,8 +145,8 @@ def gradient_products(
       kernel_size, stride, dilation: of the convolution.
 
     Returns:
-      K x K arrays (N, H' / rows, W', C), float32 or wider: of thousands of bfloat16 terms no digit
-      would be left.
+      K x K arrays (N, H' / rows, W', C), float32 or wider, since a sum of thousands of bfloat16
+      terms would have no correct digit.
     """
     wide = jnp.promote_types(jnp.float32, padded.dtype)
     count, height, width, channels = gradient.shape

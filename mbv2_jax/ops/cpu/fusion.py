@@ -1,4 +1,4 @@
-"""A border across which XLA's CPU backend fuses nothing."""
+"""A boundary across which XLA's CPU backend does not fuse."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -9,15 +9,16 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 
 def as_separate_computation(function: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
-    """Calls `function` as a computation of its own, across whose border XLA fuses nothing.
+    """Calls `function` as a separate computation, across whose boundary XLA does not fuse.
 
-    Without the border XLA's CPU backend computes sums of shifted views again inside each of their
-    users (normalisation, its statistics, its gradient), and their input again for each view. Its
-    `optimization_barrier` doesn't help: it is gone before the CPU backend fuses. Functions that are
-    jitted inside `function` (many of jax.numpy's) become separate as well: use lax there.
+    Without the boundary, XLA's CPU backend recomputes sums of shifted views inside each of their
+    users (normalisation, its statistics, its gradient), and the views' input for each view.
+    `optimization_barrier` does not help, since it is removed before the CPU backend fuses.
+    Functions that are jitted inside `function`, as many of jax.numpy's are, become separate as
+    well: use lax there.
 
     Args:
-      function: a function of a module: it is kept in a cache, with each set of options.
+      function: a module's function; a jitted copy is cached for each set of options.
       arrays: trees of arrays.
       options: static, hashable.
     """
@@ -27,5 +28,5 @@ def as_separate_computation(function: Callable[..., Any], *arrays: Any, **option
 
 @cache
 def _jitted(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Returns one jitted function for all layers: those of the same shape are traced once."""
+    """Returns the jitted function that all layers share: layers of one shape are traced once."""
     return jax.jit(partial(function, **options))

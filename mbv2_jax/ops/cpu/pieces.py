@@ -1,7 +1,7 @@
-"""A batch in pieces: the results of one layer are still in the cache when the next reads them.
+"""Batches in pieces, so that a layer's results are still in the cache when the next one reads them.
 
-As a whole, a batch of 32 makes arrays of 150 MB: each layer would write to memory and read from
-it, and most of the time would go into that and into page faults.
+A whole batch of 32 makes arrays of 150 MB: each layer would write them to main memory and read them
+back, and most of the time would go into this and into page faults.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from typing import Any
 import jax
 from jax import lax
 
-# Input pixels in a piece: 4 images of 224 x 224. With 1 more time goes into starting each operation
-# than the cache saves, and 8 no longer fit (docs/performance.md).
+# Input pixels in a piece: 4 images of 224 x 224. A piece of 1 image spends more time on starting
+# operations than the cache saves, and one of 8 no longer fits the cache (docs/performance.md).
 PIXELS = 4 * 224 * 224
 
 
@@ -23,5 +23,5 @@ def map_pieces(function: Callable[[jax.Array], Any], images: jax.Array, *, size:
 
 
 def divisor(count: int, most: int) -> int:
-    """Returns the largest divisor of `count` that is not above `most`; at least 1."""
+    """Returns the largest divisor of `count` up to `most`; at least 1."""
     return next((size for size in range(min(count, most), 1, -1) if count % size == 0), 1)

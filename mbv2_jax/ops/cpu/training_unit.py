@@ -1,7 +1,7 @@
-"""The unit of training: normalise, apply ReLU6, convolve, and take the batch's statistics.
+"""The unit of training: normalise, apply ReLU6, convolve, and compute the batch's statistics.
 
-TPUs and GPUs fuse the parts of a unit by themselves. XLA's CPU backend doesn't: here the batch goes
-through a unit piece by piece, forwards and backwards, and each piece stays in the cache meanwhile.
+On TPUs and GPUs, XLA fuses the parts of a unit by itself. Its CPU backend does not: here the batch
+goes through a unit piece by piece, forwards and backwards, and each piece stays in the cache.
 """
 
 from collections.abc import Callable
@@ -50,13 +50,17 @@ def supports(
     stride: int,
     depthwise: bool,
 ) -> bool:
-    """Whether `convolve` takes these: in float32 or wider, evenly spread groups, a known kind."""
+    """Returns whether `convolve` supports these arguments.
+
+    It supports float32 or wider, groups that are evenly spread over the devices, and the kinds of
+    convolution of this network.
+    """
     devices = _count_devices()
-    # With 3 groups on 2 devices neither has each device whole groups nor each group whole devices.
+    # 3 groups on 2 devices, for example, are uneven: one group would lie on both devices.
     even = groups * _count_shares(groups) % devices == 0 and len(x) % devices == 0
     wide = x.dtype == jnp.promote_types(jnp.float32, x.dtype)
     kind = depthwise or convolution.supports(kernel.shape, stride)
-    # The sums of a few channels are for images, which nothing normalises here.
+    # Convolutions of few channels take images, which have no pending normalisation.
     images = kernel.shape[0] != 1 and not depthwise
     return even and wide and kind and not (images and norm is not None)
 
@@ -72,10 +76,10 @@ def convolve(
     pads: Padding,
     dilation: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Computes `conv.convolution_with_statistics` on each CPU device by itself, piece by piece."""
+    """Computes `conv.convolution_with_statistics` on each CPU device separately, piece by piece."""
     conv = _Convolution(stride, pads, dilation, depthwise, shares=_count_shares(groups))
     devices = _count_devices()
-    # A mean and a factor for each group of each device.
+    # Repeated, so that each device has a mean and a factor for each of its groups.
     if norm is not None:
         mean, factor = (jnp.repeat(a.reshape(groups, -1), conv.shares, 0) for a in norm[:2])
         norm = Normalization(mean, factor, norm.bias)
@@ -98,7 +102,7 @@ def _count_shares(groups: int) -> int:
 def _map_devices(function: Callable[..., Any], devices: int) -> Callable[..., Any]:
     """Returns `function` applied on each device of the mesh in context to its part of the batch.
 
-    Left to itself, XLA would exchange something at every piece.
+    Left to itself, XLA would communicate at every piece.
     """
     if devices == 1:
         return function
@@ -119,7 +123,7 @@ def _convolve_groups(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Computes the unit of a device's groups; means, factors and variances are (groups, C)."""
     unit = partial(_unit, conv=conv)
-    # One group is not mapped over: an axis of length 1 would keep XLA from its best products.
+    # A single group needs no vmap, whose axis of length 1 would make XLA's products slower.
     if groups == 1:
         only = norm and Normalization(norm.mean[0], norm.factor[0], norm.bias)
         y, mean, var = unit(x, only, kernel)
@@ -136,7 +140,7 @@ def _unit(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Computes the unit of one group, or of a device's share of one, piece by piece.
 
-    The arrays of norm, the mean and the variance are (C,). Differentiable in reverse mode.
+    The arrays of norm, the mean and the variance are (C,). Gradients are in reverse mode.
     """
     y, mean, squares = _convolve_pieces(x, norm, kernel, conv)
     var = squares / _values_per_channel(y)
@@ -166,12 +170,12 @@ def _convolve_pieces(
     def body(i: jax.Array, carry: tuple) -> tuple:
         results, mean, squares = carry
         y, piece_mean, piece_squares = run(i)
-        # Joins the means and sums of squares of the pieces so far and of this one, without a
+        # Combines the means and sums of squares of the pieces so far and of this one, without a
         # difference of large numbers (Chan, Golub and LeVeque 1979).
         share = 1 / (i.astype(x.dtype) + 1)
-        off = piece_mean - mean
-        squares += piece_squares + lax.square(off) * (_values_per_channel(y) * i * share)
-        return _store_piece(results, y, i), mean + off * share, squares
+        delta = piece_mean - mean
+        squares += piece_squares + lax.square(delta) * (_values_per_channel(y) * i * share)
+        return _store_piece(results, y, i), mean + delta * share, squares
 
     result = jax.eval_shape(run, 0)[0]
     zeros = jnp.zeros(result.shape[-1], x.dtype)
@@ -192,7 +196,7 @@ def _backward(conv: _Convolution, saved: tuple, cotangents: tuple) -> tuple:
     y_gradient, *statistics_gradients = cotangents
     if conv.shares > 1:
         statistics_gradients = lax.psum(statistics_gradients, **_group_axes(conv))
-    # The terms that reach the result's gradient through its mean and its variance.
+    # The result's gradient has terms from its mean and its variance.
     values = _values_per_channel(y) * conv.shares
     mean_term, var_term = (array / values for array in statistics_gradients)
     terms = (mean, mean_term, 2 * var_term)
@@ -218,7 +222,7 @@ def _backward(conv: _Convolution, saved: tuple, cotangents: tuple) -> tuple:
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes[1:])
         x_gradient, norm_gradient, kernel_gradient = lax.fori_loop(0, steps, body, (start, *zeros))
     if x_gradient is None:
-        # x is images. Training does not use their gradient: then XLA does not compute it.
+        # x is images. Training does not use their gradient, and XLA then removes it.
         output_gradient = _output_gradient(y_gradient[None], y[None], 0, *terms)
         convolve = partial(
             plain.convolve, stride=conv.stride, pads=conv.pads, dilation=conv.dilation
@@ -252,8 +256,8 @@ def _piece_gradients(
         gradient = as_separate_computation(_output_gradient, *output)
         if kernel.shape[0] != 1:
             options = {"stride": conv.stride, "dilation": conv.dilation}
-            of_kernel = convolution.kernel_gradient(padded, gradient, kernel.shape, **options)
-            return None, None, of_kernel
+            kernel_gradient = convolution.kernel_gradient(padded, gradient, kernel.shape, **options)
+            return None, None, kernel_gradient
         kernel_gradient = _pointwise_kernel_gradient(padded, gradient).reshape(kernel.shape)
         input_gradient = lax.dot_general(gradient, kernel[0, 0], (((3,), (1,)), ((), ())))
     if norm is None:
@@ -300,7 +304,7 @@ def _output_gradient(
     constant: jax.Array,
     slope: jax.Array,
 ) -> jax.Array:
-    """Returns the gradient of a piece of the result, through its statistics as well."""
+    """Returns the gradient of a piece of the result, including the terms from its statistics."""
     return _take_piece(y_gradients, i) + (constant + slope * (_take_piece(ys, i) - mean))
 
 
@@ -319,7 +323,7 @@ def _kernel_products(
     size: int,
     conv: _Convolution,
 ) -> list[jax.Array]:
-    """Returns the products for `depthwise.kernel_gradient`, of a gradient that was spread."""
+    """Returns the products that `depthwise.kernel_gradient` sums, from a spread gradient."""
     span = conv.dilation * (size - 1)
     spans = [  # of the gradient's elements, which lie `stride` apart
         (n + before + after - span - 1) // conv.stride * conv.stride + 1
@@ -336,13 +340,16 @@ def _kernel_products(
 def _relu6_gradient(
     gradient: jax.Array, pieces: jax.Array, i: Any, norm: Normalization
 ) -> jax.Array:
-    """Returns the gradient of a piece before ReLU6: 0 beyond 0 and 6, and at both."""
+    """Returns the gradient of a piece before ReLU6: 0 outside the open interval (0, 6)."""
     y = (_take_piece(pieces, i) - norm.mean) * norm.factor + norm.bias
     return lax.select((y > 0) & (y < 6), gradient, lax.full_like(gradient, 0))
 
 
 def _pointwise_kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
-    """Returns the gradient (C, C') of a 1x1 kernel; the narrower array first, which is faster."""
+    """Returns the gradient (C, C') of a 1x1 kernel.
+
+    The product takes the narrower array first, which is faster.
+    """
     a, b = (array.reshape(-1, array.shape[-1]) for array in (x, gradient))
     contracted = (((0,), (0,)), ((), ()))
     if a.shape[1] <= b.shape[1]:
@@ -351,7 +358,7 @@ def _pointwise_kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
 
 
 def _group_axes(conv: _Convolution) -> dict[str, Any]:
-    """Returns the devices that hold parts of one group, as JAX's collectives take them."""
+    """Returns the arguments with which JAX's collectives combine the devices of each group."""
     mesh = jax.sharding.get_abstract_mesh()
     devices = range(mesh.size)
     groups = [list(devices[i : i + conv.shares]) for i in devices[:: conv.shares]]
@@ -382,7 +389,8 @@ def _store_piece(results: jax.Array, piece: jax.Array, i: jax.Array) -> jax.Arra
 def _allocate_pieces(shape: tuple[int, ...], steps: int, source: jax.Array) -> jax.Array:
     """Returns an array (steps, *shape) that is filled with an element of `source`.
 
-    Not with zeros: XLA would allocate the arrays of all layers at once, when the step begins.
+    If it were filled with zeros, XLA would allocate the arrays of all layers at once, when the step
+    begins.
     """
     return lax.broadcast(source[(0,) * source.ndim], (steps, *shape))
 

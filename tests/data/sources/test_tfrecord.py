@@ -203,7 +203,7 @@ def test_damaged_data_is_reported_at_its_record(data_dir, records):
         source[101]
     assert str(error.value) == (
         f"cannot read the record: its checksum is wrong, {shard(data_dir, 1)} is damaged at byte"
-        f" {size}: copy that file anew"
+        f" {size}: copy that file again"
     )
     assert all(source[index].image for index in range(360) if index != 101)
 
