@@ -2,8 +2,8 @@
 
     python -m mbv2_jax.main --config=configs/mobilenet_v2_small.py:0.25 --workdir=runs/x0_25
 
-data: ImageNet-1k, TFDS `imagenet2012`. hardware and time of the original: not published (the
-documentation's examples use 4 GPUs).
+data: ImageNet-1k, TFDS `imagenet2012`. hardware of the original: not published (the documentation's
+examples use 4 GPUs); time: not published.
 steps: 240 epochs of 5,005 at batch 256.
 expected: 0.25: 53.18 top-1, 76.14 top-5; with crops of the usual area, from 0.08 on: 52.35 and
 75.65 (docs/en/models_training/train_strategy_en.md: such a small network underfits). The published

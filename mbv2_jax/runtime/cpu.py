@@ -38,7 +38,7 @@ def use_cores(batch_size: int, group_size: int | str) -> None:
     where the number of devices is set already; devices of other platforms stay as they are.
 
     Args:
-      batch_size: images a step.
+      batch_size: images per step.
       group_size: images that BatchNorm normalises together; 0: all. With "device", the number of
         devices changes the result, and is left as it is.
     """

@@ -185,7 +185,7 @@ def _check_bucket(given: str, name: str) -> None:
 
 
 def _reason(error: Exception, name: str) -> str:
-    """Returns why the bucket `name` cannot be used, and what the user can do about it."""
+    """Returns why the bucket `name` cannot be used, with a remedy."""
     from google.api_core import exceptions
     from google.auth import exceptions as auth
 

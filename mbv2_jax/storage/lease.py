@@ -67,7 +67,7 @@ class Lease:
     def __exit__(self, *exception: object) -> None:
         self._closed.set()
         self._thread.join()
-        with contextlib.suppress(Exception):  # a lease that stays expires by itself
+        with contextlib.suppress(Exception):  # a lease that is not deleted expires by itself
             if self._is_ours():
                 self._blob.delete(if_generation_match=self._generation)
 

@@ -71,12 +71,13 @@ def compile_for(
 
     Returns:
       The compiled program, and a report of it:
-      topology: its name. devices: their number. global_batch, per_device_batch: examples a step.
-      hbm_bytes: the most memory a device holds at a time, parameters and batch included.
-      flops: operations of a step on one device.
-      bytes_per_image: what the program of one device reads and writes, in bytes over
-        per_device_batch: XLA's "bytes accessed", operands and results of every instruction wherever
-        they lie, copies between HBM and the chip's own memory included (docs/tpu_step.md).
+      topology: its name. devices: their number. global_batch, per_device_batch: examples per step.
+      hbm_bytes: the peak memory of a device, parameters and batch included.
+      flops: floating-point operations of a step on one device.
+      bytes_per_image: the bytes that the program of one device reads and writes, divided by
+        per_device_batch: XLA's "bytes accessed", which counts the operands and results of every
+        instruction in any memory, and copies between HBM and the chip's own memory
+        (docs/tpu_step.md).
       all_reduces: exchanges of any kind between the devices, all-gather and others included.
       compile_seconds: how long compiling took, tracing included.
 
@@ -210,13 +211,15 @@ def _memory(analysis: Any) -> int:
 
 
 def out_of_memory(message: str, per_device: int) -> str:
-    """Returns the text for the user of a compiler error about a device's memory."""
-    # The size that is needed comes before the size of the memory.
+    """Returns a message for the user from a compiler's error about a device's memory."""
+    # The error names the size that is needed before the size of the memory.
     sizes = re.findall(r"\b\d[\d.]*[KMGT]\b", message)
     if len(sizes) >= 2:
-        fault = f"{per_device} images a device need {sizes[0]} of HBM, and a device has {sizes[1]}"
+        fault = (
+            f"{per_device} images per device need {sizes[0]} of HBM, and a device has {sizes[1]}"
+        )
     else:
-        fault = f"{per_device} images a device: {message.splitlines()[0]}"
+        fault = f"{per_device} images per device: {message.splitlines()[0]}"
     return (
         f"the training step does not fit: {fault}. Give a smaller batch_size, more devices, or "
         "--config.model.remat=true"

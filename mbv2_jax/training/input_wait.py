@@ -103,7 +103,7 @@ def remedy(data: Data, cores: int | None = None) -> str:
     if data.workers == 0 and cores > workers.parallel(0):
         advice.append(f"--config.data.workers={cores} (now 0: {workers.parallel(0)} threads)")
     elif 0 < data.workers < cores:
-        advice.append(f"--config.data.workers={cores} (now {data.workers}), one a core")
+        advice.append(f"--config.data.workers={cores} (now {data.workers}), one per core")
     elif data.workers > cores:
         advice.append(
             f"--config.data.workers={cores} (now {data.workers}: more than the {cores} cores)"

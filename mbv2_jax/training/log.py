@@ -56,7 +56,7 @@ class RunLog:
         self._drawn = time.monotonic()
         if not self._writes:
             return
-        # Here: it imports torch where that is installed, which takes seconds.
+        # Imported here, since it imports torch where that is installed, which takes seconds.
         import tensorboardX
 
         self._mirror = Mirror(run.workdir, still_ours)
@@ -259,7 +259,7 @@ def _format_metrics(
 
 
 def draw_curves(workdir: pathlib.Path, task: Task) -> None:
-    """Draws loss, headline figure and learning rate over epochs: metrics.jsonl -> curves.png."""
+    """Draws loss, first figure and learning rate over epochs: metrics.jsonl -> curves.png."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
@@ -283,7 +283,7 @@ def draw_curves(workdir: pathlib.Path, task: Task) -> None:
             if points:
                 axes.plot(*zip(*points, strict=True), label=split, **style)
         if key == "loss":
-            axes.set_yscale("log")  # else the first evaluations hide the rest
+            axes.set_yscale("log")  # otherwise the first evaluations hide the rest
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
             axes.yaxis.set_minor_locator(NullLocator())

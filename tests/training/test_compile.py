@@ -63,9 +63,9 @@ def test_out_of_memory_names_what_is_needed_and_what_is_there():
         "temporaries (104.97G) exceeds available HBM (15.75G)."
     )
     said = compile_lib.out_of_memory(message, 16384)
-    assert "16384 images a device need 104.97G of HBM, and a device has 15.75G" in said
+    assert "16384 images per device need 104.97G of HBM, and a device has 15.75G" in said
     said = compile_lib.out_of_memory("RESOURCE_EXHAUSTED: no more", 8)
-    assert "8 images a device: RESOURCE_EXHAUSTED: no more" in said
+    assert "8 images per device: RESOURCE_EXHAUSTED: no more" in said
 
 
 def compiled(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -106,7 +106,7 @@ def test_what_does_not_fit_says_how_much_is_missing():
     process = compiled(RECIPE, "--topology=v5e:1x1", "--config.batch_size=16384")
     assert process.returncode == 1
     line = process.stderr.splitlines()[-1]
-    assert line.startswith("failed: the training step does not fit: 16384 images a device need ")
+    assert line.startswith("failed: the training step does not fit: 16384 images per device need ")
     assert "15.75G" in line  # a v5e chip's 16 GiB, less what the system keeps
 
 

@@ -252,7 +252,7 @@ def test_remedies_fit_the_config_and_the_machine():
         return input_wait.remedy(data, cores)
 
     assert remedy(4, "exact", 16) == (
-        "--config.data.workers=16 (now 4), one a core, or --config.data.train_decode=fast (now "
+        "--config.data.workers=16 (now 4), one per core, or --config.data.train_decode=fast (now "
         "exact), or more cores (now 16)"
     )
     assert remedy(16, "exact", 16).startswith("--config.data.train_decode=fast")

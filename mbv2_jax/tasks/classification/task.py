@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,15 @@ from mbv2_jax.data import classes, labels
 from mbv2_jax.data.sample import ArraySpec, Sample
 from mbv2_jax.data.sources import Source
 from mbv2_jax.errors import UserError, listed
-from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 from mbv2_jax.spec import Backbone, TrainingMode
 from mbv2_jax.tasks.classification import scores
 from mbv2_jax.tasks.classification.mixing import Targets, mix
 from mbv2_jax.tasks.classification.settings import Head, Settings
 from mbv2_jax.tasks.task import Aligned, Batch, Task, Transferred
+
+if TYPE_CHECKING:  # model_dir finds tasks
+    from mbv2_jax.model_dir import SavedModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +171,7 @@ class Classification(Task):
         best = self.entries(prediction, limit)
         return drawing.annotate(picture, [(entry["class"], entry["score"]) for entry in best])
 
-    def transfer(self, saved: SavedModel, fresh: Mapping[str, Any]) -> Transferred:
+    def transfer(self, saved: "SavedModel", fresh: Mapping[str, Any]) -> Transferred:
         """Keeps a saved model's classifier only where its classes are this task's."""
         params = dict(saved.params)
         if labels.same(self.classes, saved.classes):
