@@ -176,19 +176,6 @@ def test_wrong_arguments_of_the_cpu_benchmark_are_explained(capsys):
     assert "error: --batch=1,none: give numbers" in capsys.readouterr().err
 
 
-def test_commands_are_timed_and_written(tmp_path, monkeypatch, capsys):
-    quick = {("python", ""): ["-c", "pass"], ("python", "warm"): ["-c", "import os"]}
-    monkeypatch.setattr(startup, "commands", lambda image, image_size: quick)
-    path = tmp_path / "startup.csv"
-    assert startup.main(["--rounds=3", f"--output={path}"]) == 0
-    assert "python  warm" in capsys.readouterr().out
-    rows = report.read(path)
-    assert [(row["what"], row["cache"]) for row in rows] == [("python", ""), ("python", "warm")]
-    for row in rows:
-        assert 0 < float(row["min"]) <= float(row["seconds"]) <= float(row["max"])
-    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_what_cannot_be_started_is_explained(tmp_path, monkeypatch, capsys):
     assert startup.main(["--image-size=100"]) == 2
     assert "error: --image-size=100: give one of 96, 128" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from benchmarks import cpu, gpu, report
+from benchmarks import cpu, gpu, report, startup
 
 
 @pytest.mark.slow
@@ -42,3 +42,16 @@ def test_a_network_is_measured_for_the_gpu_benchmark(monkeypatch):
     rows, versions = gpu.compare(ways, None, options, **job)
     assert [row["way"] for row in rows] == ways
     assert {"jax", "torch"} <= set(versions)
+
+
+def test_commands_are_timed_and_written(tmp_path, monkeypatch, capsys):
+    quick = {("python", ""): ["-c", "pass"], ("python", "warm"): ["-c", "import os"]}
+    monkeypatch.setattr(startup, "commands", lambda image, image_size: quick)
+    path = tmp_path / "startup.csv"
+    assert startup.main(["--rounds=3", f"--output={path}"]) == 0
+    assert "python  warm" in capsys.readouterr().out
+    rows = report.read(path)
+    assert [(row["what"], row["cache"]) for row in rows] == [("python", ""), ("python", "warm")]
+    for row in rows:
+        assert 0 < float(row["min"]) <= float(row["seconds"]) <= float(row["max"])
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

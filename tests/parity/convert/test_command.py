@@ -247,10 +247,10 @@ def test_force_replaces_only_models_and_weights(run, folder, tmp_path):
     assert photo[0] == 0
     (tmp_path / "photo.pth").write_bytes(b"\xff\xd8\xff a photo")
     photo = (tmp_path / "annotated", "--to=torchvision", f"--output={tmp_path / 'photo.pth'}")
-    assert "not (only) what this command writes" in refused(run(*photo, "--force"))
+    assert "this command did not write all of it" in refused(run(*photo, "--force"))
     for output in ("photos", "photos/cat.jpg", "run", "annotated", "dangling"):
         outcome = run(folder / "6.pth", f"--output={tmp_path / output}", "--force")
-        assert "not (only) what this command writes" in refused(outcome)
+        assert "this command did not write all of it" in refused(outcome)
     assert (tmp_path / "annotated" / "notes.txt").read_text() == "precious"
     outcome = run(
         tmp_path / "run", "--to=timm", f"--output={tmp_path / 'photos'}.pth", "--layout=timm"
