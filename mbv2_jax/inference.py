@@ -398,7 +398,7 @@ def init_model(checkpoint: str | os.PathLike[str], *, seed: int = 0) -> Predicto
 def _random(name: str, seed: int) -> SavedModel:
     """Returns the variant `name` with random weights and ImageNet's classes."""
     variant = VARIANTS[name]
-    head = tasks.head("classification")(len(classes.IMAGENET_NAMES))
+    head = tasks.settings("classification").Head(len(classes.IMAGENET_NAMES))
     spec = ModelSpec("classification", variant.backbone, head, variant.preprocessing)
     origin = {"kind": "random", "variant": name, "seed": seed}
     description = Description(spec, classes.IMAGENET_NAMES, origin)

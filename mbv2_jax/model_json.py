@@ -85,7 +85,7 @@ def parse(info: Any) -> Description:
     if found == 1:
         info = _upgraded(info)
     task = info.get("task")
-    head_type = tasks.head(task) if isinstance(task, str) else None
+    head_type = tasks.settings(task).Head if isinstance(task, str) else None
     if head_type is None:
         raise UserError(f"is damaged: task is {task!r}")
     faults = _faults(info, head_type)

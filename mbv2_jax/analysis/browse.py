@@ -68,7 +68,8 @@ def browse(
     as_given = config
     config = config.copy_and_resolve_references()
     config.model.bn_group_size = 0  # irrelevant here, and impossible with some batch sizes
-    config.model.num_classes = None  # the data's own classes are shown
+    if "num_classes" in config.model:
+        config.model.num_classes = None  # the data's own classes are shown
     settings = config_lib.read(config)
     data, batch_size = settings.data, settings.run.batch_size
     source = sources.open_source(data.source, data.train_split, data.data_dir)

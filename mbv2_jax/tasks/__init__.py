@@ -9,8 +9,7 @@ and its class.
 """
 
 import importlib
-import types
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mbv2_jax.errors import UserError, nearest
 
@@ -43,11 +42,11 @@ def find(name: str) -> "type[Task]":
         raise UserError(f"task is {name!r}, which cannot be imported: {error}") from None
 
 
-def settings(name: str) -> types.ModuleType:
-    """Returns the settings of a built-in task: a module with the dataclasses Head and Settings."""
-    return importlib.import_module(f"mbv2_jax.tasks.{name}.settings")
+def settings(name: str) -> Any:
+    """Returns the object whose attributes Head and Settings declare a task's fields.
 
-
-def head(name: str) -> type:
-    """Returns the dataclass of a task's head, without importing jax where the task is built in."""
-    return settings(name).Head if name in BUILT_IN else find(name).Head
+    Of a built-in task it is a module that imports no jax, of a user's task the class itself.
+    """
+    if name in BUILT_IN:
+        return importlib.import_module(f"mbv2_jax.tasks.{name}.settings")
+    return find(name)

@@ -53,6 +53,11 @@ class Aligned(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class NoSettings:
+    """The settings of a task without fields of its own beside the config's sections."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Task(abc.ABC):
     """One task of a network, with its head and its classes.
 
@@ -64,11 +69,11 @@ class Task(abc.ABC):
     head: Any = None
     classes: tuple[str, ...] = ()
 
-    # The task's name in config.task and in model.json.
-    name: ClassVar[str]
     # The head's frozen dataclass. Its fields are declared as in spec.py, and stand in the config's
     # `model` section beside the backbone's.
     Head: ClassVar[type]
+    # The frozen dataclass of the task's other fields, which stand beside the config's sections.
+    Settings: ClassVar[type] = NoSettings
     # The metrics of `summarize` that are compared with published figures, larger being better. The
     # first decides which checkpoint is the best. "loss" need not be among them.
     figures: ClassVar[tuple[str, ...]]

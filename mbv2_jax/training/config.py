@@ -76,6 +76,10 @@ def read(config: ConfigDict) -> Settings:
     given = {name: spec_lib.frozen(value) for name, value in flatten(config.to_dict()).items()}
     task = tasks.find(given["task"])
     for name, field in settings_lib.declared(given["task"]).items():
+        if name not in given:
+            raise UserError(
+                f"the config has no field {name}: start from default.get_config({given['task']!r})"
+            )
         if given[name] is None and (field.metadata["inherited"] or field.metadata["optional"]):
             continue
         fault = field.metadata["values"].fault(given[name])

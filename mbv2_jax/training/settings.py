@@ -272,10 +272,9 @@ def declared(task: str) -> dict[str, dataclasses.Field[Any]]:
     """Returns the fields of a config by name, such as "batch_size" and "model.width".
 
     Args:
-      task: the name of a task. A built-in task's own fields are included; a user's task has the
-        fields of the default one instead.
+      task: the name of a task, whose own fields are among them.
     """
-    own = tasks.settings(task if task in tasks.BUILT_IN else tasks.DEFAULT)
+    own = tasks.settings(task)
     places = [("", Run), ("", own.Settings), ("model", spec.Backbone), ("model", own.Head)]
     places += [("model", spec.TrainingMode), ("data", spec.Preprocessing), *SECTIONS.items()]
     return {

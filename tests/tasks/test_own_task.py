@@ -55,7 +55,6 @@ class MeanColourNetwork(nn.Module):
 class MeanColour(Task):
     """The mean red, green and blue of an image, in grey levels divided by 255."""
 
-    name: ClassVar[str] = "mean colour"
     Head: ClassVar[type] = Head
     figures: ClassVar[tuple[str, ...]] = ("close",)
     columns: ClassVar[tuple[str, ...]] = ("red", "green", "blue")
@@ -63,7 +62,7 @@ class MeanColour(Task):
 
     @classmethod
     def for_training(cls, settings: Mapping[str, Any], source: Source | None) -> "MeanColour":
-        return cls(head=Head())
+        return cls(head=Head(settings["model.channels"]))
 
     def network(
         self, backbone: spec.Backbone, mode: spec.TrainingMode, *, folded: bool = False
@@ -132,8 +131,7 @@ CONFIG = """
 from mbv2_jax.configs import default
 
 def get_config():
-    config = default.get_config()
-    config.task = "tests.tasks.test_own_task:MeanColour"
+    config = default.get_config("tests.tasks.test_own_task:MeanColour")
     config.batch_size = 120
     config.num_epochs = 2.0
     config.model.width = 0.1

@@ -35,8 +35,8 @@ class Classification(Task):
 
     settings: Settings = dataclasses.field(default_factory=Settings)
 
-    name: ClassVar[str] = "classification"
     Head: ClassVar[type] = Head
+    Settings: ClassVar[type] = Settings
     figures: ClassVar[tuple[str, ...]] = ("top1", "top5")
     labels: ClassVar[Mapping[str, str]] = {
         "loss": "loss (nats)",

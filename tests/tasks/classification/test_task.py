@@ -183,7 +183,7 @@ def test_network_has_the_fields_of_its_specs():
 def test_a_task_is_named_or_a_class_of_ones_own():
     assert tasks.find("classification") is Classification
     assert tasks.find(f"{__name__}:Classification") is Classification
-    assert tasks.head("classification") is Head
+    assert tasks.settings("classification").Head is Head
 
 
 @pytest.mark.parametrize(
