@@ -70,10 +70,11 @@ class FirstOfTwo(Group):
 
 @pytest.fixture
 def jax_folder(monkeypatch) -> Iterator[Callable[[], str | None]]:
-    """Reads jax's setting, which is put back in the end."""
+    """Reads jax's setting: unset at first, whatever ran before, and put back in the end."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     name = "jax_compilation_cache_dir"
     before = {key: getattr(jax.config, key) for key in (name, "jax_enable_compilation_cache")}
+    jax.config.update(name, None)
     yield lambda: getattr(jax.config, name)
     for key, value in before.items():
         jax.config.update(key, value)
