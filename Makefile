@@ -10,8 +10,9 @@ DEMO := runs/digits
 
 # The first of these that runs is used; `make PYTHON=/path/to/python3.12 ...` chooses.
 PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3
-# Processes that share the tests. Each test module stays in one, with what it compiled.
-TEST_WORKERS ?= 2
+# Processes that share the tests: one more than 2 cores, since many a test waits for commands
+# that it starts. Each test module stays in one, with what it compiled.
+TEST_WORKERS ?= 3
 UV := uv==0.13.9
 # The photos of `make bench-input`: a folder of image files, searched with what is below it.
 PHOTOS ?=
