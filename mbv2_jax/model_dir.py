@@ -63,7 +63,7 @@ class SavedModel:
 
     @property
     def features_only(self) -> bool:
-        """Whether this is a backbone without a head."""
+        """Returns whether this is a backbone without a head."""
         return self.spec.head is None
 
     def variables(self) -> dict[str, Any]:

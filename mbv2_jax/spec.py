@@ -175,7 +175,7 @@ class Backbone:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How an image of any size becomes the network's input."""
+    """Describes how an image of any size becomes the network's input."""
 
     image_size: int = declare(
         224, integer(1), "side of the square that the network sees, in pixels", inherited=True

@@ -52,7 +52,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Where the images come from, and how training changes them."""
+    """Describes the source of the images, and the augmentation in training."""
 
     source: str = declare(
         "imagenet2012",
@@ -113,7 +113,7 @@ def _is_rule(rule: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """How a gradient becomes a change of the parameters."""
+    """Describes the optimizer: how it updates the parameters from their gradients."""
 
     name: str = declare(
         "sgd",
@@ -247,7 +247,7 @@ class Log:
 
 @dataclasses.dataclass(frozen=True)
 class Distributed:
-    """How long the processes of a run wait for each other."""
+    """Describes how long the processes of a run wait for each other."""
 
     initialization_timeout: int = declare(
         300, integer(1), "seconds to wait for the other processes to start"

@@ -1,34 +1,15 @@
 """Dilated networks against transformers' MobileNetV2, in float64 on the CPU."""
 
-from typing import Any
-
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 
 from mbv2_jax import spec
 from mbv2_jax.models.mobilenet_v2 import Backbone, blocks
 from tests.support import peers
+from tests.support.float64 import assert_same, noise
 
 WIDTH = 0.35
-# See test_mobilenet_v2.py: measured up to 1e-12 of a tensor's largest value; the 1.0 is for the
-# gradients that are zero but for rounding.
-TOLERANCE = 1e-9
-
-
-def noise(shape: tuple[int, ...]) -> np.ndarray:
-    """What the feature map is multiplied with before it is summed up to a loss."""
-    return np.random.default_rng(1).standard_normal(shape)
-
-
-def assert_same(got: Any, expected: Any) -> None:
-    got, expected = (flatten_dict(tree, sep="/") for tree in (got, expected))
-    assert got.keys() == expected.keys()
-    for path, value in expected.items():
-        ours = np.asarray(got[path])
-        assert ours.shape == value.shape, path
-        assert abs(ours - value).max() <= TOLERANCE * max(1.0, abs(value).max()), path
 
 
 @pytest.mark.parametrize(

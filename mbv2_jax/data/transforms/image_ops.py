@@ -130,7 +130,7 @@ def autocontrast(image: Image.Image) -> Image.Image:
 
 
 def equalize(image: Image.Image) -> Image.Image:
-    """Gives each channel as even a histogram as a table of values can."""
+    """Equalizes the histogram of each channel, as far as a lookup table of values can."""
     return ImageOps.equalize(image)
 
 

@@ -55,7 +55,7 @@ class Transform:
 
     @property
     def random(self) -> bool:
-        """Whether any operation draws random numbers."""
+        """Returns whether any operation draws random numbers."""
         return any(operation.random for operation in self.operations)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
