@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mbv2_jax.errors import UserError
@@ -107,6 +108,13 @@ class Process(TypedDict):
 def process() -> Process:
     """Returns the index of this process and the number of processes."""
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def from_first(tree: Any) -> Any:
+    """Returns process 0's numpy arrays in every process."""
+    if jax.process_count() == 1:
+        return tree
+    return multihost_utils.broadcast_one_to_all(tree)
 
 
 def prefetch(

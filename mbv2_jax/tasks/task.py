@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from mbv2_jax.data.sample import ArraySpec, Sample
+from mbv2_jax.errors import UserError
 from mbv2_jax.spec import Backbone, TrainingMode
 
 if TYPE_CHECKING:
@@ -32,10 +33,12 @@ class Transferred(NamedTuple):
     Attributes:
       variables: {"params", "batch_stats"}, of the shapes of the fresh ones.
       note: a clause for the user about the parts that were kept or are new.
+      new_head: whether the head is not the other model's.
     """
 
     variables: dict[str, Any]
     note: str
+    new_head: bool = False
 
 
 class Aligned(NamedTuple):
@@ -241,6 +244,34 @@ class Task(abc.ABC):
         Args:
           saved: the model of --checkpoint.
           fresh: {"params", "batch_stats"}, random.
+        """
+        raise NotImplementedError
+
+    def features(self, network: "nn.Module", variables: Mapping[str, Any], images: Any) -> Any:
+        """Returns the features from which `fit_head` fits the head; runs on the devices.
+
+        Args:
+          network: from `network`.
+          variables: {"params", "batch_stats"}, from `transfer`.
+          images: (N, H, W, 3), normalised.
+
+        Returns:
+          An array (N, ...).
+
+        Raises:
+          UserError: the head of this task cannot be fitted.
+        """
+        del network, variables, images
+        raise UserError("fit_head is set, but this task cannot fit its head: set it to False")
+
+    def fit_head(
+        self, variables: Mapping[str, Any], rows: Mapping[str, "np.ndarray"]
+    ) -> Transferred:
+        """Returns the variables with a head that is fitted to the features of training examples.
+
+        Args:
+          variables: {"params", "batch_stats"}, from `transfer`.
+          rows: "features", (N, ...), of the examples, and their targets that have one value each.
         """
         raise NotImplementedError
 

@@ -22,6 +22,7 @@ from mbv2_jax.training import program
 from mbv2_jax.training import workdir as workdir_lib
 from mbv2_jax.training.checkpoint import Checkpoints
 from mbv2_jax.training.evaluation import Result
+from mbv2_jax.training.fit_head import fit_head
 from mbv2_jax.training.log import RunLog
 from mbv2_jax.training.plan import Plan, check_current, plan
 from mbv2_jax.training.program import Program
@@ -65,7 +66,8 @@ def train(
         if group.index == 0:
             atomic.write_json(run.workdir / "config.json", run.config)
         if start >= run.total_steps:
-            processes.say(f"already finished (step {start} of {run.total_steps}): nothing to train")
+            done = f"already finished (step {start} of {run.total_steps})"
+            processes.say(f"{done if start else 'num_epochs is 0'}: nothing to train")
             return _finish(run, state, None, still_ours)
         _announce(run)
 
@@ -157,6 +159,9 @@ def _first_state(run: Plan, functions: Program, checkpoints: Checkpoints) -> Tra
     fresh = state.evaluated()
     transferred = run.task.transfer(run.start_from, fresh)
     processes.say(transferred.note)
+    if run.settings.run.fit_head and transferred.new_head:
+        transferred = fit_head(run, transferred.variables)
+        processes.say(transferred.note)
     return functions.restart(
         jax.tree.map(
             lambda new, old: np.asarray(old, new.dtype), dict(fresh), transferred.variables

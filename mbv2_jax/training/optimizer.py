@@ -42,6 +42,11 @@ def create(
         steps = [decay, rms, descend, momentum]
     else:
         steps = [optax.scale_by_adam(*settings.betas, eps=settings.epsilon), decay, descend]
+    if settings.clip_units is not None:
+        # A channel that is constant on ImageNet's photos has a variance near 0. Where BatchNorm's
+        # statistics are frozen, its gradient is up to 300 times as large as others', and without
+        # this limit ends the training at chance.
+        steps.insert(0, optax.adaptive_grad_clip(settings.clip_units))
     if settings.clip_norm is not None:
         steps.insert(0, optax.clip_by_global_norm(settings.clip_norm))
     chain = optax.chain(*steps)

@@ -138,6 +138,11 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None, group:
     steps_per_epoch = loader.steps_per_epoch(
         len(train_source), batch_size, settings.data.last_batch
     )
+    if settings.run.fit_head and resumed is None and start_from is None:
+        raise UserError(
+            "fit_head is set, and there is no backbone to fit a head to: give --checkpoint=PATH to "
+            "start from, or --config.fit_head=false"
+        )
     image_size = spec.preprocessing.image_size
     if settings.data.train_decode == "fast":
         fast_decoding.require()
@@ -165,11 +170,16 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None, group:
         mesh=mesh,
         group=group,
         steps_per_epoch=steps_per_epoch,
-        total_steps=max(1, epochs_to_steps(settings.run.num_epochs, steps_per_epoch)),
+        total_steps=_total_steps(settings.run.num_epochs, steps_per_epoch),
     )
     if previous is not None:
         _compare_with_previous(run, previous, checkpoint)
     return run
+
+
+def _total_steps(num_epochs: float, steps_per_epoch: int) -> int:
+    """Returns the steps of a run: at least one, unless it is to train nothing."""
+    return max(1 if num_epochs else 0, epochs_to_steps(num_epochs, steps_per_epoch))
 
 
 def check_current(run: Plan) -> None:

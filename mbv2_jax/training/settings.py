@@ -33,7 +33,16 @@ class Run:
         256, integer(1), "examples per step, over all devices and processes together"
     )
     num_epochs: float = declare(
-        300.0, number(0, above=True), "passes over the training split; may be a fraction"
+        300.0,
+        number(0),
+        "passes over the training split; may be a fraction; 0 trains nothing, and writes the model "
+        "as it begins",
+    )
+    fit_head: bool = declare(
+        False,
+        flag(),
+        "fit a new head to the features of the checkpoint's backbone before training (a linear "
+        "probe, in closed form), instead of starting from a random one",
     )
     profile: str | None = declare(
         None,
@@ -142,6 +151,13 @@ class Optimizer:
         None,
         number(0, above=True),
         "largest global norm of a gradient; None: any",
+        optional=True,
+    )
+    clip_units: float | None = declare(
+        None,
+        number(0, above=True),
+        "largest norm of the gradient of an output channel's kernel, as a share of the kernel's own "
+        "norm (adaptive gradient clipping, arXiv:2102.06171), such as 0.02; None: any",
         optional=True,
     )
     lr_multipliers: tuple[tuple[str, float], ...] = declare(

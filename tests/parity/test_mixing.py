@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from mbv2_jax.tasks.classification import mixing, scores
 from mbv2_jax.training import step as step_lib

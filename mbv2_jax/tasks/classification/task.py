@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ from mbv2_jax.data.sources import Source
 from mbv2_jax.errors import UserError, listed
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 from mbv2_jax.spec import Backbone, TrainingMode
-from mbv2_jax.tasks.classification import scores
+from mbv2_jax.tasks.classification import probe, scores
 from mbv2_jax.tasks.classification.mixing import Targets, mix
 from mbv2_jax.tasks.classification.settings import Head, Settings
 from mbv2_jax.tasks.task import Aligned, Batch, Task, Transferred
@@ -174,15 +175,34 @@ class Classification(Task):
     def transfer(self, saved: "SavedModel", fresh: Mapping[str, Any]) -> Transferred:
         """Keeps a saved model's classifier only where its classes are this task's."""
         params = dict(saved.params)
-        if labels.same(self.classes, saved.classes):
-            note = f"starting from {saved.path}, classifier included"
-        else:
+        new_head = not labels.same(self.classes, saved.classes)
+        note = f"starting from {saved.path}, classifier included"
+        if new_head:
             params["classifier"] = fresh["params"]["classifier"]
             why = f"its {len(saved.classes)} classes are not these {len(self.classes)}"
             if saved.features_only:
                 why = "it has none"
             note = f"starting from {saved.path} with a new classifier: {why}"
-        return Transferred({"params": params, "batch_stats": saved.batch_stats}, note)
+        variables = {"params": params, "batch_stats": saved.batch_stats}
+        return Transferred(variables, note, new_head)
+
+    def features(
+        self, network: nn.Module, variables: Mapping[str, Any], images: jax.Array
+    ) -> jax.Array:
+        """Returns the pooled features (N, channels) that the classifier gets."""
+        backbone = network.clone(num_classes=None)
+        return backbone.apply(variables, images)[0].astype(jnp.float32).mean((1, 2))
+
+    def fit_head(self, variables: Mapping[str, Any], rows: Mapping[str, np.ndarray]) -> Transferred:
+        """Fits the classifier in closed form, see `probe.fit`."""
+        found = probe.fit(rows["features"], rows["label"], len(self.classes))
+        classifier = {"kernel": found.kernel, "bias": found.bias}
+        note = (
+            f"fitted the classifier to the features of {len(rows['label']):,} images, which it "
+            f"classifies with {100 * found.accuracy:.1f} % top-1 where it has not seen them"
+        )
+        params = dict(variables["params"]) | {"classifier": classifier}
+        return Transferred({**variables, "params": params}, note, new_head=True)
 
     def align(self, source: Source, data: str, model: str) -> Aligned:
         """Returns the split with the model's labels: see `data.labels.match`."""

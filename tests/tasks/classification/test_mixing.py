@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.tasks.classification import mixing
