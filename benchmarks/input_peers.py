@@ -36,7 +36,7 @@ def ours(photos: str, setting: int, decode_as: str) -> Batches:
     from mbv2_jax.data.transforms.pipeline import make_transform
     from mbv2_jax.tasks.classification.task import Classification
 
-    source = open_source(f"folder:{photos}", "train")
+    source = open_source(f"folder:{photos}", "all")
     batches = train_batches(
         source,
         make_transform("random_resized_crop(size)|random_flip(0.5)", SIZE),

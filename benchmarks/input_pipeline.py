@@ -135,7 +135,7 @@ def draw(path: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Measures all ways in turn, prints the table and writes the CSV."""
-    photos = len(open_source(f"folder:{options.photos}", "train"))
+    photos = len(open_source(f"folder:{options.photos}", "all"))
     facts = report.machine() | {
         "photos": photos,
         "rounds": options.rounds,
@@ -173,7 +173,7 @@ def memory(options: argparse.Namespace) -> None:
     from mbv2_jax.tasks.classification.task import Classification
 
     workers = len(os.sched_getaffinity(0))
-    source = open_source(f"folder:{options.photos}", "train")
+    source = open_source(f"folder:{options.photos}", "all")
     epoch = loader.steps_per_epoch(len(source), input_peers.BATCH)
     batches = loader.train_batches(
         source,

@@ -141,7 +141,9 @@ def prepare(options: argparse.Namespace) -> None:
         (theirs.is_file(), [str(model), "--to=torchvision", f"--output={theirs}"]),
     ):
         if not exists:
-            subprocess.run([sys.executable, "-m", "convert", *arguments], check=True, cwd=HERE.parent)
+            subprocess.run(
+                [sys.executable, "-m", "convert", *arguments], check=True, cwd=HERE.parent
+            )
 
 
 def run(options: argparse.Namespace) -> None:

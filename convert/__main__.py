@@ -3,8 +3,8 @@
 From:  SOURCE is a file (.pth, .pt, .safetensors, .keras, .h5), an https address, or the name of
        published weights, listed below. DIR becomes a model directory, which holds all that
        prediction, evaluation and training need.
-To:    SOURCE is a model directory or a training workdir. FILE becomes a file for the framework
-       that --to names.
+To:    SOURCE is a model directory, a training workdir, or one of its checkpoints (WORKDIR:best,
+       WORKDIR:last or WORKDIR:STEP). FILE becomes a file for the framework that --to names.
 
 Examples:
   Convert the weights of mmpretrain's page, and check them with a photo:
@@ -25,7 +25,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mbv2_jax import command_line
+from mbv2_jax import checkpoint_names, command_line
 from mbv2_jax.errors import UserError
 
 
@@ -154,7 +154,7 @@ def _import(arguments: argparse.Namespace, output: pathlib.Path) -> None:
     """Converts a file to a model directory."""
     fields = _fields(arguments.set)
     names = _class_names(arguments.class_names)
-    if os.path.isdir(arguments.source):
+    if os.path.isdir(checkpoint_names.split(arguments.source)[0]):
         raise UserError(
             f"{arguments.source} is a directory: give a file of weights to read, or --to=... to "
             "write one from it"

@@ -376,11 +376,11 @@ def init_model(checkpoint: str | os.PathLike[str], *, seed: int = 0) -> Predicto
     """Opens a model for prediction.
 
     Args:
-      checkpoint: a model directory, a training workdir or one of its checkpoints; weights of
-        another framework (`python -m convert --help`): a file, an https address, or a known name
-        such as 'mmpretrain'; or the name of a variant (models/variants.py), such as
-        'mobilenet_v2_1.0_224', for a network with random weights. A file or folder comes before a
-        name.
+      checkpoint: a model directory, a training workdir or one of its checkpoints (WORKDIR:best,
+        WORKDIR:last, WORKDIR:STEP); weights of another framework (`python -m convert --help`): a
+        file, an https address, or a known name such as 'mmpretrain'; or the name of a variant
+        (models/variants.py), such as 'mobilenet_v2_1.0_224', for a network with random weights. A
+        file or folder comes before a name.
       seed: the seed of random weights.
 
     Raises:

@@ -7,9 +7,15 @@ Examples:
     python -m mbv2_jax.main --config=configs/digits.py --mode=eval --checkpoint=runs/digits
   Change any field of the config (listed below):
     python -m mbv2_jax.main --config=digits --workdir=runs/narrow --config.model.width=0.25
-  Fine-tune on folders of your own photos, train/CLASS/*.jpg and val/CLASS/*.jpg:
+  Fine-tune on folders of your own photos, PHOTOS/CLASS/*.jpg, of which a fifth is held out (or
+  PHOTOS/train/CLASS/*.jpg and PHOTOS/val/CLASS/*.jpg):
     python -m mbv2_jax.main --config=configs/finetune_folder.py --workdir=runs/mine \\
         --config.data.source=folder:PHOTOS --checkpoint=runs/digits
+  End it after 5 evaluations without a better one; its best and its last checkpoint have names:
+    python -m mbv2_jax.main --config=configs/finetune_folder.py --workdir=runs/mine \\
+        --config.data.source=folder:PHOTOS --checkpoint=runs/digits --config.checkpoint.patience=5
+    python -m mbv2_jax.main --config=configs/finetune_folder.py --mode=eval \\
+        --config.data.source=folder:PHOTOS --checkpoint=runs/mine:last
   Check published weights on ImageNet's validation images against their published figures:
     python -m convert mmpretrain --output=runs/mm
     python -m mbv2_jax.main --config=mobilenet_v2_8xb32_in1k --mode=eval --checkpoint=runs/mm
@@ -41,8 +47,9 @@ if TYPE_CHECKING:
 HELP = {
     "workdir": "DIR of a run: checkpoints, logs, curves, model. Training continues from the newest "
     "checkpoint in it.",
-    "checkpoint": "PATH of a model directory or a workdir, or anything that `python -m convert` "
-    "reads: the model to evaluate; in training, the weights to start from, unless --workdir "
+    "checkpoint": "PATH of a model directory or a workdir (WORKDIR:best, WORKDIR:last and "
+    "WORKDIR:STEP are its checkpoints), or anything that `python -m convert` reads: the model to "
+    "evaluate; in training, the weights to start from, unless --workdir "
     "already holds a checkpoint.",
     "expect": "TOP1,TOP5: percentages that the evaluation should reach within 0.05; exits with 1 "
     "if it does not. By default, eval compares with the figures published for the weights if the "

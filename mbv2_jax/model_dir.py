@@ -4,8 +4,9 @@
     DIR/model.json   the network, its preprocessing, its classes, and where it came from
 
 A model directory is all that is needed to use a model. A training workdir can be opened too: its
-`model/` or, while the run continues, its newest checkpoint, which has the same model.json. So can
-the weights of another framework, which convert/ reads.
+`model/` or, while the run continues, its newest checkpoint, which has the same model.json; and any
+of its checkpoints by name (checkpoint_names.py). So can the weights of another framework, which
+convert/ reads.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import linen as nn
 
-from mbv2_jax import model_json, tasks
+from mbv2_jax import checkpoint_names, model_json, tasks
 from mbv2_jax.errors import UserError, first_line
 from mbv2_jax.model_json import Description
 from mbv2_jax.spec import ModelSpec
@@ -139,9 +140,9 @@ def read(path: str | os.PathLike[str]) -> SavedModel:
     """Opens a model directory, the model of a training workdir, or another framework's weights.
 
     Args:
-      path: a model directory; a workdir with `model/`, or with a checkpoint; one checkpoint; or
-        anything that `python -m convert` takes: a file, an https address, or the name of
-        published weights.
+      path: a model directory; a workdir with `model/`, or with a checkpoint; one checkpoint, also
+        as WORKDIR:best, WORKDIR:last or WORKDIR:STEP; or anything that `python -m convert` takes: a
+        file, an https address, or the name of published weights.
 
     Raises:
       UserError: there is no model at `path`, or its arrays and its model.json disagree.
@@ -149,6 +150,9 @@ def read(path: str | os.PathLike[str]) -> SavedModel:
     source = os.path.expanduser(path)
     if bucket.is_address(source):
         return _read_from_bucket(source)
+    run, name = checkpoint_names.split(source)
+    if name and not os.path.lexists(source):
+        return _read_named(pathlib.Path(run), name)
     if not os.path.isdir(source):
         from mbv2_jax.convert import importer  # here: convert/ imports this module
 
@@ -163,9 +167,21 @@ def _read_from_bucket(address: str) -> SavedModel:
     path = bucket.parse_path(address, "--checkpoint")
     try:
         with bucket.as_oserror(path):
+            run, name = checkpoint_names.split(address)
+            if name and not path.exists():
+                return _read_named(bucket.parse_path(run, "--checkpoint"), name)
             return _read_folder(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _read_named(run: pathlib.Path, name: str) -> SavedModel:
+    """Reads the checkpoint of a run that has this name (checkpoint_names.py)."""
+    steps = training_steps(run)
+    step = checkpoint_names.choose(run, steps, name)
+    saved = read_training_checkpoint(run / "checkpoints" / str(step))
+    _check(saved)
+    return saved
 
 
 def _read_folder(path: pathlib.Path) -> SavedModel:
@@ -191,7 +207,8 @@ def _read_workdir(path: pathlib.Path, steps: list[int]) -> SavedModel:
     """Reads `model/`, or the newest checkpoint if the run continued after `model/` was written."""
     if (path / "model" / "model.json").is_file():
         saved = _read_model(path / "model")
-        if not steps or saved.description.origin.get("step", 0) >= max(steps):
+        origin = saved.description.origin
+        if not steps or origin.get("last_step", origin.get("step", 0)) >= max(steps):
             return saved
     return read_training_checkpoint(path / "checkpoints" / str(max(steps)))
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 _NAMES = textwrap.fill(", ".join(PUBLISHED), 92, initial_indent="    ", subsequent_indent="    ")
 
 _EPILOG = f"""PATH is one of
-  a model directory, a training run's workdir, or one of its checkpoints
+  a model directory, a training run's workdir, or one of its checkpoints: WORKDIR:best,
+    WORKDIR:last or WORKDIR:STEP
   weights of another framework: a .pth, .pt, .safetensors, .keras or .h5 file, or its address
   the name of published weights, which are downloaded once:
 {_NAMES}

@@ -73,6 +73,8 @@ def browse(
     settings = config_lib.read(config)
     data, batch_size = settings.data, settings.run.batch_size
     source = sources.open_source(data.source, data.train_split, data.data_dir)
+    for note in sources.notes(source):
+        _say(note)
     spec, task = config_lib.resolve(settings, source)
     transform = pipeline.make_transform(data.train_transforms, spec.preprocessing.image_size)
     batches = _batches(settings, source, transform, task, epoch)

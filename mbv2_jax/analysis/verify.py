@@ -71,6 +71,8 @@ def verify(
         which, [data.train_split, data.eval_split]
     )
     opened = {name: sources.open_source(data.source, name, data.data_dir) for name in names}
+    for note in sources.notes(*opened.values()):
+        _say(note)
     faults = _faults_between(config, names, [opened[name] for name in names])
     for fault in faults:  # before the decoding, which may take hours
         _say(fault)

@@ -55,6 +55,22 @@ class Aligned(NamedTuple):
     note: str = ""
 
 
+class Chance(NamedTuple):
+    """The score of a network that does not look at its images.
+
+    Attributes:
+      figure: the name of a figure, such as "top1".
+      value: its value by chance.
+      margin: two standard errors of it, on as many examples as were evaluated.
+      how: a clause for the user about how it is reached: "by always naming the largest class".
+    """
+
+    figure: str
+    value: float
+    margin: float
+    how: str
+
+
 @dataclasses.dataclass(frozen=True)
 class NoSettings:
     """The settings of a task without fields of its own beside the config's sections."""
@@ -209,6 +225,23 @@ class Task(abc.ABC):
           sums: the sums over the whole split, float64, and "examples", their number.
           rows: the rows of all examples in the split's order, if `needs_rows`; else {}.
         """
+
+    def chance(self, sums: Mapping[str, "np.ndarray"]) -> Chance | None:
+        """Returns the score that needs no network, by which a run that learned nothing is known.
+
+        Args:
+          sums: as `summarize` takes them.
+
+        Returns:
+          The score on the evaluated split; None where nothing is known.
+        """
+        del sums
+        return None
+
+    def standard_error(self, figure: str, result: Mapping[str, Any]) -> float:
+        """Returns the standard error of a metric of `summarize`; 0 where it is not known."""
+        del figure, result
+        return 0.0
 
     def record(self, row: Mapping[str, "np.ndarray"]) -> dict[str, Any]:
         """Returns an example's row of `evaluate` and of its batch in JSON form, for --out."""

@@ -3,6 +3,7 @@
     WORKDIR/checkpoints/STEP/state/     the TrainState
     WORKDIR/checkpoints/STEP/config/    the config it was trained with
     WORKDIR/checkpoints/STEP/model/     model.json, so that model_dir.py can open the workdir
+    WORKDIR/checkpoints/STEP/metrics/   the evaluation of this state, if there was one
 
 Orbax writes into a temporary directory and renames it when it is complete: a process that dies in
 the middle of a save leaves the earlier checkpoints, and nothing that looks like a new one.
@@ -27,7 +28,7 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from orbax.checkpoint import checkpoint_managers
 
-from mbv2_jax import model_dir, model_json, spec
+from mbv2_jax import checkpoint_names, model_dir, model_json, spec
 from mbv2_jax.command_line import flatten
 from mbv2_jax.errors import RunFailed, UserError, first_line
 from mbv2_jax.model_json import Description
@@ -56,9 +57,14 @@ def _save_arrays_whole() -> None:
 
 
 class _OneLine(logging.Filter):
-    """Removes tracebacks from Orbax's log, which has one for each thread of a failed save."""
+    """Removes tracebacks from Orbax's log, which has one for each thread of a failed save.
+
+    Its warning about a checkpoint without metrics is left out: not every one is evaluated.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if str(record.msg).endswith("did not provide metrics."):
+            return False
         if record.exc_info and "orbax" in record.pathname:
             record.msg, record.args = record.getMessage().partition("\n")[0], ()
             record.exc_info = None
@@ -128,19 +134,24 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, settings: Checkpoint):
         self.directory = bucket.absolute(workdir) / "checkpoints"
         metric = settings.best_metric
+        assert metric is not None  # config.read names one
+
+        def rank(metrics: Mapping[str, Any]) -> float:
+            return checkpoint_names.rank(metric, metrics[metric])
+
         keep: list[checkpoint_managers.PreservationPolicy] = [
             checkpoint_managers.LatestN(settings.keep_last)
         ]
         if settings.keep_best:
             best = checkpoint_managers.BestN(
-                get_metric_fn=lambda metrics: metrics[metric],
-                reverse=metric == "loss",  # smaller is better
+                get_metric_fn=rank,
                 n=settings.keep_best,
                 keep_checkpoints_without_metrics=False,
             )
             keep.append(best)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
+            best_fn=rank,  # with which Orbax writes the metrics, and has them in the next start too
             cleanup_tmp_directories=True,
             single_host_load_and_broadcast=True,  # on NFS another host's listing may be old
         )

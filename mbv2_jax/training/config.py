@@ -114,6 +114,10 @@ def _check_combinations(given: Mapping[str, Any]) -> None:
         raise UserError("model.dtype is 'float64': set JAX_ENABLE_X64=1 in the environment too")
     profiler.parse(given["profile"])
     bucket.check_scheme(given["compilation_cache"] or "", "compilation_cache")
+    if given["checkpoint.patience"] is not None and not given["checkpoint.keep_best"]:
+        raise UserError(
+            "checkpoint.patience needs the best checkpoint: set checkpoint.keep_best to 1 or more"
+        )
     size, batch_size = given["model.bn_group_size"], given["batch_size"]
     name = "model.bn_group_size"
     if size == PER_DEVICE or not size:

@@ -25,7 +25,7 @@ from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.runtime import processes
 from mbv2_jax.runtime.processes import Group
 from mbv2_jax.spec import Preprocessing
-from mbv2_jax.tasks.task import Aligned, Task
+from mbv2_jax.tasks.task import Aligned, Chance, Task
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import predictions
 from mbv2_jax.training import step as step_lib
@@ -33,6 +33,18 @@ from mbv2_jax.training.settings import Data
 
 Result = dict[str, Any]
 EXPECTED_WITHIN = 0.05  # percentage points that --expect allows
+
+
+class Score(NamedTuple):
+    """The outcome of an evaluation.
+
+    Attributes:
+      result: of `Task.summarize`.
+      chance: of `Task.chance`, to compare the result with.
+    """
+
+    result: Result
+    chance: Chance | None
 
 
 class Published(NamedTuple):
@@ -78,7 +90,7 @@ class Evaluation:
         *,
         record: Callable[[Mapping[str, np.ndarray]], object] | None = None,
         progress: bool = False,
-    ) -> Result:
+    ) -> Score:
         """Scores every example exactly once.
 
         Args:
@@ -86,9 +98,6 @@ class Evaluation:
           record: called with each global batch's rows: those of `Task.evaluate`, "index", "mask",
             and those of the task's targets that have one value for each example.
           progress: whether to show a progress bar.
-
-        Returns:
-          The result of `Task.summarize`.
 
         Raises:
           RunFailed: a sum is infinite or NaN, or the count of examples is not the split's.
@@ -118,7 +127,8 @@ class Evaluation:
                         record(fetched)
                 bar.update(int(sums["examples"]))
         self._check(totals)
-        return self.task.summarize(totals, in_order(kept, len(self.source)) if kept else {})
+        in_split = in_order(kept, len(self.source)) if kept else {}
+        return Score(self.task.summarize(totals, in_split), self.task.chance(totals))
 
     def _check(self, totals: Mapping[str, Any]) -> None:
         if totals["examples"] != len(self.source):
@@ -237,7 +247,7 @@ def evaluate(
         tta=tta,
     )
     batches: list[Mapping[str, np.ndarray]] = []
-    result = evaluation.score(
+    result, _ = evaluation.score(
         saved.variables(), record=batches.append if out else None, progress=True
     )
     if out_path is not None:
@@ -267,6 +277,8 @@ def read_checkpoint(checkpoint: str, group: Group) -> SavedModel:
 def _open_split(data: Data, saved: SavedModel) -> Aligned:
     """Returns the evaluation split, whose targets use the model's classes."""
     source = sources.open_source(data.source, data.eval_split, data.data_dir)
+    for note in sources.notes(source):
+        processes.say(note)
     aligned = saved.task().align(source, data.source, str(saved.path))
     if aligned.note:
         processes.say(aligned.note)

@@ -239,6 +239,12 @@ class RunLog:
         self._mirror.copy_in_background()
 
 
+def read_lines(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the lines of a workdir's metrics.jsonl; none where there is no such file."""
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def _reopen(path: pathlib.Path, start: int) -> Any:
     """Opens metrics.jsonl to append, without the lines after step `start`."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
@@ -264,7 +270,7 @@ def draw_curves(workdir: pathlib.Path, task: Task) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(workdir)
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     headline = task.figures[0]

@@ -3,6 +3,7 @@
 import contextlib
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,12 +19,13 @@ from mbv2_jax.runtime.profiler import StepTrace
 from mbv2_jax.runtime.stop import StopRequest
 from mbv2_jax.storage import atomic, bucket, lock
 from mbv2_jax.training import checkpoint as checkpoints_lib
-from mbv2_jax.training import program
+from mbv2_jax.training import ending, program
 from mbv2_jax.training import workdir as workdir_lib
+from mbv2_jax.training.best import Best
 from mbv2_jax.training.checkpoint import Checkpoints
-from mbv2_jax.training.evaluation import Result
+from mbv2_jax.training.evaluation import Result, Score
 from mbv2_jax.training.fit_head import fit_head
-from mbv2_jax.training.log import RunLog
+from mbv2_jax.training.log import RunLog, read_lines
 from mbv2_jax.training.plan import Plan, check_current, plan
 from mbv2_jax.training.program import Program
 from mbv2_jax.training.skipped import Skipped
@@ -43,7 +45,7 @@ def train(
       group: the processes of the run.
 
     Returns:
-      The result of the last evaluation; None if SIGTERM or SIGINT asked the run to stop, which can
+      The evaluation of the model; None if SIGTERM or SIGINT asked the run to stop, which can
       then be continued.
 
     Raises:
@@ -65,10 +67,10 @@ def train(
         step = start = int(state.step)
         if group.index == 0:
             atomic.write_json(run.workdir / "config.json", run.config)
-        if start >= run.total_steps:
-            done = f"already finished (step {start} of {run.total_steps})"
-            processes.say(f"{done if start else 'num_epochs is 0'}: nothing to train")
-            return _finish(run, state, None, still_ours)
+        best = _best_so_far(run)
+        if start >= run.total_steps or run.has_stalled(best):
+            processes.say(f"{_why_finished(run, start, best)}: nothing to train")
+            return _finish(run, state, best, None, still_ours)
         _announce(run)
 
         log = stack.enter_context(RunLog(run, start, still_ours))
@@ -76,33 +78,40 @@ def train(
         batches = stack.enter_context(_train_batches(run, start, skipped))
         trace = stack.enter_context(_trace(run, start, log))
         log.say("compiling the training step: seconds to minutes")
-        result: Result | None = None
+        score: Score | None = None
         for step, batch in trace.around(enumerate(log.timed(batches), start=start + 1)):
             state, metrics = functions.step(state, batch, key)
             if step == start + 1:
                 memory.release_freed_memory()  # that compiling used
             log.step(step, metrics | skipped.metrics())
             checkpoints.check()
-            stopping, result = stop.reached(step), None
+            stopping, score = stop.reached(step), None
             if run.is_due(step, run.eval_every):
                 # This is part of the step, even if a signal makes it the last one: the run that
                 # continues from here will not repeat this evaluation.
                 log.flush()
-                result = run.evaluation.score(state.evaluated())
-                log.evaluation(step, result)
+                score = run.evaluation.score(state.evaluated())
+                best = best.after(step, score.result)
+                log.evaluation(step, score.result)
                 log.draw()
-            if run.is_due(step, run.save_every) or stopping:
+            ended = step == run.total_steps or run.has_stalled(best)
+            if run.must_save(step, best) or stopping or ended:
                 log.flush()
-                checkpoints.save(state, run.config, run.description(step), result)
-            if stopping:
+                result = score.result if score else None
+                checkpoints.save(state, run.config, run.description(step, best), result)
+            if stopping or ended:
                 break
         log.flush()
         skipped.summary()
         log.draw(now=True)
         log.close()
         checkpoints.finish()
-        if step == run.total_steps:
-            return _finish(run, state, result, still_ours)
+        if ended:
+            if step < run.total_steps:
+                processes.say(
+                    f"ended early after step {step} of {run.total_steps}: {_why_early(best)}"
+                )
+            return _finish(run, state, best, score, still_ours)
         processes.say(
             f"stopped after step {step} of {run.total_steps}; it is saved: give the same command "
             "again to continue"
@@ -169,6 +178,13 @@ def _first_state(run: Plan, functions: Program, checkpoints: Checkpoints) -> Tra
     )
 
 
+def _why_finished(run: Plan, start: int, best: Best) -> str:
+    if not run.total_steps:
+        return "num_epochs is 0"
+    how = f"; {_why_early(best)}" if start < run.total_steps else ""
+    return f"already finished (step {start} of {run.total_steps}{how})"
+
+
 def _announce(run: Plan) -> None:
     if run.resumed_step is not None:
         processes.say(f"continuing after step {run.resumed_step}")
@@ -213,15 +229,63 @@ def _trace(run: Plan, start: int, log: RunLog) -> StepTrace:
     )
 
 
+def _best_so_far(run: Plan) -> Best:
+    """Returns the best evaluation up to the checkpoint from which the run continues."""
+    metric = run.settings.checkpoint.best_metric
+    assert metric is not None  # config.read names one
+    if run.resumed_step is None:
+        return Best(metric)
+    saved = checkpoints_lib.saved_description(run.workdir, run.resumed_step)
+    return Best.continued(saved.origin, metric, run.total_steps)
+
+
+def _why_early(best: Best) -> str:
+    return (
+        f"{best.stale} evaluations, as many as checkpoint.patience allows, did not improve on "
+        f"{best.describe(best.result)} (step {best.step})"
+    )
+
+
 def _finish(
-    run: Plan, state: TrainState, result: Result | None, still_ours: Callable[[], None]
+    run: Plan, state: TrainState, best: Best, score: Score | None, still_ours: Callable[[], None]
 ) -> Result:
-    """Writes the model of a finished run; returns its last evaluation."""
-    result = result or run.evaluation.score(state.evaluated())
+    """Writes the model of a finished run, and reports on it; returns its evaluation.
+
+    The model is the last step; with checkpoint.patience, it is the best one.
+    """
+    last = int(state.step)
+    score = score or run.evaluation.score(state.evaluated())
+    if best.step is None:  # the run is of a version that did not record it
+        best = best.after(last, score.result)
+    has_best = _has_checkpoint(run, best.step)
+    step, result = last, score.result
+    if run.settings.checkpoint.patience is not None and has_best:
+        assert best.step is not None
+        step, result = best.step, dict(best.result)
     if run.group.index == 0:
         still_ours()
-        weights = jax.device_get(state.evaluated())
-        description = run.description(run.total_steps)
+        place = {"checkpoint": "last" if step == last else "best", "last_step": last}
+        weights = _weights(run, state, step)
+        description = run.description(step, best, **place)
         model_dir.write(run.workdir / "model", **weights, description=description)
-    processes.say(f"model: {run.workdir / 'model'}   curves: {run.workdir / 'curves.png'}")
+        processes.say(f"model: {run.workdir / 'model'}   curves: {run.workdir / 'curves.png'}")
+        processes.say(
+            ending.describe_model(run, best, step=step, last=last, result=result, has_best=has_best)
+        )
+        for fault in ending.faults(run, last, result, score.chance, read_lines(run.workdir)):
+            processes.say(fault)
     return result
+
+
+def _has_checkpoint(run: Plan, step: int | None) -> bool:
+    """Returns whether a step has a checkpoint, as the first process sees it."""
+    has = run.group.index == 0 and step in model_dir.training_steps(run.workdir)
+    return run.group.exchange("checkpoint of the best step", has)[0]
+
+
+def _weights(run: Plan, state: TrainState, step: int) -> dict[str, Any]:
+    """Returns {"params", "batch_stats"} of a step: the state's, or those of a checkpoint."""
+    if step == int(state.step):
+        return dict(jax.device_get(state.evaluated()))
+    path = run.workdir / "checkpoints" / str(step)
+    return model_dir.read_training_checkpoint(path).variables()

@@ -26,6 +26,7 @@ from mbv2_jax.training import checkpoint as checkpoints_lib
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import evaluation
 from mbv2_jax.training import workdir as workdir_lib
+from mbv2_jax.training.best import Best
 from mbv2_jax.training.config import Settings
 from mbv2_jax.training.evaluation import Evaluation
 from mbv2_jax.training.schedule import epochs_to_steps
@@ -68,18 +69,36 @@ class Plan:
         """The resolved config, nested, as config.json holds it."""
         return self.settings.to_dict(self.spec)
 
-    def description(self, step: int) -> Description:
-        """Returns the model.json of this run after `step`."""
+    def description(self, step: int, best: Best, **place: Any) -> Description:
+        """Returns the model.json of this run after `step`.
+
+        Args:
+          step: whose weights it describes.
+          best: the best evaluation so far.
+          place: further entries of its origin.
+        """
         text = json.dumps(self.config, sort_keys=True)
         origin = {
             "kind": "trained, sha256 of the config",
             "sha256": hashlib.sha256(text.encode()).hexdigest(),
             "step": step,
+            "total_steps": self.total_steps,
+            **place,
+            "best": best.to_json(),
             "train_examples": len(self.train_source),
             "processes": self.group.count,
             "devices": self.mesh.size,
         }
         return Description(self.spec, self.task.classes, origin)
+
+    def has_stalled(self, best: Best) -> bool:
+        """Returns whether the last evaluations end the run early."""
+        return best.has_stalled(self.settings.checkpoint.patience)
+
+    def must_save(self, step: int, best: Best) -> bool:
+        """Returns whether a checkpoint of `step` is due; with a patience, the best is saved too."""
+        is_best = best.step == step and self.settings.checkpoint.patience is not None
+        return is_best or self.is_due(step, self.save_every)
 
     def is_due(self, step: int, every_steps: int) -> bool:
         """Returns whether something that happens every so many steps, and at the end, is due."""
@@ -210,6 +229,8 @@ def _open_data(settings: Settings, group: Group) -> tuple[Source, Source]:
     data = settings.data
     train = sources.open_source(data.source, data.train_split, data.data_dir)
     held_out = sources.open_source(data.source, data.eval_split, data.data_dir)
+    for note in sources.notes(train, held_out):
+        processes.say(note)
     names = (repr(data.train_split), repr(data.eval_split))
     if fault := settings.task.split_fault(train, held_out):
         raise UserError(f"{data.source}: {fault.format(*names)}")

@@ -75,7 +75,10 @@ class Data:
         optional=True,
     )
     train_split: str = declare(
-        "train", text("a split's name"), "a split's name, or a part of one: train[:90%]"
+        "train",
+        text("a split's name"),
+        "a split's name, or a part of one: train[:90%]; of a folder that has classes and no "
+        "splits, 'train' is four fifths, 'val' the rest, and 'all' everything",
     )
     eval_split: str = declare("validation", text("a split's name"), "as train_split")
     train_transforms: str = declare(
@@ -245,6 +248,13 @@ class Checkpoint:
         None,
         text("a metric of the evaluation"),
         "a metric of the evaluation, such as 'loss'; None: the first of the task's figures",
+        optional=True,
+    )
+    patience: int | None = declare(
+        None,
+        integer(1),
+        "evaluations in a row without a better best_metric that end the run early; model/ is then "
+        "the best checkpoint, not the last; None: the run goes to its end",
         optional=True,
     )
 

@@ -115,7 +115,7 @@ def test_each_prediction_is_that_of_mmpretrains_test_command(images, weights, tm
     saved = importer.load(weights, fields=fields).saved
     model_dir.write(tmp_path / "model", saved.params, saved.batch_stats, saved.description)
     config = load_config("finetune_folder")
-    config.data.source = f"folder:{images}"
+    config.data.source, config.data.eval_split = f"folder:{images}", "all"
     config.batch_size = 12
     result, _ = evaluation.evaluate(
         config,

@@ -68,6 +68,7 @@ def evaluate(model: pathlib.Path, images: pathlib.Path) -> tuple[dict, list[dict
         "--mode=eval",
         f"--checkpoint={model}",
         f"--config.data.source=folder:{images}",
+        "--config.data.eval_split=all",
         "--config.data.workers=0",
         "--config.batch_size=20",
         f"--out={predictions}",

@@ -78,6 +78,10 @@ def test_sections_become_frozen_settings():
         ({"schedule__warmup_steps": -1}, "schedule.warmup_steps is -1: it must be a whole number"),
         ({"schedule__power": 0.0}, "schedule.power is 0.0: it must be above 0"),
         ({"checkpoint__best_metric": "top2"}, "checkpoint.best_metric is 'top2': did you mean"),
+        (
+            {"checkpoint__patience": 3, "checkpoint__keep_best": 0},
+            "checkpoint.patience needs the best checkpoint",
+        ),
         ({"model__dtype": "float64"}, "model.dtype is 'float64': set JAX_ENABLE_X64=1"),
         ({"profile": "9:3"}, "profile is '9:3': it must be FIRST:LAST"),
         ({"compilation_cache": "s3://x"}, "compilation_cache=s3://x: give a folder on a disk, or"),

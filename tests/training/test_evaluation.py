@@ -64,6 +64,7 @@ def arguments(model: pathlib.Path, images: pathlib.Path, *others: str) -> list[s
         "--mode=eval",
         f"--checkpoint={model}",
         f"--config.data.source=folder:{images}",
+        "--config.data.eval_split=all",
         "--config.batch_size=200",
         *others,
     ]
@@ -73,7 +74,7 @@ def evaluate(
     model: pathlib.Path, images: pathlib.Path, out: pathlib.Path | None = None, **options: Any
 ) -> evaluation.Result:
     config = load_config("finetune_folder")
-    config.data.source = f"folder:{images}"
+    config.data.source, config.data.eval_split = f"folder:{images}", "all"
     config.batch_size = options.pop("batch_size", 16)
     out_file = None if out is None else str(out)
     group = processes.single()

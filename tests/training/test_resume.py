@@ -213,6 +213,7 @@ def test_run_in_a_bucket_is_killed_finished_evaluated_and_predicted_with(
     assert out.splitlines()[-1] == last_line
     env = server.environment
     evaluate = [*tiny(address), "--mode=eval", "--out=gs://bucket/predicted.jsonl"]
+    evaluate.append(f"--checkpoint={address}:last")
     status, out, err = commands.run(cache, *evaluate, env=env)
     assert (status, out.splitlines()[-1]) == (0, last_line), err
     assert len(server.read("bucket", "predicted.jsonl").splitlines()) == 360

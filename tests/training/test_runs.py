@@ -254,6 +254,38 @@ def test_fine_tuning_on_a_folder(cache, unbroken, photos, tmp_path):
     assert "--checkpoint is not read" in err
 
 
+def test_a_folder_without_splits_is_split_and_its_held_out_part_is_evaluated(
+    cache, unbroken, tmp_path
+):
+    rng = np.random.default_rng(0)
+    for channel, name in enumerate(("red", "green", "blue")):
+        (tmp_path / "plain" / name).mkdir(parents=True)
+        for i in range(15):
+            pixels = rng.integers(0, 80, (24, 30, 3), np.uint8)
+            pixels[..., channel] += 150
+            Image.fromarray(pixels).save(tmp_path / "plain" / name / f"{i}.jpg")
+    arguments = [
+        "--config=configs/finetune_folder.py",
+        f"--config.data.source=folder:{tmp_path / 'plain'}",
+        "--config.batch_size=12",
+        "--config.num_epochs=3",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    status, out, err = commands.run(cache, *arguments, f"--checkpoint={unbroken[0]}:last")
+    assert status == 0, err
+    note = f"{tmp_path / 'plain'} has classes and no splits: 36 of its 45 images are for training"
+    assert err.count(note) == 1
+    result = last_line(out)
+    assert result["examples"] == 9
+    status, out, err = commands.run(cache, *arguments, "--mode=eval")
+    assert (status, last_line(out)) == (0, result), err
+    assert note in err
+    arguments.append("--config.data.eval_split=all")
+    status, out, err = commands.run(cache, *arguments, "--mode=eval")
+    assert (status, last_line(out)["examples"]) == (0, 45), err
+    assert note not in err
+
+
 def test_one_checkpoint_of_a_run_can_be_evaluated(tiny, cache, unbroken):
     workdir, _ = unbroken
     scored = {line["step"]: line for line in commands.metrics(workdir) if line["split"] == "eval"}

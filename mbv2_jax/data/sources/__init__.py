@@ -2,8 +2,8 @@
 
 digits              scikit-learn's handwritten digits (data/digits.py), prepared on first use
 cifar10, ...        any prepared TFDS builder with `image` and `label` (tfds.py)
-folder:PATH         image files: PATH/SPLIT/CLASS/*.jpg, or PATH/CLASS/*.jpg for one split
-                    (folder.py)
+folder:PATH         image files: PATH/SPLIT/CLASS/*.jpg, or PATH/CLASS/*.jpg, of which a fifth is
+                    held out (folder.py)
 
 To add a kind of source, add a file here and an entry to `_PREFIXES`.
 """
@@ -76,6 +76,11 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
         )
     others = [f"{prefix}:PATH" for prefix in _PREFIXES]
     return TfdsSource(name, split, os.path.expanduser(data_dir) if data_dir else None, others)
+
+
+def notes(*opened: Source) -> list[str]:
+    """Returns the sentences for the user about how these splits were made, each once."""
+    return [note for note in dict.fromkeys(getattr(each, "note", "") for each in opened) if note]
 
 
 def overlap(source: Source, other: Source) -> bool:

@@ -18,14 +18,14 @@ import numpy as np
 import tqdm
 
 from mbv2_jax.data.sample import Sample
-from mbv2_jax.data.sources import index_cache, parts
+from mbv2_jax.data.sources import held_out, index_cache, parts
 from mbv2_jax.errors import UnreadableImage, UserError, nearest
 
 # torchvision's list (torchvision/datasets/folder.py), so that both see the same files.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 # Folders of these names are splits even if they hold no class folders.
-_SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "eval"})
+_SPLIT_NAMES = held_out.TRAINING | held_out.EVALUATION
 
 # TFDS's name of the split and torchvision's, each of which also finds the other.
 _OTHER_NAME = {"validation": "val", "val": "validation"}
@@ -48,9 +48,18 @@ class FolderSource:
     selects from numpy.random.RandomState(0).permutation(number of files), and the selected files
     are read in sorted order. Disjoint ranges have no file in common.
 
+    A folder of classes without splits is one split if it has the name of a split (photos/val).
+    Otherwise it is split: "train" is four fifths of each class, "val" (or "test", ...) the rest,
+    and "all" everything (held_out.py).
+
     Args:
-      path: the folder of the splits' folders, or of the classes' folders if there is one split.
+      path: the folder of the splits' folders, or of the classes' folders.
       split: a name, or an expression as `parts.read` takes it.
+
+    Attributes:
+      root: the folder of the classes' folders.
+      class_names, parts: as `sources.Source` describes them.
+      note: a sentence for the user about a split that was made here; "" if there is none.
 
     Raises:
       UserError: there is no such folder or split, or a class without images.
@@ -60,16 +69,24 @@ class FolderSource:
         if not path:
             raise UserError("folder: needs a path, such as 'folder:/data/flowers'")
         name = _split_name(path, split)
-        self.root = _split_root(path, name)
+        self.root, is_split = _split_root(path, name)
         self._listing = _list(self.root)
         _check_classes(self.root, self._listing)
         count = len(self._listing)
         self.class_names = self._listing.class_names
-        chosen = parts.read(split, {name: [count]}, self.root)
+        self.note = ""
+        order, start, size = None, 0, count
+        if not is_split:
+            order, first = held_out.order([self._listing[number] for number in range(count)])
+            start, size = _range(path, name, first, count)
+            self.note = "" if name == held_out.EVERYTHING else _note(path, first, count)
+        chosen = parts.read(split, {name: [size]}, self.root)
         location = os.path.realpath(self.root)
-        self.parts = [parts.Part(location, part.start, part.stop) for part in chosen]
+        self.parts = [
+            parts.Part(location, start + part.start, start + part.stop) for part in chosen
+        ]
         is_whole = [len(part) for part in chosen] == [count]
-        self._numbers = None if is_whole else _file_numbers(chosen, count)
+        self._numbers = None if is_whole else _file_numbers(self.parts, count, order)
 
     def __len__(self) -> int:
         return len(self._listing) if self._numbers is None else len(self._numbers)
@@ -93,10 +110,44 @@ class FolderSource:
         return os.path.join(self.root, file), label
 
 
-def _file_numbers(chosen: Sequence[parts.Part], count: int) -> np.ndarray:
-    """Returns the numbers of the files in the parts, sorted: int64 (files,)."""
-    order = np.random.RandomState(0).permutation(count)  # a stream that NumPy never changes
+def _file_numbers(chosen: Sequence[parts.Part], count: int, order: np.ndarray | None) -> np.ndarray:
+    """Returns the numbers of the files in the parts of an order, sorted: int64 (files,)."""
+    if order is None:
+        order = np.random.RandomState(0).permutation(count)  # a stream that NumPy never changes
     return np.sort(np.concatenate([order[part.start : part.stop] for part in chosen]))
+
+
+def _range(path: str, name: str, first: int, count: int) -> tuple[int, int]:
+    """Returns start and size of a split in the order of `held_out.order`.
+
+    Args:
+      path: the folder.
+      name: of the split.
+      first: the number of files that are held out.
+      count: the number of all files.
+    """
+    known = {held_out.EVERYTHING: (0, count)}
+    known |= dict.fromkeys(held_out.TRAINING, (first, count - first))
+    known |= dict.fromkeys(held_out.EVALUATION, (0, first))
+    if name not in known:
+        raise UserError(
+            f"no split {name!r} in {path}, which has classes and no splits; 'train', 'val' and "
+            "'all' are made of it"
+        )
+    if not known[name][1]:
+        raise UserError(
+            f"{path} has classes and no splits, and one image for each class: nothing can be held "
+            "out for evaluation (--config.data.eval_split=all evaluates all of them)"
+        )
+    return known[name]
+
+
+def _note(path: str, first: int, count: int) -> str:
+    return (
+        f"{path} has classes and no splits: {count - first:,} of its {count:,} images are for "
+        f"training, and {first:,}, a fifth of each class, are held out for evaluation, always the "
+        "same ones; --config.data.eval_split=all evaluates all of them"
+    )
 
 
 def _split_name(path: str, split: str) -> str:
@@ -112,8 +163,11 @@ def _split_name(path: str, split: str) -> str:
     return names.pop()
 
 
-def _split_root(path: str, split: str) -> str:
-    """Returns the folder whose sub-folders are the classes of `split`."""
+def _split_root(path: str, split: str) -> tuple[str, bool]:
+    """Returns the folder whose sub-folders are classes, and whether it is the split itself.
+
+    It is not where `path` holds classes and no splits.
+    """
     if not os.path.isdir(path):
         local = " on a local disk" if "://" in path else ""
         raise UserError(f"no folder {path!r}; folder: takes the path of a folder of images{local}")
@@ -123,13 +177,20 @@ def _split_root(path: str, split: str) -> str:
             root = os.path.join(path, name)
             if not _sub_folders(root):
                 raise UserError(f"no class folders in {root}; images belong in {root}/CLASS/")
-            return root
+            return root, True
     if not folders:
-        raise UserError(f"no folders in {path}; images belong in {path}/{split}/CLASS/")
+        raise UserError(
+            f"no folders in {path}; images belong in {path}/CLASS/, or in {path}/train/CLASS/ and "
+            f"{path}/val/CLASS/"
+        )
     splits = [name for name in folders if _is_split(path, name)]
     if splits:
-        raise UserError(f"no split {split!r} in {path}; {nearest(split, splits)}")
-    return path  # the folders are classes: one split, given directly
+        fault = f"no split {split!r} in {path}; {nearest(split, splits)}"
+        others = [name for name in folders if name not in splits]
+        if others:
+            fault += f". If {others[0]!r} is a class, it belongs in {os.path.join(path, split)}"
+        raise UserError(fault)
+    return path, os.path.basename(os.path.abspath(path)).lower() in _SPLIT_NAMES
 
 
 def _is_split(path: str, name: str) -> bool:

@@ -1,10 +1,12 @@
 """The loss and the scores of classified images."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mbv2_jax.tasks.classification.mixing import Targets
@@ -55,10 +57,10 @@ def sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax
       mask: (N,) bool, False for padding.
 
     Returns:
-      {"loss", "top1", "top5"}: scalars; counts are int32, so that sums are exact. Among equal
-      logits the first class wins, as in torch.argmax (torch.topk leaves it open); with fewer than
-      five classes, top5 counts all of them. NaN ranks first, so that the counts are meaningless
-      where the loss is not finite.
+      {"loss", "top1", "top5"}: scalars, and "labels": (classes,), the examples of each class;
+      counts are int32, so that sums are exact. Among equal logits the first class wins, as in
+      torch.argmax (torch.topk leaves it open); with fewer than five classes, top5 counts all of
+      them. NaN ranks first, so that the counts are meaningless where the loss is not finite.
     """
     losses = jnp.where(mask, cross_entropy(logits, labels), 0)
     best = jax.lax.top_k(logits, min(BEST, logits.shape[-1]))[1]  # (N, 5)
@@ -67,6 +69,7 @@ def sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax
         "loss": losses.sum(),
         "top1": right[:, 0].sum(dtype=jnp.int32),
         "top5": right.sum(dtype=jnp.int32),
+        "labels": jnp.zeros(logits.shape[-1], jnp.int32).at[labels].add(mask.astype(jnp.int32)),
     }
 
 
@@ -110,3 +113,18 @@ def summarize(totals: Mapping[str, Any]) -> dict[str, float | int]:
         "loss": float(totals["loss"]) / examples,
         "examples": examples,
     }
+
+
+def chance(labels: np.ndarray) -> tuple[float, float]:
+    """Returns the top-1 of always naming the largest class, and its standard error, in percent.
+
+    Args:
+      labels: (classes,), the examples of each class.
+    """
+    value = 100.0 * float(labels.max() / labels.sum())
+    return value, standard_error(value, float(labels.sum()))
+
+
+def standard_error(percentage: float, examples: float) -> float:
+    """Returns the binomial standard error of a percentage, in percentage points."""
+    return math.sqrt(percentage * (100.0 - percentage) / examples)

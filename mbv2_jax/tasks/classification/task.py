@@ -20,7 +20,7 @@ from mbv2_jax.spec import Backbone, TrainingMode
 from mbv2_jax.tasks.classification import probe, scores
 from mbv2_jax.tasks.classification.mixing import Targets, mix
 from mbv2_jax.tasks.classification.settings import Head, Settings
-from mbv2_jax.tasks.task import Aligned, Batch, Task, Transferred
+from mbv2_jax.tasks.task import Aligned, Batch, Chance, Task, Transferred
 
 if TYPE_CHECKING:  # model_dir finds tasks
     from mbv2_jax.model_dir import SavedModel
@@ -145,6 +145,19 @@ class Classification(Task):
         """Returns {"top1", "top5" (percent), "loss", "examples"}."""
         del rows
         return scores.summarize(sums)
+
+    def chance(self, sums: Mapping[str, np.ndarray]) -> Chance | None:
+        """Returns the top-1 of always naming the largest class; None where there is only one."""
+        if np.count_nonzero(sums["labels"]) < 2:
+            return None
+        value, error = scores.chance(sums["labels"])
+        return Chance("top1", value, 2 * error, "by always naming the largest class")
+
+    def standard_error(self, figure: str, result: Mapping[str, Any]) -> float:
+        """Returns the binomial standard error of top1 and top5; 0 for the loss."""
+        if figure not in self.figures:
+            return 0.0
+        return scores.standard_error(result[figure], result["examples"])
 
     def record(self, row: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Returns {"label", "class", "loss", "predictions": [{"label", "class", "score"}, ...]}."""

@@ -31,8 +31,9 @@ def files(source) -> list[str]:
 
 @pytest.fixture
 def root(tmp_path) -> pathlib.Path:
-    touch(tmp_path / "photos", "cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/old/9.jpg", "emu/é.jpg")
-    return tmp_path / "photos"
+    """A split that is given directly."""
+    touch(tmp_path / "train", "cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/old/9.jpg", "emu/é.jpg")
+    return tmp_path / "train"
 
 
 @pytest.fixture

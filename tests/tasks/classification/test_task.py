@@ -62,7 +62,11 @@ class Pixels:
 
 
 def score(source: Pixels, batch_size: int, network: nn.Module) -> dict[str, Any]:
-    evaluation = Evaluation(
+    return evaluation_of(source, batch_size, network).score({}).result
+
+
+def evaluation_of(source: Pixels, batch_size: int, network: nn.Module) -> Evaluation:
+    return Evaluation(
         task=Classification(Head(3), COLOURS),
         network=network,
         preprocessing=HUNDREDTHS,
@@ -72,7 +76,6 @@ def score(source: Pixels, batch_size: int, network: nn.Module) -> dict[str, Any]
         workers=0,
         mesh=mesh.create(),  # four devices, see conftest.py
     )
-    return evaluation.score({})
 
 
 @pytest.mark.parametrize("batch_size", [4, 8, 16])
@@ -91,6 +94,23 @@ def test_evaluation_scores_each_example_once_whatever_the_batch(batch_size):
         "loss": pytest.approx(losses.mean(), rel=1e-6),  # float32 sums of a few losses
         "examples": 11,
     }
+
+
+def test_chance_is_the_share_of_the_largest_class_with_two_standard_errors():
+    labels = [0] * 30 + [2] * 10
+    source = Pixels([(250, 0, 0)] * 40, labels)
+    chance = evaluation_of(source, 16, FirstPixel()).score({}).chance
+    assert chance is not None
+    assert (chance.figure, chance.value) == ("top1", 75.0)
+    assert chance.margin == pytest.approx(2 * 100 * np.sqrt(0.75 * 0.25 / 40), rel=1e-12)
+    # Naming the only class there is would always be right.
+    assert evaluation_of(Pixels([(0, 0, 0)] * 4, [1] * 4), 4, FirstPixel()).score({}).chance is None
+
+
+def test_standard_error_is_the_binomial_one():
+    task, result = Classification(Head(3), COLOURS), {"top1": 20.0, "loss": 1.0, "examples": 400}
+    assert task.standard_error("top1", result) == pytest.approx(2.0, rel=1e-12)
+    assert task.standard_error("loss", result) == 0
 
 
 def test_evaluation_refuses_logits_that_are_not_numbers():
