@@ -1,17 +1,18 @@
 """Fine-tunes torchvision's MobileNetV2, for `benchmarks.transfer`; prints a line of JSON.
 
-tutorial  PyTorch's "Transfer Learning for Computer Vision Tutorial": every layer, SGD 0.001 with
-          momentum 0.9, a tenth of the rate after 7 of 25 epochs, batches of 4, random crops and
-          flips. Its weights of the last epoch count, not those that were best on the photos
-          that are tested here.
-timm      the defaults of timm's train.py: SGD with Nesterov momentum, 0.1 per 256 images,
-          cosine, 5 epochs of warm-up (or a fifth of the epochs), batches of 128, weight decay
-          2e-5, label smoothing 0.1, random crops of 8 % and more, flips, colour jitter 0.4.
+Two ways:
+
+    tutorial  PyTorch's "Transfer Learning for Computer Vision Tutorial": every layer, SGD 0.001
+              with momentum 0.9, a tenth of the rate after 7 of 25 epochs, batches of 4, random
+              crops and flips. Its weights of the last epoch count, not those that were best on the
+              photos that are tested here.
+    timm      the defaults of timm's train.py: SGD with Nesterov momentum, 0.1 per 256 images,
+              cosine, 5 epochs of warm-up (or a fifth of the epochs), batches of 128, weight decay
+              2e-5, label smoothing 0.1, random crops of 8 % and more, flips, colour jitter 0.4.
 """
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -144,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

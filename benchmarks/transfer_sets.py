@@ -64,7 +64,7 @@ def _cifar(per_class: int) -> Callable[[Path, Path, int], None]:
 
 def _cells(target: Path, archives: Path, seed: int) -> None:
     root = _extracted(archives / "bccd.tar", target.parent) / "BCCD" / "BCCD"
-    found: dict[tuple[str, str], list[tuple[Path, tuple[int, ...]]]] = {}
+    found: dict[tuple[str, str], list[tuple[Path, tuple[int, int, int, int]]]] = {}
     for split, names in (("train", ["train"]), ("val", ["val", "test"])):
         for listing in names:
             for stem in (root / f"ImageSets/Main/{listing}.txt").read_text().split():
@@ -80,15 +80,16 @@ def _cells(target: Path, archives: Path, seed: int) -> None:
                 image.convert("RGB").crop(box).save(folder / f"{number}.png")
 
 
-def _boxes(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _boxes(file: Path) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
     """Yields the class and the box (x0, y0, x1, y1) in pixels of each cell of 8 pixels or more."""
     for item in ElementTree.parse(file).getroot().iter("object"):
         bounds = item.find("bndbox")
         kind = item.findtext("name")
         assert bounds is not None and kind is not None
-        box = tuple(int(bounds.findtext(side) or 0) for side in ("xmin", "ymin", "xmax", "ymax"))
-        if min(box[2] - box[0], box[3] - box[1]) >= 8:
-            yield kind, box
+        sides = ("xmin", "ymin", "xmax", "ymax")
+        left, upper, right, lower = (int(bounds.findtext(side) or 0) for side in sides)
+        if min(right - left, lower - upper) >= 8:
+            yield kind, (left, upper, right, lower)
 
 
 def _digits(target: Path, archives: Path, seed: int) -> None:

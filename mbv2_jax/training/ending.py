@@ -82,8 +82,8 @@ def _at_chance(run: Plan, result: Result, chance: Chance) -> str:
     if run.spec.mode.norm_eval:
         cause = (
             "with model.norm_eval the statistics of normalisation stay as they are, which bears "
-            f"only a low learning rate ({rate}): lower it, set optimizer.clip_units to 0.02, or set "
-            "model.norm_eval to False"
+            f"only a low learning rate ({rate}): lower it, set optimizer.clip_units to 0.02, or "
+            "set model.norm_eval to False"
         )
     luck = chance.value + chance.margin
     return (

@@ -159,7 +159,7 @@ class Optimizer:
     clip_units: float | None = declare(
         None,
         number(0, above=True),
-        "largest norm of the gradient of an output channel's kernel, as a share of the kernel's own "
+        "largest norm of the gradient of an output channel's kernel, as a share of that kernel's "
         "norm (adaptive gradient clipping, arXiv:2102.06171), such as 0.02; None: any",
         optional=True,
     )
