@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mbv2_jax.training.settings import Optimizer
+from tests.support import peers
 from tests.support.optimizer_steps import (
     RATES,
     SHAPES,
@@ -145,3 +146,36 @@ def test_gradients_of_frozen_stages_do_not_count_for_the_clipping():
     ours = run_ours(settings, draw(0), grads, frozen_stages=0)  # the stem
     ours_trained = [{name: after[name] for name in trained} for after in ours]
     assert_same(ours_trained, theirs, rtol=0.0, atol=4e-7)  # as in the test before
+
+
+def test_clipping_by_unit_is_timms():
+    timm_utils = peers.timm().utils
+    settings = Optimizer(clip_units=0.3, momentum=0.0)
+    grads = [draw(seed, 3.0 if seed % 2 else 0.1) for seed in range(STEPS)]
+
+    def channels_first(array: np.ndarray) -> np.ndarray:  # in torch, a row is an output's kernel
+        return np.ascontiguousarray(np.moveaxis(array, -1, 0)) if array.ndim > 1 else array
+
+    tensors = {
+        name: torch.nn.Parameter(torch.from_numpy(channels_first(value).copy()))
+        for name, value in draw(0).items()
+    }
+    descent = torch.optim.SGD(tensors.values(), lr=1.0)
+    theirs = []
+    for rate, gradient in zip(RATES, grads, strict=True):
+        for name, tensor in tensors.items():
+            tensor.grad = torch.from_numpy(channels_first(gradient[name]).copy())
+        timm_utils.adaptive_clip_grad(list(tensors.values()), clip_factor=0.3)
+        descent.param_groups[0]["lr"] = rate
+        descent.step()
+        values = {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
+        theirs.append(
+            {name: np.moveaxis(v, 0, -1) if v.ndim > 1 else v for name, v in values.items()}
+        )
+    assert_same(run_ours(settings, draw(0), grads), theirs)
+    # Both kinds of gradients occur: those that are clipped and those that are not.
+    unclipped = run_ours(Optimizer(momentum=0.0), draw(0), grads)
+    kernel = "classifier/kernel"
+    assert not np.allclose(theirs[0][kernel], unclipped[0][kernel]) or not np.allclose(
+        theirs[1][kernel] - theirs[0][kernel], unclipped[1][kernel] - unclipped[0][kernel]
+    )
