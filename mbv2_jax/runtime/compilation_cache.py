@@ -21,6 +21,15 @@ from mbv2_jax.runtime.processes import Group
 from mbv2_jax.storage import bucket, user_cache
 
 
+def enable_compilation_cache(folder: str | os.PathLike[str] | None = None) -> None:
+    """Has JAX keep the programs that it compiles from now on, so that later processes find them.
+
+    Args:
+      folder: a folder on a disk or in a bucket; None: the user's cache folder.
+    """
+    enable(None if folder is None else os.fspath(folder))
+
+
 def enable(setting: str | None = None, group: Group | None = None) -> None:
     """Has JAX keep the programs that it compiles from now on.
 
