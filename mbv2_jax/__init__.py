@@ -1,6 +1,7 @@
 """MobileNetV2 in JAX: train, evaluate, convert and predict.
 
     >>> import mbv2_jax
+    >>> mbv2_jax.enable_compilation_cache()  # optional: later processes need not compile
     >>> predictor = mbv2_jax.init_model("runs/digits")
     >>> mbv2_jax.inference_model(predictor, "seven.png")["pred_class"]
     '7'
