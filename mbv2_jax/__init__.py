@@ -1,6 +1,7 @@
 """MobileNetV2 in JAX: train, evaluate, convert and predict.
 
     >>> import mbv2_jax
+    >>> mbv2_jax.enable_compilation_cache()  # optional: later processes need not compile
     >>> predictor = mbv2_jax.init_model("runs/digits")
     >>> mbv2_jax.inference_model(predictor, "seven.png")["pred_class"]
     '7'
@@ -16,16 +17,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # a type checker cannot see what __getattr__ resolves
     from mbv2_jax.inference import inference_model, init_model
     from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+    from mbv2_jax.runtime.compilation_cache import enable_compilation_cache
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
     "MobileNetV2": "mbv2_jax.models.mobilenet_v2",
+    "enable_compilation_cache": "mbv2_jax.runtime.compilation_cache",
     "init_model": "mbv2_jax.inference",
     "inference_model": "mbv2_jax.inference",
 }
 
-__all__ = ["MobileNetV2", "__version__", "inference_model", "init_model"]
+__all__ = [
+    "MobileNetV2",
+    "__version__",
+    "enable_compilation_cache",
+    "inference_model",
+    "init_model",
+]
 
 
 def __dir__() -> list[str]:

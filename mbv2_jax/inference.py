@@ -27,6 +27,7 @@ from mbv2_jax.model_json import Description
 from mbv2_jax.models.folding import fold
 from mbv2_jax.models.mobilenet_v2 import STAGES, MobileNetV2
 from mbv2_jax.models.variants import VARIANTS
+from mbv2_jax.ops import lowering
 from mbv2_jax.ops.conv import map_batch
 from mbv2_jax.runtime import memory
 from mbv2_jax.spec import ModelSpec
@@ -46,6 +47,12 @@ class Predictor:
     """A model with its preprocessing, compiled once for each batch shape.
 
     Batch normalisation is folded into the convolutions; the outputs are the same but for rounding.
+
+    The first call with a batch of another size, or of another dtype, compiles the network for it,
+    which takes seconds; later calls do not. A server can do so before its first request, with zeros
+    of the same shape: `predictor(np.zeros((1, 224, 224, 3), np.uint8))`. `predict` uses batches of
+    `batch_size` images or, for fewer of them, of the next power of 2. After
+    `mbv2_jax.enable_compilation_cache()` a later process loads what an earlier one compiled.
 
     Args:
       saved: from model_dir.read.
@@ -216,7 +223,8 @@ class Predictor:
             raise UserError(f"images have the shape {shape}: give (N, H, W, 3)")
         if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
             raise UserError(f"images are {images.dtype}: give uint8 pixels, or normalised floats")
-        result = _apply(network, self._params, images, self._mean, self._std)
+        with lowering.lowering_for(_platform(images)):
+            result = _apply(network, self._params, images, self._mean, self._std)
         kind = (network, shape, images.dtype)
         if kind not in self._compiled:
             self._compiled.add(kind)
@@ -263,6 +271,15 @@ class Predictor:
             raise UserError(
                 f"{self._path} has no classifier, only features: extract_feat gives those"
             )
+
+
+def _platform(images: np.ndarray | jax.Array) -> str | None:
+    """Returns the platform on which a network is applied; None where it is traced for any."""
+    if isinstance(images, jax.core.Tracer):
+        return None
+    if isinstance(images, jax.Array):
+        return next(iter(images.devices())).platform
+    return jax.default_backend()
 
 
 @functools.partial(jax.jit, static_argnames="network")

@@ -84,7 +84,10 @@ class Conv(nn.Module):
         kept = parameter_dtype(self.dtype)
         inputs = 1 if self.depthwise else x.shape[-1]
         shape = (self.kernel_size, self.kernel_size, inputs, self.features)
-        kernel = self.param("kernel", kaiming_normal, shape, kept)
+        # Whenever flax applies a network, it traces the initializer to compare the shapes. Zeros
+        # take the least time, and a folded kernel is computed from others, never initialised.
+        initializer = nn.initializers.zeros if self.bias else kaiming_normal
+        kernel = self.param("kernel", initializer, shape, kept)
         if self.frozen:
             kernel = lax.stop_gradient(kernel)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)

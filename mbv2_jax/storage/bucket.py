@@ -74,6 +74,15 @@ def absolute(path: pathlib.Path) -> pathlib.Path:
     return path if is_address(path) else path.absolute()
 
 
+def kvstore(path: pathlib.Path) -> dict[str, str]:
+    """Returns a folder on a disk or in a bucket as tensorstore's specification of a store."""
+    folder = f"{os.fspath(path)}/"
+    if not is_address(path):
+        return {"driver": "file", "path": folder}
+    name, inside = _split(folder)
+    return {"driver": "gcs", "bucket": name, "path": inside}
+
+
 def blob(path: pathlib.Path) -> Any:
     """Returns the object at `path` as a google-cloud-storage Blob, which knows generations."""
     name, inside = _split(os.fspath(path))

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType
 
 from mbv2_jax.ops import conv
-from mbv2_jax.ops.lowering import plain_lowering
+from mbv2_jax.ops.lowering import lowering_for, plain_lowering
 from mbv2_jax.ops.normalization import DeferredActivation, Normalization
 
 
@@ -48,6 +48,22 @@ def test_a_program_has_xlas_convolutions_only_inside(function):
     with plain_lowering():
         assert "convolution" in lowered_for_cpu(function)
     assert "convolution" not in lowered_for_cpu(function)
+
+
+@pytest.mark.parametrize("function", [depthwise, pointwise, stem, unit])
+def test_a_known_platform_decides_while_a_program_is_traced(function):
+    jitted = jax.jit(function)
+    with lowering_for("cpu"):
+        fast = jitted(*arrays())
+        text = jitted.lower(*arrays()).as_text()
+        assert "convolution" not in text and "case" not in text
+        with plain_lowering():
+            assert "convolution" in jitted.lower(*arrays()).as_text()
+        with lowering_for(None):
+            assert "case" in jitted.lower(*arrays()).as_text()
+    with lowering_for("tpu"):
+        assert "convolution" in jitted.lower(*arrays()).as_text()
+    np.testing.assert_array_equal(fast, jitted(*arrays()))
 
 
 def test_one_jitted_function_is_traced_anew_for_either():

@@ -46,7 +46,7 @@ def test_a_network_is_measured_for_the_gpu_benchmark(monkeypatch):
 
 def test_commands_are_timed_and_written(tmp_path, monkeypatch, capsys):
     quick = {("python", ""): ["-c", "pass"], ("python", "warm"): ["-c", "import os"]}
-    monkeypatch.setattr(startup, "commands", lambda image, image_size: quick)
+    monkeypatch.setattr(startup, "commands", lambda folder, image_size: quick)
     path = tmp_path / "startup.csv"
     assert startup.main(["--rounds=3", f"--output={path}"]) == 0
     assert "python  warm" in capsys.readouterr().out
@@ -54,4 +54,5 @@ def test_commands_are_timed_and_written(tmp_path, monkeypatch, capsys):
     assert [(row["what"], row["cache"]) for row in rows] == [("python", ""), ("python", "warm")]
     for row in rows:
         assert 0 < float(row["min"]) <= float(row["seconds"]) <= float(row["max"])
+        assert float(row["cpu_seconds"]) > 0
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

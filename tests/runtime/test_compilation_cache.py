@@ -1,7 +1,11 @@
 """Compiled programs are kept between runs, where every process can read them."""
 
 import dataclasses
+import json
+import os
 import pathlib
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,13 +13,39 @@ import jax
 import numpy as np
 import pytest
 
+import mbv2_jax
 from mbv2_jax.errors import UserError
 from mbv2_jax.runtime import compilation_cache, mesh
 from mbv2_jax.runtime.processes import Group
-from tests.support import commands
+from tests.support import REPOSITORY, commands, tiny_model
 
 SIX_STEPS = ("--config.num_epochs=0.2", "--config.log.every_steps=1")
 HIT = "Persistent compilation cache hit for"
+FOLDER, MINIMUM = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+
+# Predicts without the cache and then with it; prints which settings each of them changed, and how
+# many programs were found.
+PREDICT = """
+import json, os, sys
+import jax
+import numpy as np
+
+def changed():
+    after = dict(jax.config.values), dict(os.environ)
+    return [sorted(k for k in a | b if a.get(k) != b.get(k)) for a, b in zip(before, after)]
+
+found = []
+jax.monitoring.register_event_listener(lambda event, **_: found.append(event))
+before = dict(jax.config.values), dict(os.environ)
+import mbv2_jax
+predictor = mbv2_jax.init_model(sys.argv[1])
+mbv2_jax.inference_model(predictor, np.zeros((40, 40, 3), np.uint8))
+unasked = changed()
+mbv2_jax.enable_compilation_cache()
+asked = changed()
+mbv2_jax.inference_model(predictor, [np.zeros((40, 40, 3), np.uint8)] * 2)
+print(json.dumps([unasked, asked, found.count("/jax/compilation_cache/cache_hits")]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +107,10 @@ class FirstOfTwo(Group):
 def jax_folder(monkeypatch) -> Iterator[Callable[[], str | None]]:
     """Reads jax's setting: unset at first, whatever ran before, and put back in the end."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    name = "jax_compilation_cache_dir"
-    before = {key: getattr(jax.config, key) for key in (name, "jax_enable_compilation_cache")}
-    jax.config.update(name, None)
-    yield lambda: getattr(jax.config, name)
+    names = (FOLDER, MINIMUM, "jax_enable_compilation_cache")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(FOLDER, None)
+    yield lambda: getattr(jax.config, FOLDER)
     for key, value in before.items():
         jax.config.update(key, value)
 
@@ -142,3 +172,42 @@ def test_where_the_cache_is(jax_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "theirs")
     compilation_cache.enable(str(tmp_path / "other"))
     assert jax_folder() == str(tmp_path / "mine")  # jax itself has read the variable
+
+
+def test_python_users_get_the_cache_with_one_call_and_no_setting_changes_before(tmp_path):
+    """A later process finds what the first one compiled, however little time that took."""
+    model = tiny_model.write(tmp_path / "model")
+    unset = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    env = {name: value for name, value in os.environ.items() if name not in unset}
+    env |= {"XDG_CACHE_HOME": str(tmp_path), "XLA_FLAGS": commands.QUICKLY}
+    for kept in (0, 2):  # the network, and the probabilities
+        command = [sys.executable, "-c", PREDICT, str(model)]
+        outcome = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True)
+        assert outcome.returncode == 0, outcome.stderr
+        unasked, asked, found = json.loads(outcome.stdout)
+        assert unasked == [[], []]
+        assert asked == [[FOLDER, MINIMUM], []]
+        assert found == kept
+
+
+def test_a_cache_that_the_user_has_set_stays_as_it_is(jax_folder, tmp_path):
+    jax.config.update(FOLDER, str(tmp_path / "theirs"))
+    before = dict(jax.config.values)
+    mbv2_jax.enable_compilation_cache()
+    assert dict(jax.config.values) == before
+    mbv2_jax.enable_compilation_cache(tmp_path / "named")
+    assert jax_folder() == str(tmp_path / "named")
+
+
+def test_the_least_time_that_the_user_has_set_stays(jax_folder, tmp_path):
+    jax.config.update(MINIMUM, 5.0)
+    mbv2_jax.enable_compilation_cache(tmp_path)
+    assert jax.config.values[MINIMUM] == 5.0
+
+
+def test_another_folder_is_used_from_then_on(jax_folder, tmp_path):
+    """JAX itself would go on with the folder that it opened first."""
+    for name, factor in (("first", 3), ("second", 5)):
+        mbv2_jax.enable_compilation_cache(tmp_path / name)
+        jax.jit(lambda x, factor=factor: x * factor)(np.ones(7))
+        assert list((tmp_path / name).glob("*-cache"))

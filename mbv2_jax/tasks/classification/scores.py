@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from mbv2_jax.tasks.classification.mixing import Targets
 
@@ -25,6 +24,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
     Returns:
       (N,) losses in nats.
     """
+    import optax  # here, because it takes a fifth of a second, and prediction has no loss
+
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
