@@ -130,6 +130,7 @@ def report(
       UserError: some of the images could not be predicted; the others were.
     """
     from mbv2_jax import drawing, inference
+    from mbv2_jax.data import decoding
 
     images: list[Any] = []
     bad = 0
@@ -153,7 +154,7 @@ def report(
         line = {"image": image, "predictions": entries}
         print(json.dumps(line) if as_json else table.rows(image, entries))
         if show_dir:
-            picture = task.draw(inference.open_image(image), outcome, topk)
+            picture = task.draw(decoding.open_image(image), outcome, topk)
             drawing.save(picture, show_dir, os.path.basename(image))
     if bad:
         raise UserError(f"{bad} of {total} images could not be predicted")

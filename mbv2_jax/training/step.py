@@ -41,20 +41,6 @@ class Recipe:
     ema: Ema = dataclasses.field(default_factory=Ema)
 
 
-def normalize(images: jax.Array, preprocessing: Preprocessing, dtype: jnp.dtype) -> jax.Array:
-    """Returns (images - mean) / std in `dtype`.
-
-    Args:
-      images: (N, H, W, 3) RGB, uint8 or, where images were mixed, float; 0-255.
-      preprocessing: the mean and std of R, G and B, in the units of the pixels.
-      dtype: of the result; the arithmetic is float32 or wider, since bfloat16 would lose pixels.
-    """
-    wide = jnp.promote_types(dtype, jnp.float32)
-    pixels = images.astype(wide)
-    mean, std = (jnp.asarray(value, wide) for value in (preprocessing.mean, preprocessing.std))
-    return ((pixels - mean) / std).astype(dtype)
-
-
 def train_step(
     state: TrainState, batch: Batch, key: jax.Array, recipe: Recipe
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -73,7 +59,7 @@ def train_step(
     task, network = recipe.task, recipe.network
     dropout = jax.random.fold_in(key, state.step)
     batch = task.augment(jax.random.fold_in(dropout, AUGMENTATION), batch)
-    images = normalize(batch["image"], recipe.preprocessing, network.dtype)
+    images = recipe.preprocessing.normalize(batch["image"], network.dtype)
 
     def loss_of(params: Any) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
@@ -120,7 +106,7 @@ def eval_step(
       The task's sums over the batch, and "examples", their number; and its rows. See
       `Task.evaluate`.
     """
-    images = normalize(batch["image"], preprocessing, network.dtype)
+    images = preprocessing.normalize(batch["image"], network.dtype)
     if tta:
         outputs = task.merge([network.apply(variables, view) for view in task.views(images)])
     else:
