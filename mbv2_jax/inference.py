@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import os
 import pathlib
-import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ from mbv2_jax.models.folding import fold
 from mbv2_jax.models.mobilenet_v2 import STAGES, MobileNetV2
 from mbv2_jax.models.variants import VARIANTS
 from mbv2_jax.ops.conv import map_batch
-from mbv2_jax.runtime import memory
+from mbv2_jax.runtime import memory, processes
 from mbv2_jax.spec import ModelSpec, Preprocessing
 from mbv2_jax.tasks.task import Task
 
@@ -363,13 +362,32 @@ def init_model(checkpoint: str | os.PathLike[str], *, seed: int = 0) -> Predicto
     Raises:
       UserError: there is no model at `checkpoint`, or it cannot be read.
     """
+    return Predictor(open_model(checkpoint, seed))
+
+
+def open_model(checkpoint: str | os.PathLike[str], seed: int) -> SavedModel:
+    """Reads a model, or makes a variant with random weights, which is announced.
+
+    Args:
+      checkpoint, seed: as `init_model` takes them.
+
+    Raises:
+      UserError: as `init_model`.
+    """
     name = os.fspath(checkpoint)
-    if not os.path.exists(name):
-        if name in VARIANTS:
-            return Predictor(_random(name, seed))
-        if re.fullmatch(r"mobilenet_?v2[-_.0-9]*", name):  # no file's name: those end in letters
-            raise UserError(f"there is no variant {name!r}: {nearest(name, VARIANTS)}")
-    return Predictor(model_dir.read(checkpoint))
+    if os.path.exists(name):
+        return model_dir.read(name)
+    from mbv2_jax.convert import published  # here: convert/ imports model_dir
+
+    if name in VARIANTS:
+        processes.say(f"{name} has random weights, of seed {seed}; {published.suggest(name)}")
+        return _random(name, seed)
+    if published.looks_like_network(name):
+        raise UserError(
+            f"{name!r} names no model: {published.suggest(name)}. For random weights, "
+            f"{nearest(name, VARIANTS)}"
+        )
+    return model_dir.read(name)
 
 
 def _random(name: str, seed: int) -> SavedModel:
@@ -380,12 +398,13 @@ def _random(name: str, seed: int) -> SavedModel:
     origin = {"kind": "random", "variant": name, "seed": seed}
     description = Description(spec, classes.IMAGENET_NAMES, origin)
     task = tasks.find(spec.task).for_model(head, classes.IMAGENET_NAMES)
-    variables = _init(task.network(spec.backbone, spec.mode), jax.random.key(seed))
+    variables = init_variables(task.network(spec.backbone, spec.mode), jax.random.key(seed))
     return SavedModel(**variables, description=description, path=pathlib.Path(name))
 
 
 @functools.partial(jax.jit, static_argnames="network")
-def _init(network: nn.Module, key: jax.Array) -> Any:
+def init_variables(network: nn.Module, key: jax.Array) -> Any:
+    """Returns random {"params", "batch_stats"} of a network."""
     return network.init(key, jnp.zeros((1, 32, 32, 3)))  # parameters do not depend on the size
 
 

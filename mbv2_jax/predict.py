@@ -21,7 +21,6 @@ import tqdm
 from mbv2_jax import command_line
 from mbv2_jax.convert.published import PUBLISHED
 from mbv2_jax.errors import UserError
-from mbv2_jax.models.variants import VARIANTS
 
 if TYPE_CHECKING:
     from mbv2_jax import inference
@@ -89,8 +88,6 @@ def main() -> None:
         sys.stdout.reconfigure(errors="surrogateescape")  # a file's name goes out as it came in
     if arguments.show_dir:
         _make_show_dir(arguments.show_dir, arguments.images)
-    if arguments.checkpoint in VARIANTS and not os.path.exists(arguments.checkpoint):
-        _say(f"{arguments.checkpoint} is the name of a variant: its weights are random")
 
     from mbv2_jax import inference  # here, because jax takes seconds and --help does not need it
     from mbv2_jax.runtime import compilation_cache

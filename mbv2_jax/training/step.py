@@ -29,7 +29,7 @@ class Recipe:
       network: the linen module, in its training mode.
       preprocessing: the mean and std of pixels.
       optimizer: from training/optimizer.py.
-      learning_rate: the schedule that the optimizer follows, for the log.
+      learning_rate: the schedule that the optimizer follows, for the log; None leaves it out.
       ema: the exponential moving average, if there is one.
     """
 
@@ -37,7 +37,7 @@ class Recipe:
     network: nn.Module
     preprocessing: Preprocessing
     optimizer: optax.GradientTransformation
-    learning_rate: optax.Schedule
+    learning_rate: optax.Schedule | None = None
     ema: Ema = dataclasses.field(default_factory=Ema)
 
 
@@ -54,7 +54,7 @@ def train_step(
 
     Returns:
       The state after the step, and scalars of this batch: "loss", the task's metrics,
-      "learning_rate" and "grad_norm". models/layers.py explains the batch statistics.
+      "grad_norm" and "learning_rate". models/layers.py explains the batch statistics.
     """
     task, network = recipe.task, recipe.network
     dropout = jax.random.fold_in(key, state.step)
@@ -76,11 +76,9 @@ def train_step(
     if recipe.ema.decay is not None:
         new = {"params": params, "batch_stats": batch_stats}
         average = state_lib.average(average, new, state.step + 1, recipe.ema)
-    metrics = metrics | {
-        "loss": loss,
-        "learning_rate": recipe.learning_rate(state.step),
-        "grad_norm": optax.tree.norm(grads),
-    }
+    metrics = metrics | {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+    if recipe.learning_rate is not None:
+        metrics["learning_rate"] = recipe.learning_rate(state.step)
     return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
 
 

@@ -174,15 +174,16 @@ class Classification(Task):
     def transfer(self, saved: "SavedModel", fresh: Mapping[str, Any]) -> Transferred:
         """Keeps a saved model's classifier only where its classes are this task's."""
         params = dict(saved.params)
-        if labels.same(self.classes, saved.classes):
-            note = f"starting from {saved.path}, classifier included"
+        if "classifier" not in params:
+            why = "it has none"
+        elif labels.same(self.classes, saved.classes):
+            kept = super().transfer(saved, fresh)
+            return Transferred(kept.variables, f"{kept.note}, classifier included")
         else:
-            params["classifier"] = fresh["params"]["classifier"]
-            why = f"its {len(saved.classes)} classes are not these {len(self.classes)}"
-            if saved.features_only:
-                why = "it has none"
-            note = f"starting from {saved.path} with a new classifier: {why}"
-        return Transferred({"params": params, "batch_stats": saved.batch_stats}, note)
+            del params["classifier"]
+            why = f"its {len(saved.classes)} classes are not these {self.head.num_classes}"
+        kept = super().transfer(dataclasses.replace(saved, params=params), fresh)
+        return Transferred(kept.variables, f"{kept.note}: {why}")
 
     def align(self, source: Source, data: str, model: str) -> Aligned:
         """Returns the split with the model's labels: see `data.labels.match`."""
