@@ -127,6 +127,13 @@ def looks_like_network(name: str) -> bool:
     return bool(re.fullmatch(r"mobile_?net[-_]?v2[-_.0-9]*(\.\w+_in\d+k)?", name, re.IGNORECASE))
 
 
+def width_in(name: str) -> float:
+    """Returns the width in the name of a network: 0.5 in mobilenet_v2_0.5_160; 1.0 by default."""
+    found = re.search(r"[0-9]\.[0-9]+", name)
+    percent = re.search(r"_(0[0-9]{2}|1[0-4]0)(?![0-9])", name)  # as timm writes it
+    return float(found[0]) if found else int(percent[1]) / 100 if percent else 1.0
+
+
 def suggest(name: str) -> str:
     """Returns a hint for the user after a `name` that is not one of PUBLISHED.
 
@@ -135,9 +142,7 @@ def suggest(name: str) -> str:
     """
     if not looks_like_network(name):
         return nearest(name, PUBLISHED)
-    found = re.search(r"[0-9]\.[0-9]+", name)
-    percent = re.search(r"_(0[0-9]{2}|1[0-4]0)(?![0-9])", name)  # as timm writes it
-    width = float(found[0]) if found else int(percent[1]) / 100 if percent else 1.0
+    width = width_in(name)
     known = [repr(key) for key, weights in PUBLISHED.items() if weights.width == width]
     if not known:
         return f"no weights of width {width} are known"

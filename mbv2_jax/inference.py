@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from mbv2_jax.data.sources.folder import EXTENSIONS
 from mbv2_jax.errors import UserError, nearest
 from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.model_json import Description
+from mbv2_jax.models import variants
 from mbv2_jax.models.folding import fold
 from mbv2_jax.models.mobilenet_v2 import STAGES, MobileNetV2
 from mbv2_jax.models.variants import VARIANTS
@@ -383,9 +385,11 @@ def open_model(checkpoint: str | os.PathLike[str], seed: int) -> SavedModel:
         processes.say(f"{name} has random weights, of seed {seed}; {published.suggest(name)}")
         return _random(name, seed)
     if published.looks_like_network(name):
+        with_size = re.search(r"[0-9]\.[0-9]+_[0-9]", name)
+        variant = name if with_size else variants.name_of(published.width_in(name), 224)
         raise UserError(
             f"{name!r} names no model: {published.suggest(name)}. For random weights, "
-            f"{nearest(name, VARIANTS)}"
+            f"{nearest(variant, VARIANTS)}"
         )
     return model_dir.read(name)
 
