@@ -185,7 +185,7 @@ def test_saved_model_opens_with_the_same_arrays(checkpoint, tmp_path, kind):
         ({"class_names": ["a", "b", "c", "d", "e", "f\n"]}, "give printable text"),
         ({"variables": {}}, 'variables must be {"params": ..., "batch_stats": ...}'),
         ({"preprocessing": Preprocessing(0)}, "preprocessing.image_size is 0"),
-        ({"preprocessing": Preprocessing(32, "random_flip(0.5)")}, "is random"),
+        ({"preprocessing": Preprocessing(32, "random_crop(size)")}, "is random"),
         ({"task": OWN_TASK}, "the head has no field 'num_classes'"),
         ({"channels": 3}, "the head has no field 'channels'"),
     ],

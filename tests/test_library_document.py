@@ -28,6 +28,8 @@ result = {
     "exported": float(abs(np.asarray(names["logits"]) - logits).max() / abs(logits).max()),
     "maps": [list(each.shape) for each in names["maps"]],
     "step": int(names["current"].step),
+    "channels": [list(names["pyramid"].module.channels), [m.shape[-1] for m in names["maps"]]],
+    "reductions": list(names["pyramid"].module.reductions),
 }
 print("result", json.dumps(result))
 """
@@ -62,5 +64,7 @@ def test_every_block_of_the_page_runs(tmp_path, cache):
     # The same program, compiled for a batch of any size: sums of float32 in another order.
     assert result["exported"] < 1e-5
     assert [shape[1:3] for shape in result["maps"]] == [[24, 24], [12, 12], [6, 6], [6, 6]]
+    assert result["channels"][0] == result["channels"][1]
+    assert result["reductions"] == [4, 8, 16, 16]
     assert result["step"] == 10
     assert (tmp_path / "runs" / "averaged" / "model.json").is_file()

@@ -174,7 +174,7 @@ def map_batch(function: Callable[[jax.Array], Any], images: jax.Array) -> Any:
       The function's results for all images: a tree of arrays (N, ...).
     """
     count, height, width, _ = images.shape
-    if not jax.core.is_constant_dim(count):  # of jax.export: the number of pieces is not known
+    if not isinstance(count, int):  # symbolic, in jax.export: the number of pieces is not known
         return function(images)
     size = pieces.divisor(count, pieces.PIXELS // (height * width))
     if size == count:
