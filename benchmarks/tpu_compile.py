@@ -38,7 +38,6 @@ from mbv2_jax.ops.cpu import depthwise
 from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.training import compile as compile_lib
 from mbv2_jax.training import config as config_lib
-from mbv2_jax.training import step as step_lib
 
 CSV = pathlib.Path(__file__).resolve().parent / "tpu_step.csv"
 SIZES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "u8": 1, "s8": 1, "pred": 1}
@@ -184,7 +183,7 @@ def compile_inference(
     pixels = jax.ShapeDtypeStruct((batch_size, side, side, 3), np.uint8)
 
     def logits(variables: Any, images: jax.Array) -> Any:
-        normalized = step_lib.normalize(images, spec.preprocessing, network.dtype)
+        normalized = spec.preprocessing.normalize(images, network.dtype)
         return network.apply(variables, normalized)
 
     one = jax.ShapeDtypeStruct((1, side, side, 3), network.dtype)

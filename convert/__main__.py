@@ -25,7 +25,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mbv2_jax import checkpoint_names, command_line
+from mbv2_jax import checkpoint_names, command_line, model_json
 from mbv2_jax.errors import UserError
 
 
@@ -39,7 +39,7 @@ def main() -> None:
         _check_free(output, arguments.force, may_replace=_is_weights(output))
         _export(arguments.source, arguments.to, output)
     else:
-        _check_free(output, arguments.force, may_replace=_is_model(output))
+        _check_free(output, arguments.force, may_replace=model_json.is_model(output))
         _import(arguments, output)
 
 
@@ -120,11 +120,6 @@ def _refuse_import_flags(arguments: argparse.Namespace) -> None:
             f"{', '.join(unused)} is for reading weights: convert to a model directory first, then "
             "give that with --to"
         )
-
-
-def _is_model(output: pathlib.Path) -> bool:
-    """Returns whether a folder holds a model directory and nothing else."""
-    return os.path.isdir(output) and {"arrays", "model.json"} == set(os.listdir(output))
 
 
 def _is_weights(output: pathlib.Path) -> bool:

@@ -18,10 +18,10 @@ from typing import IO
 
 from tqdm import tqdm
 
-from mbv2_jax.errors import UserError, first_line, nearest
+from mbv2_jax.errors import UserError, first_line
 from mbv2_jax.storage import user_cache
 
-from .published import PUBLISHED
+from .published import PUBLISHED, suggest
 
 TRIES = 5  # in a row without a new byte
 WAIT = 1.0  # seconds before the second try; doubled before each further one
@@ -63,7 +63,7 @@ def locate(source: str) -> pathlib.Path:
         raise UserError(f"{source} does not exist")
     raise UserError(
         f"{source!r} is not a file, an https address or the name of published weights: "
-        + nearest(source, PUBLISHED)
+        + suggest(source)
     )
 
 

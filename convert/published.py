@@ -6,8 +6,10 @@ README of d-li14/mobilenetv2.pytorch.
 """
 
 import dataclasses
+import re
 from typing import Any
 
+from mbv2_jax.errors import nearest
 from mbv2_jax.spec import Preprocessing
 
 from .layouts import LAYOUTS
@@ -29,6 +31,7 @@ class PublishedWeights:
       top1, top5: published figures, percent.
       source: the publisher and the name of the weights, for messages.
       preprocessing: of the evaluation that gave the figures.
+      width: the network's width multiplier.
     """
 
     address: str
@@ -36,6 +39,7 @@ class PublishedWeights:
     top5: float
     source: str
     preprocessing: Preprocessing = dataclasses.field(default_factory=Preprocessing)
+    width: float = 1.0
 
     @property
     def file(self) -> str:
@@ -63,7 +67,9 @@ def _torchvision(file: str, top1: float, top5: float, edge: int, weights: str) -
     )
 
 
-def _d_li14(file: str, top1: float, top5: float, size: int = 224) -> PublishedWeights:
+def _d_li14(
+    file: str, top1: float, top5: float, size: int = 224, width: float = 1.0
+) -> PublishedWeights:
     transforms = f"resize_edge({int(size / 0.875)})|center_crop(size)"
     return PublishedWeights(
         _D_LI14 + file,
@@ -71,12 +77,13 @@ def _d_li14(file: str, top1: float, top5: float, size: int = 224) -> PublishedWe
         top5,
         "d-li14/mobilenetv2.pytorch",
         Preprocessing(image_size=size, eval_transforms=transforms),
+        width,
     )
 
 
-def _timm(file: str, top1: float, top5: float, model: str) -> PublishedWeights:
+def _timm(file: str, top1: float, top5: float, model: str, width: float = 1.0) -> PublishedWeights:
     preprocessing = LAYOUTS["timm"].preprocessing
-    return PublishedWeights(_TIMM + file, top1, top5, f"timm, {model}", preprocessing)
+    return PublishedWeights(_TIMM + file, top1, top5, f"timm, {model}", preprocessing, width)
 
 
 # d-li14's width 0.1 is left out, since its channel counts are multiples of 4: another network. So
@@ -93,19 +100,53 @@ PUBLISHED: dict[str, PublishedWeights] = {
         "mobilenet_v2-7ebf99e0.pth", 72.154, 90.822, 232, "IMAGENET1K_V2"
     ),
     "timm": _timm("mobilenetv2_100_ra-b33bc2c4.pth", 72.910, 91.000, "mobilenetv2_100.ra_in1k"),
-    "timm_0.5": _timm("mobilenetv2_050-3d30d450.pth", 65.928, 86.114, "mobilenetv2_050.lamb_in1k"),
-    "timm_1.4": _timm("mobilenetv2_140_ra-21a4e913.pth", 76.528, 93.008, "mobilenetv2_140.ra_in1k"),
+    "timm_0.5": _timm(
+        "mobilenetv2_050-3d30d450.pth", 65.928, 86.114, "mobilenetv2_050.lamb_in1k", 0.5
+    ),
+    "timm_1.4": _timm(
+        "mobilenetv2_140_ra-21a4e913.pth", 76.528, 93.008, "mobilenetv2_140.ra_in1k", 1.4
+    ),
     "d-li14": _d_li14("mobilenetv2-c5e733a8.pth", 72.834, 91.060),
     "d-li14_1.0": _d_li14("mobilenetv2_1.0-0c6065bc.pth", 72.192, 90.534),
-    "d-li14_0.75": _d_li14("mobilenetv2_0.75-dace9791.pth", 69.952, 88.986),
-    "d-li14_0.5": _d_li14("mobilenetv2_0.5-eaa6f9ad.pth", 64.592, 85.392),
-    "d-li14_0.35": _d_li14("mobilenetv2_0.35-b2e15951.pth", 60.092, 82.172),
-    "d-li14_0.25": _d_li14("mobilenetv2_0.25-b61d2159.pth", 52.352, 75.932),
+    "d-li14_0.75": _d_li14("mobilenetv2_0.75-dace9791.pth", 69.952, 88.986, width=0.75),
+    "d-li14_0.5": _d_li14("mobilenetv2_0.5-eaa6f9ad.pth", 64.592, 85.392, width=0.5),
+    "d-li14_0.35": _d_li14("mobilenetv2_0.35-b2e15951.pth", 60.092, 82.172, width=0.35),
+    "d-li14_0.25": _d_li14("mobilenetv2_0.25-b61d2159.pth", 52.352, 75.932, width=0.25),
     "d-li14_192": _d_li14("mobilenetv2_192x192-e423d99e.pth", 71.076, 89.760, 192),
     "d-li14_160": _d_li14("mobilenetv2_160x160-64dc7fa1.pth", 69.504, 88.848, 160),
     "d-li14_128": _d_li14("mobilenetv2_128x128-fd66a69d.pth", 66.740, 86.952, 128),
     "d-li14_96": _d_li14("mobilenetv2_96x96-ff0e83d8.pth", 62.696, 84.046, 96),
 }
+
+
+def looks_like_network(name: str) -> bool:
+    """Returns whether `name` is that of a network in any port: mobilenetv2_100, mobilenet_v2_1.0.
+
+    Names of files end in letters, and are not among these.
+    """
+    return bool(re.fullmatch(r"mobile_?net[-_]?v2[-_.0-9]*(\.\w+_in\d+k)?", name, re.IGNORECASE))
+
+
+def width_in(name: str) -> float:
+    """Returns the width in the name of a network: 0.5 in mobilenet_v2_0.5_160; 1.0 by default."""
+    found = re.search(r"[0-9]\.[0-9]+", name)
+    percent = re.search(r"_(0[0-9]{2}|1[0-4]0)(?![0-9])", name)  # as timm writes it
+    return float(found[0]) if found else int(percent[1]) / 100 if percent else 1.0
+
+
+def suggest(name: str) -> str:
+    """Returns a hint for the user after a `name` that is not one of PUBLISHED.
+
+    After the name of a network it lists the weights of its width, of which the names need not
+    resemble it; after another one it names the nearest.
+    """
+    if not looks_like_network(name):
+        return nearest(name, PUBLISHED)
+    width = width_in(name)
+    known = [repr(key) for key, weights in PUBLISHED.items() if weights.width == width]
+    if not known:
+        return f"no weights of width {width} are known"
+    return f"published weights of width {width} are {', '.join(known[:4])}"
 
 
 def identify(sha256: str) -> tuple[str, PublishedWeights] | None:

@@ -16,24 +16,41 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a type checker cannot see what __getattr__ resolves
     from mbv2_jax.inference import inference_model, init_model
-    from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+    from mbv2_jax.library import LoadedModel, load, save
+    from mbv2_jax.models.mobilenet_v2 import Backbone, MobileNetV2, trainable
     from mbv2_jax.runtime.compilation_cache import enable_compilation_cache
+    from mbv2_jax.spec import Preprocessing
+    from mbv2_jax.tasks.classification.scores import cross_entropy
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "Backbone": "mbv2_jax.models.mobilenet_v2",
+    "LoadedModel": "mbv2_jax.library",
     "MobileNetV2": "mbv2_jax.models.mobilenet_v2",
+    "Preprocessing": "mbv2_jax.spec",
+    "cross_entropy": "mbv2_jax.tasks.classification.scores",
     "enable_compilation_cache": "mbv2_jax.runtime.compilation_cache",
-    "init_model": "mbv2_jax.inference",
     "inference_model": "mbv2_jax.inference",
+    "init_model": "mbv2_jax.inference",
+    "load": "mbv2_jax.library",
+    "save": "mbv2_jax.library",
+    "trainable": "mbv2_jax.models.mobilenet_v2",
 }
 
 __all__ = [
+    "Backbone",
+    "LoadedModel",
     "MobileNetV2",
+    "Preprocessing",
     "__version__",
+    "cross_entropy",
     "enable_compilation_cache",
     "inference_model",
     "init_model",
+    "load",
+    "save",
+    "trainable",
 ]
 
 

@@ -17,30 +17,34 @@ from flax import linen as nn
 from PIL import Image
 
 from mbv2_jax import model_dir, tasks
-from mbv2_jax.data import classes, decoding
+from mbv2_jax.data import classes
+from mbv2_jax.data.decoding import ImageLike
 from mbv2_jax.data.sample import Sample
 from mbv2_jax.data.sources.folder import EXTENSIONS
-from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.errors import UserError, nearest
 from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.model_json import Description
+from mbv2_jax.models import variants
 from mbv2_jax.models.folding import fold
 from mbv2_jax.models.mobilenet_v2 import STAGES, MobileNetV2
 from mbv2_jax.models.variants import VARIANTS
 from mbv2_jax.ops import lowering
 from mbv2_jax.ops.conv import map_batch
-from mbv2_jax.runtime import memory
-from mbv2_jax.spec import ModelSpec
+from mbv2_jax.runtime import memory, processes
+from mbv2_jax.spec import ModelSpec, Preprocessing
 from mbv2_jax.tasks.task import Task
 
-ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+# How far normalised floats may lie outside the range of pixels. Standard normal noise, which many
+# tests feed, stays within 7 in a billion values, and a bicubic filter overshoots by a fifth of the
+# range. Pixels 0-255 that pass are of a picture that is black to the eye.
+_MARGIN = 10.0
 
 LAST = len(STAGES)  # the index of the last convolution's feature map
 BATCH_SIZE = 32
 
-# An opened image reads its file on first use, which two threads may not do at the same time; and a
-# list can hold the same image twice.
-_OPENED = threading.Lock()
+# Held while a program is compiled: threads that ask for the same one wait instead of compiling it
+# again.
+_COMPILING = threading.Lock()
 
 
 class Predictor:
@@ -65,16 +69,12 @@ class Predictor:
     def __init__(self, saved: SavedModel):
         spec = saved.spec
         self.task = saved.task()
-        self.transform = pipeline.make_transform(
-            spec.preprocessing.eval_transforms, spec.preprocessing.image_size
-        )
+        self.transform = spec.preprocessing.transform
         self._spec, self._path = spec, saved.path
         self._network = saved.module(folded=True)
         folded = fold(saved.params, saved.batch_stats, spec.backbone.bn_epsilon)
         self._params = jax.device_put(folded)
         self._compiled: set[Any] = set()
-        self._mean = np.asarray(spec.preprocessing.mean, np.float32)
-        self._std = np.asarray(spec.preprocessing.std, np.float32)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -202,13 +202,7 @@ class Predictor:
         Raises:
           UserError: it cannot be read or decoded, or is none of these.
         """
-        return self._prepare(image).image
-
-    def _prepare(self, image: ImageLike) -> Sample:
-        picture = open_image(image)
-        sample = Sample(picture, id="", size=picture.size)
-        # No operation of an evaluation transform draws from the generator.
-        return self.transform(sample, np.random.default_rng(0))
+        return self._spec.preprocessing.prepare(image)
 
     def _forward(self, network: nn.Module, images: Any) -> Any:
         if not isinstance(images, np.ndarray | jax.Array):
@@ -223,12 +217,17 @@ class Predictor:
             raise UserError(f"images have the shape {shape}: give (N, H, W, 3)")
         if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
             raise UserError(f"images are {images.dtype}: give uint8 pixels, or normalised floats")
-        with lowering.lowering_for(_platform(images)):
-            result = _apply(network, self._params, images, self._mean, self._std)
+        preprocessing = self._spec.preprocessing
+        if images.dtype != np.uint8:
+            _check_normalized(images, preprocessing)
         kind = (network, shape, images.dtype)
-        if kind not in self._compiled:
-            self._compiled.add(kind)
-            memory.release_freed_memory()
+        with lowering.lowering_for(_platform(images)):
+            if kind in self._compiled:
+                return _apply(network, preprocessing, self._params, images)
+            with _COMPILING:
+                result = _apply(network, preprocessing, self._params, images)
+                self._compiled.add(kind)
+                memory.release_freed_memory()
         return result
 
     def _batches(
@@ -246,7 +245,7 @@ class Predictor:
 
         def attempt(index: int) -> Sample | UserError:
             try:
-                return self._prepare(images[index])
+                return self.transform.from_image(images[index])
             except UserError as error:
                 named = len(images) == 1 or isinstance(images[index], str | os.PathLike)
                 return error if named else UserError(f"images[{index}]: {error}")
@@ -282,11 +281,26 @@ def _platform(images: np.ndarray | jax.Array) -> str | None:
     return jax.default_backend()
 
 
-@functools.partial(jax.jit, static_argnames="network")
-def _apply(network: nn.Module, params: Any, images: Any, mean: Any, std: Any) -> Any:
+@functools.partial(jax.jit, static_argnames=("network", "preprocessing"))
+def _apply(network: nn.Module, preprocessing: Preprocessing, params: Any, images: Any) -> Any:
     if images.dtype == jnp.uint8:
-        images = (images.astype(jnp.float32) - mean) / std
+        images = preprocessing.normalize(images)
     return map_batch(lambda images: network.apply({"params": params}, images), images)
+
+
+def _check_normalized(images: np.ndarray | jax.Array, preprocessing: Preprocessing) -> None:
+    """Refuses floats that are pixel values; values that are still traced are not looked at."""
+    if isinstance(images, jax.core.Tracer) or not images.size:
+        return
+    lowest, highest = float(images.min()), float(images.max())
+    mean, std = np.asarray(preprocessing.mean), np.asarray(preprocessing.std)
+    low, high = ((0 - mean) / std).min(), ((255 - mean) / std).max()
+    if lowest < low - _MARGIN or highest > high + _MARGIN:
+        raise UserError(
+            f"images are floats from {lowest:.4g} to {highest:.4g}, which look like pixels 0-255: "
+            f"normalised ones lie in {low:.3g}..{high:.3g}. Give uint8, or normalise them first, "
+            "with Preprocessing.normalize"
+        )
 
 
 @functools.partial(jax.jit, static_argnames="task")
@@ -298,42 +312,6 @@ def _or_raise(outcome: Any) -> Any:
     if isinstance(outcome, UserError):
         raise outcome
     return outcome
-
-
-def open_image(image: ImageLike) -> Image.Image:
-    """Returns an image upright and in RGB, whatever it was given as.
-
-    Args:
-      image: a path, an encoded file's bytes, a PIL image, or (H, W, 3) uint8 RGB pixels.
-
-    Raises:
-      UserError: it cannot be read or decoded, or is none of these.
-    """
-    if isinstance(image, str | os.PathLike):
-        try:
-            return decoding.decode(pathlib.Path(image).read_bytes())
-        except OSError as error:
-            raise UserError(f"{image}: {error.strerror}") from None
-        except UserError as error:
-            raise UserError(f"{image}: {error}") from None
-    if isinstance(image, bytes):
-        return decoding.decode(image)
-    if isinstance(image, Image.Image):
-        try:
-            with _OPENED:
-                return decoding.upright_rgb(image)
-        except OSError as error:  # the file of an opened image is read only now
-            raise UserError(f"cannot decode the image: {error}") from None
-    if not isinstance(image, np.ndarray | jax.Array):
-        raise UserError(
-            f"an image is a {type(image).__name__}: give a path, bytes, a PIL image or an array"
-        )
-    if image.ndim != 3 or image.shape[-1] != 3 or not image.size or image.dtype != np.uint8:
-        raise UserError(
-            f"an image is {image.dtype} {image.shape}: give uint8 (H, W, 3), or a path; several"
-            " as a list"
-        )
-    return Image.fromarray(np.asarray(image))
 
 
 def list_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
@@ -403,13 +381,34 @@ def init_model(checkpoint: str | os.PathLike[str], *, seed: int = 0) -> Predicto
     Raises:
       UserError: there is no model at `checkpoint`, or it cannot be read.
     """
+    return Predictor(open_model(checkpoint, seed))
+
+
+def open_model(checkpoint: str | os.PathLike[str], seed: int) -> SavedModel:
+    """Reads a model, or makes a variant with random weights, which is announced.
+
+    Args:
+      checkpoint, seed: as `init_model` takes them.
+
+    Raises:
+      UserError: as `init_model`.
+    """
     name = os.fspath(checkpoint)
-    if not os.path.exists(name):
-        if name in VARIANTS:
-            return Predictor(_random(name, seed))
-        if re.fullmatch(r"mobilenet_?v2[-_.0-9]*", name):  # no file's name: those end in letters
-            raise UserError(f"there is no variant {name!r}: {nearest(name, VARIANTS)}")
-    return Predictor(model_dir.read(checkpoint))
+    if os.path.exists(name):
+        return model_dir.read(name)
+    from mbv2_jax.convert import published  # here: convert/ imports model_dir
+
+    if name in VARIANTS:
+        processes.say(f"{name} has random weights, of seed {seed}; {published.suggest(name)}")
+        return _random(name, seed)
+    if published.looks_like_network(name):
+        with_size = re.search(r"[0-9]\.[0-9]+_[0-9]", name)
+        variant = name if with_size else variants.name_of(published.width_in(name), 224)
+        raise UserError(
+            f"{name!r} names no model: {published.suggest(name)}. For random weights, "
+            f"{nearest(variant, VARIANTS)}"
+        )
+    return model_dir.read(name)
 
 
 def _random(name: str, seed: int) -> SavedModel:
@@ -420,12 +419,13 @@ def _random(name: str, seed: int) -> SavedModel:
     origin = {"kind": "random", "variant": name, "seed": seed}
     description = Description(spec, classes.IMAGENET_NAMES, origin)
     task = tasks.find(spec.task).for_model(head, classes.IMAGENET_NAMES)
-    variables = _init(task.network(spec.backbone, spec.mode), jax.random.key(seed))
+    variables = init_variables(task.network(spec.backbone, spec.mode), jax.random.key(seed))
     return SavedModel(**variables, description=description, path=pathlib.Path(name))
 
 
 @functools.partial(jax.jit, static_argnames="network")
-def _init(network: nn.Module, key: jax.Array) -> Any:
+def init_variables(network: nn.Module, key: jax.Array) -> Any:
+    """Returns random {"params", "batch_stats"} of a network."""
     return network.init(key, jnp.zeros((1, 32, 32, 3)))  # parameters do not depend on the size
 
 

@@ -9,6 +9,7 @@ The fields are those of spec.py and of the task's head. Files of format 1 are re
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,6 +71,11 @@ class Description:
         if self.published is not None:
             info["published"] = dict(self.published)
         return info
+
+
+def is_model(path: pathlib.Path) -> bool:
+    """Returns whether a folder, on a disk or in a bucket, holds a model directory and no more."""
+    return path.is_dir() and {child.name for child in path.iterdir()} == {"arrays", "model.json"}
 
 
 def parse(info: Any) -> Description:

@@ -21,7 +21,6 @@ import tqdm
 from mbv2_jax import command_line
 from mbv2_jax.convert.published import PUBLISHED
 from mbv2_jax.errors import UserError
-from mbv2_jax.models.variants import VARIANTS
 
 if TYPE_CHECKING:
     from mbv2_jax import inference
@@ -90,8 +89,6 @@ def main() -> None:
         sys.stdout.reconfigure(errors="surrogateescape")  # a file's name goes out as it came in
     if arguments.show_dir:
         _make_show_dir(arguments.show_dir, arguments.images)
-    if arguments.checkpoint in VARIANTS and not os.path.exists(arguments.checkpoint):
-        _say(f"{arguments.checkpoint} is the name of a variant: its weights are random")
 
     from mbv2_jax import inference  # here, because jax takes seconds and --help does not need it
     from mbv2_jax.runtime import compilation_cache
@@ -131,6 +128,7 @@ def report(
       UserError: some of the images could not be predicted; the others were.
     """
     from mbv2_jax import drawing, inference
+    from mbv2_jax.data import decoding
 
     images: list[Any] = []
     bad = 0
@@ -154,7 +152,7 @@ def report(
         line = {"image": image, "predictions": entries}
         print(json.dumps(line) if as_json else table.rows(image, entries))
         if show_dir:
-            picture = task.draw(inference.open_image(image), outcome, topk)
+            picture = task.draw(decoding.open_image(image), outcome, topk)
             drawing.save(picture, show_dir, os.path.basename(image))
     if bad:
         raise UserError(f"{bad} of {total} images could not be predicted")

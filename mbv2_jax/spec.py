@@ -9,11 +9,18 @@ A task declares the fields of its head in the same way, beside its other setting
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mbv2_jax.errors import nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mbv2_jax.data.decoding import ImageLike
+    from mbv2_jax.data.transforms.pipeline import Transform
 
 T = TypeVar("T")
 
@@ -198,6 +205,50 @@ class Preprocessing:
         "standard deviation of R, G and B, in pixel values 0-255",
         convention=True,
     )
+
+    @functools.cached_property
+    def transform(self) -> "Transform":
+        """The operations of `eval_transforms`: an image of any size -> (H, W, 3) uint8 pixels.
+
+        Raises:
+          UserError: there is no such operation, or it has other arguments.
+        """
+        from mbv2_jax.data.transforms import pipeline  # here: its modules import this one
+
+        return pipeline.make_transform(self.eval_transforms, self.image_size)
+
+    def prepare(self, image: "ImageLike") -> "np.ndarray":
+        """Returns an image as the network sees it, before `normalize`: resized and cropped.
+
+        Args:
+          image: a path, an encoded file's bytes, a PIL image, or (H, W, 3) uint8 RGB pixels.
+
+        Returns:
+          (H, W, 3) uint8 RGB; H and W are `image_size`, unless `eval_transforms` has other numbers.
+
+        Raises:
+          UserError: it cannot be read or decoded, or is none of these.
+        """
+        return self.transform.from_image(image).image
+
+    def normalize(self, pixels: Any, dtype: Any = "float32") -> Any:
+        """Returns (pixels - mean) / std: what the network takes.
+
+        Args:
+          pixels: (..., 3) RGB 0-255, uint8 or floating; an array of numpy or of jax, on any device,
+            also inside jit.
+          dtype: of the result. The arithmetic is float32 or wider, since bfloat16 would lose
+            pixels.
+
+        Returns:
+          An array of the same kind and shape. Under jit, XLA may round the last bit in another way
+          than numpy.
+        """
+        import numpy as np  # here: --help needs none
+
+        wide = np.promote_types(np.dtype(dtype), np.float32)
+        mean, std = (np.asarray(value, wide) for value in (self.mean, self.std))
+        return ((pixels.astype(wide) - mean) / std).astype(dtype)
 
 
 PER_DEVICE = "device"

@@ -1,9 +1,12 @@
-"""Decoding of image files to upright RGB images, or to crops of them.
+"""Decoding of image files, and of images in other forms, to upright RGB images or to crops of them.
 
 For a crop of a JPEG file, only the rows down to the crop's lower edge are decoded.
 """
 
 import io
+import os
+import pathlib
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +15,13 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mbv2_jax.data import fast_decoding, jpeg
 from mbv2_jax.data.transforms.geometry import Box, Size, crop_and_resize_image
-from mbv2_jax.errors import UnreadableImage, first_line
+from mbv2_jax.errors import UnreadableImage, UserError, first_line
+
+ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+
+# An opened image reads its file on first use, which two threads may not do at the same time; and a
+# list can hold the same image twice.
+_OPENED = threading.Lock()
 
 _UPRIGHT = {  # EXIF orientation -> the operation that turns the stored pixels upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -23,6 +32,43 @@ _UPRIGHT = {  # EXIF orientation -> the operation that turns the stored pixels u
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def open_image(image: ImageLike) -> Image.Image:
+    """Returns an image upright and in RGB, whatever it was given as.
+
+    Args:
+      image: a path, an encoded file's bytes, a PIL image, or (H, W, 3) uint8 RGB pixels.
+
+    Raises:
+      UserError: it cannot be read or decoded, or is none of these.
+    """
+    if isinstance(image, str | os.PathLike):
+        try:
+            return decode(pathlib.Path(image).read_bytes())
+        except OSError as error:
+            raise UserError(f"{image}: {error.strerror}") from None
+        except UserError as error:
+            raise UserError(f"{image}: {error}") from None
+    if isinstance(image, bytes):
+        return decode(image)
+    if isinstance(image, Image.Image):
+        try:
+            with _OPENED:
+                return upright_rgb(image)
+        except OSError as error:  # the file of an opened image is read only now
+            raise UserError(f"cannot decode the image: {error}") from None
+    if not hasattr(image, "__array__"):  # which numpy's and jax's arrays have
+        raise UserError(
+            f"an image is a {type(image).__name__}: give a path, bytes, a PIL image or an array"
+        )
+    pixels = np.asarray(image)
+    if pixels.ndim != 3 or pixels.shape[-1] != 3 or not pixels.size or pixels.dtype != np.uint8:
+        raise UserError(
+            f"an image is {pixels.dtype} {pixels.shape}: give uint8 (H, W, 3), or a path; several"
+            " as a list"
+        )
+    return Image.fromarray(pixels)
 
 
 def decode(encoded: bytes) -> Image.Image:

@@ -130,6 +130,19 @@ def feature_info(architecture: spec.Backbone | None = None) -> dict[str, Feature
     return found
 
 
+def feature_infos(architecture: spec.Backbone, endpoints: Sequence[str]) -> list[FeatureInfo]:
+    """Returns the sizes of some of the maps of `feature_info`.
+
+    Raises:
+      ValueError: there is no such endpoint.
+    """
+    known = feature_info(architecture)
+    for name in endpoints:
+        if name not in known:
+            raise ValueError(f"there is no endpoint {name!r}: {nearest(name, known)}")
+    return [known[name] for name in endpoints]
+
+
 def stage_endpoints() -> tuple[str, ...]:
     """Returns the names of the outputs of layer1 to layer7: "layer1_0", "layer2_1", ..."""
     return tuple(f"layer{i}_{stage.blocks - 1}" for i, stage in enumerate(STAGES, start=1))
@@ -205,6 +218,16 @@ class Backbone(nn.Module):
     endpoints: Sequence[str] = ("last",)
     folded: bool = False
 
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """The channels of each of `endpoints`; timm's feature_info.channels()."""
+        return tuple(info.channels for info in feature_infos(self.architecture, self.endpoints))
+
+    @property
+    def reductions(self) -> tuple[int, ...]:
+        """The pixels of the image per pixel of each of `endpoints`, on each axis."""
+        return tuple(info.reduction for info in feature_infos(self.architecture, self.endpoints))
+
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> dict[str, jax.Array]:
         """Computes feature maps.
@@ -273,10 +296,7 @@ class Backbone(nn.Module):
             raise ValueError(
                 f"output_stride must be 8, 16 or 32, not {self.architecture.output_stride}"
             )
-        known = feature_info(self.architecture)
-        for name in self.endpoints:
-            if name not in known:
-                raise ValueError(f"there is no endpoint {name!r}: {nearest(name, known)}")
+        feature_infos(self.architecture, self.endpoints)
         if train and self.folded:
             raise ValueError("a folded network has no statistics to train with: train it unfolded")
         if not spec.is_integer(group_size) or group_size < 0:
@@ -330,6 +350,29 @@ class MobileNetV2(nn.Module):
     folded: bool = False
     output_stride: int = spec.Backbone.output_stride
 
+    @property
+    def architecture(self) -> spec.Backbone:
+        """The fields that change what the network computes from given weights."""
+        return self._select(spec.Backbone)
+
+    @property
+    def mode(self) -> spec.TrainingMode:
+        """The fields that change how the network is trained."""
+        return self._select(spec.TrainingMode, dtype=jnp.dtype(self.dtype).name)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """The channels of each feature map that is returned; timm's feature_info.channels().
+
+        With a classifier it is one map, the last, which is pooled for it.
+        """
+        return tuple(info.channels for info in self._feature_infos())
+
+    @property
+    def reductions(self) -> tuple[int, ...]:
+        """The pixels of the image per pixel of each map in `channels`, on each axis."""
+        return tuple(info.reduction for info in self._feature_infos())
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array | tuple[jax.Array, ...]:
         """Classifies images, or returns their feature maps.
@@ -346,13 +389,8 @@ class MobileNetV2(nn.Module):
         Raises:
           ValueError: the input or a field is not as described.
         """
-        last = len(STAGES)
-        if not set(self.out_indices) <= set(range(last + 1)):
-            raise ValueError(f"out_indices must lie in 0..{last}, not {self.out_indices}")
-        indices = (last,) if self.num_classes is not None else sorted(set(self.out_indices))
-        names = tuple((*stage_endpoints(), "last")[i] for i in indices)
-        mode = self._select(spec.TrainingMode, dtype=jnp.dtype(self.dtype).name)
-        backbone = Backbone(self._select(spec.Backbone), mode, names, self.folded)
+        names = self._endpoints()
+        backbone = Backbone(self.architecture, self.mode, names, self.folded)
         nn.share_scope(self, backbone)
         features = backbone(x, train)
         if self.num_classes is None:
@@ -360,6 +398,17 @@ class MobileNetV2(nn.Module):
         classifier = Classifier(self.num_classes, self.dropout, self.dtype)
         nn.share_scope(self, classifier)
         return classifier(features["last"], train)
+
+    def _endpoints(self) -> tuple[str, ...]:
+        """Returns the names of the maps of `out_indices`, or of the one that is classified."""
+        last = len(STAGES)
+        if not set(self.out_indices) <= set(range(last + 1)):
+            raise ValueError(f"out_indices must lie in 0..{last}, not {self.out_indices}")
+        indices = (last,) if self.num_classes is not None else sorted(set(self.out_indices))
+        return tuple((*stage_endpoints(), "last")[i] for i in indices)
+
+    def _feature_infos(self) -> list[FeatureInfo]:
+        return feature_infos(self.architecture, self._endpoints())
 
     def _select(self, cls: type, **changes: Any) -> Any:
         """Returns a dataclass of spec.py with the values that its fields have here."""

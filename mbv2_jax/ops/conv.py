@@ -168,12 +168,14 @@ def map_batch(function: Callable[[jax.Array], Any], images: jax.Array) -> Any:
 
     Args:
       function: (n, H, W, C) -> a tree of arrays (n, ...), for any n.
-      images: (N, H, W, C).
+      images: (N, H, W, C); where N is symbolic, all go through at once.
 
     Returns:
       The function's results for all images: a tree of arrays (N, ...).
     """
     count, height, width, _ = images.shape
+    if not isinstance(count, int):  # symbolic, in jax.export: the number of pieces is not known
+        return function(images)
     size = pieces.divisor(count, pieces.PIXELS // (height * width))
     if size == count:
         return function(images)

@@ -274,11 +274,34 @@ class Task(abc.ABC):
     def transfer(self, saved: "SavedModel", fresh: Mapping[str, Any]) -> Transferred:
         """Returns the variables to start from: a saved model's, and fresh ones where it has none.
 
+        Here every layer is kept that has the same name and the same shapes in the saved model,
+        whose task may be another one: those of the backbone always have.
+
         Args:
           saved: the model of --checkpoint.
-          fresh: {"params", "batch_stats"}, random.
+          fresh: {"params", "batch_stats"}: random arrays, or shapes and dtypes alone
+            (jax.ShapeDtypeStruct), for which the caller draws only the arrays that are returned.
         """
-        raise NotImplementedError
+        import jax
+
+        def shapes(layer: Any) -> Any:
+            return jax.tree.map(lambda leaf: leaf.shape, layer)
+
+        old = saved.variables()
+        kept = {
+            name
+            for name, layer in fresh["params"].items()
+            if name in old["params"] and shapes(old["params"][name]) == shapes(layer)
+        }
+        variables = {
+            collection: {
+                name: (old if name in kept else fresh)[collection][name] for name in layers
+            }
+            for collection, layers in fresh.items()
+        }
+        new = [name for name in fresh["params"] if name not in kept]
+        note = f" with a new {' and '.join(new)}" if new else ""
+        return Transferred(variables, f"starting from {saved.path}{note}", new_head=bool(new))
 
     def features(self, network: "nn.Module", variables: Mapping[str, Any], images: Any) -> Any:
         """Returns the features from which `fit_head` fits the head; runs on the devices.

@@ -182,11 +182,10 @@ def _jitted_eval_step(
 
 def eval_transform(preprocessing: Preprocessing) -> pipeline.Transform:
     """Returns the transform of data.eval_transforms; raises UserError if it is random."""
-    spec = preprocessing.eval_transforms
-    transform = pipeline.make_transform(spec, preprocessing.image_size)
-    if transform.random:
-        raise UserError(f"data.eval_transforms {spec!r} is random: evaluation must not be")
-    return transform
+    if preprocessing.transform.random:
+        name = preprocessing.eval_transforms
+        raise UserError(f"data.eval_transforms {name!r} is random: evaluation must not be")
+    return preprocessing.transform
 
 
 def evaluate(

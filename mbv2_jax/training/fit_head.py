@@ -16,7 +16,6 @@ from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.spec import Preprocessing
 from mbv2_jax.tasks.task import Task, Transferred
 from mbv2_jax.training import evaluation
-from mbv2_jax.training import step as step_lib
 from mbv2_jax.training.plan import Plan
 
 # The features of this many images take 100 MB, and more of them hardly improve a linear head.
@@ -88,7 +87,7 @@ def _jitted_features(
     def extract(
         variables: Mapping[str, Any], batch: Mapping[str, jax.Array]
     ) -> dict[str, jax.Array]:
-        images = step_lib.normalize(batch["image"], preprocessing, network.dtype)
+        images = preprocessing.normalize(batch["image"], network.dtype)
         single = {name: array for name, array in batch.items() if array.ndim == 1}
         return single | {"features": task.features(network, variables, images)}
 

@@ -57,9 +57,16 @@ def create(
 
 
 def from_variables(
-    variables: Any, *, optimizer: optax.GradientTransformation, with_ema: bool
+    variables: Any, *, optimizer: optax.GradientTransformation, with_ema: bool = False
 ) -> TrainState:
-    """Returns the state of step 0 with the given {"params", "batch_stats"}."""
+    """Returns the state of step 0 with the given {"params", "batch_stats"}.
+
+    Args:
+      variables: arrays of jax or of numpy. They are part of the state, and thus deleted with it
+        where a step donates it.
+      optimizer: any optax optimizer.
+      with_ema: whether the state has a moving average.
+    """
     params, batch_stats = variables["params"], variables["batch_stats"]
     # The average starts as a copy: a donated buffer must not be in the state twice.
     ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})

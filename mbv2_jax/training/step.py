@@ -29,7 +29,7 @@ class Recipe:
       network: the linen module, in its training mode.
       preprocessing: the mean and std of pixels.
       optimizer: from training/optimizer.py.
-      learning_rate: the schedule that the optimizer follows, for the log.
+      learning_rate: the schedule that the optimizer follows, for the log; None leaves it out.
       ema: the exponential moving average, if there is one.
     """
 
@@ -37,22 +37,8 @@ class Recipe:
     network: nn.Module
     preprocessing: Preprocessing
     optimizer: optax.GradientTransformation
-    learning_rate: optax.Schedule
+    learning_rate: optax.Schedule | None = None
     ema: Ema = dataclasses.field(default_factory=Ema)
-
-
-def normalize(images: jax.Array, preprocessing: Preprocessing, dtype: jnp.dtype) -> jax.Array:
-    """Returns (images - mean) / std in `dtype`.
-
-    Args:
-      images: (N, H, W, 3) RGB, uint8 or, where images were mixed, float; 0-255.
-      preprocessing: the mean and std of R, G and B, in the units of the pixels.
-      dtype: of the result; the arithmetic is float32 or wider, since bfloat16 would lose pixels.
-    """
-    wide = jnp.promote_types(dtype, jnp.float32)
-    pixels = images.astype(wide)
-    mean, std = (jnp.asarray(value, wide) for value in (preprocessing.mean, preprocessing.std))
-    return ((pixels - mean) / std).astype(dtype)
 
 
 def train_step(
@@ -68,12 +54,12 @@ def train_step(
 
     Returns:
       The state after the step, and scalars of this batch: "loss", the task's metrics,
-      "learning_rate" and "grad_norm". models/layers.py explains the batch statistics.
+      "grad_norm" and "learning_rate". models/layers.py explains the batch statistics.
     """
     task, network = recipe.task, recipe.network
     dropout = jax.random.fold_in(key, state.step)
     batch = task.augment(jax.random.fold_in(dropout, AUGMENTATION), batch)
-    images = normalize(batch["image"], recipe.preprocessing, network.dtype)
+    images = recipe.preprocessing.normalize(batch["image"], network.dtype)
 
     def loss_of(params: Any) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
@@ -90,11 +76,9 @@ def train_step(
     if recipe.ema.decay is not None:
         new = {"params": params, "batch_stats": batch_stats}
         average = state_lib.average(average, new, state.step + 1, recipe.ema)
-    metrics = metrics | {
-        "loss": loss,
-        "learning_rate": recipe.learning_rate(state.step),
-        "grad_norm": optax.tree.norm(grads),
-    }
+    metrics = metrics | {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+    if recipe.learning_rate is not None:
+        metrics["learning_rate"] = recipe.learning_rate(state.step)
     return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
 
 
@@ -120,7 +104,7 @@ def eval_step(
       The task's sums over the batch, and "examples", their number; and its rows. See
       `Task.evaluate`.
     """
-    images = normalize(batch["image"], preprocessing, network.dtype)
+    images = preprocessing.normalize(batch["image"], network.dtype)
     if tta:
         outputs = task.merge([network.apply(variables, view) for view in task.views(images)])
     else:

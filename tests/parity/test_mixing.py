@@ -10,7 +10,6 @@ import torch
 from scipy import stats
 
 from mbv2_jax.tasks.classification import mixing, scores
-from mbv2_jax.training import step as step_lib
 from tests.support import peers
 from tests.support.mixing import (
     BATCH,
@@ -50,7 +49,7 @@ def one_hot(targets: mixing.Targets) -> np.ndarray:
 def test_mixup_is_torchvisions(seed):
     with jax.enable_x64(True):
         pixels, targets, _ = mix(seed, 0.2, 0.0)
-        ours = step_lib.normalize(pixels, IMAGENET, jnp.dtype("float64"))
+        ours = IMAGENET.normalize(pixels, "float64")
     assert 0 < float(np.asarray(targets.share)) < 1
     images, expected = torchvisions("MixUp", {"lam": float(targets.share)})
     # float64: we mix and then normalise, they do it the other way round.
@@ -63,7 +62,7 @@ def test_cutmix_is_torchvisions(seed):
     images, _ = draw_batch()
     with jax.enable_x64(True):
         pixels, targets, _ = mix(seed, 0.0, 1.0)
-        ours = step_lib.normalize(pixels, IMAGENET, jnp.dtype("float64"))
+        ours = IMAGENET.normalize(pixels, "float64")
     # The pasted box shows in the result wherever the two images differ.
     rows, columns = np.nonzero((np.asarray(pixels) != images).any((0, 3)))
     box = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1

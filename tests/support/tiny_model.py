@@ -12,6 +12,7 @@ from PIL import Image
 
 from mbv2_jax import model_dir, tasks
 from mbv2_jax.model_json import Description
+from mbv2_jax.models import mobilenet_v2
 from mbv2_jax.spec import Backbone, ModelSpec, Preprocessing, TrainingMode
 from mbv2_jax.tasks.classification.settings import Head
 
@@ -30,7 +31,9 @@ DESCRIPTION = Description(SPEC, CLASSES, {"kind": "made by a test"})
 
 
 @functools.cache
-def _shapes() -> dict[str, Any]:
+def _shapes(stages: Any) -> dict[str, Any]:
+    """Returns the shapes of the network's variables; its layers are those of `STAGES` in use."""
+    del stages
     network = tasks.find(SPEC.task).for_model(SPEC.head, CLASSES).network(SPEC.backbone, SPEC.mode)
     image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
     return jax.eval_shape(network.init, jax.eval_shape(jax.random.key, 0), image)
@@ -47,7 +50,7 @@ def variables(seed: int = 0) -> dict[str, Any]:
         low, high = (0.5, 1.5) if path[-1].key in ("scale", "var") else (-0.5, 0.5)
         return generator.uniform(low, high, leaf.shape).astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, _shapes())
+    return jax.tree_util.tree_map_with_path(draw, _shapes(mobilenet_v2.STAGES))
 
 
 def write(path: pathlib.Path, seed: int = 0) -> pathlib.Path:

@@ -19,9 +19,8 @@ from PIL import Image
 from mbv2_jax import spec
 from mbv2_jax.data.sample import ArraySpec, Sample
 from mbv2_jax.data.sources import Source
-from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.models.mobilenet_v2 import Backbone
-from mbv2_jax.tasks.task import Batch, Task, Transferred
+from mbv2_jax.tasks.task import Batch, Task
 from tests.support import commands
 
 CLOSE = 32.0  # grey levels within which a prediction counts
@@ -122,9 +121,6 @@ class MeanColour(Task):
 
     def draw(self, picture: Image.Image, prediction: Mapping[str, Any], limit: int) -> Image.Image:
         return Image.new("RGB", picture.size, tuple(map(round, prediction["colour"])))
-
-    def transfer(self, saved: SavedModel, fresh: Mapping[str, Any]) -> Transferred:
-        return Transferred(saved.variables(), "starting from another mean colour")
 
 
 CONFIG = """

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mbv2_jax.data import decoding
+from mbv2_jax.data.decoding import ImageLike
 from mbv2_jax.data.sample import Sample
 from mbv2_jax.data.transforms import augment, geometry, resize_and_crop
 from mbv2_jax.data.transforms.geometry import Size
@@ -75,6 +76,21 @@ class Transform:
         """
         sample = dataclasses.replace(sample, size=sample.image.size)
         return _apply(self.operations, sample, rng)
+
+    def from_image(self, image: ImageLike) -> Sample:
+        """Applies the operations of an evaluation, none of which is random, to any kind of image.
+
+        Args:
+          image: as `decoding.open_image` takes it.
+
+        Returns:
+          As `__call__`; the sample has no id and no targets.
+
+        Raises:
+          UserError: as `decoding.open_image` and `__call__`.
+        """
+        picture = decoding.open_image(image)
+        return self(Sample(picture, id="", size=picture.size), np.random.default_rng(0))
 
     def from_encoded(
         self, sample: Sample, rng: np.random.Generator, decode_as: str = "exact"

@@ -188,16 +188,16 @@ class Classification(Task):
     def transfer(self, saved: "SavedModel", fresh: Mapping[str, Any]) -> Transferred:
         """Keeps a saved model's classifier only where its classes are this task's."""
         params = dict(saved.params)
-        new_head = not labels.same(self.classes, saved.classes)
-        note = f"starting from {saved.path}, classifier included"
-        if new_head:
-            params["classifier"] = fresh["params"]["classifier"]
-            why = f"its {len(saved.classes)} classes are not these {len(self.classes)}"
-            if saved.features_only:
-                why = "it has none"
-            note = f"starting from {saved.path} with a new classifier: {why}"
-        variables = {"params": params, "batch_stats": saved.batch_stats}
-        return Transferred(variables, note, new_head)
+        if "classifier" not in params:
+            why = "it has none"
+        elif labels.same(self.classes, saved.classes):
+            kept = super().transfer(saved, fresh)
+            return kept._replace(note=f"{kept.note}, classifier included")
+        else:
+            del params["classifier"]
+            why = f"its {len(saved.classes)} classes are not these {self.head.num_classes}"
+        kept = super().transfer(dataclasses.replace(saved, params=params), fresh)
+        return kept._replace(note=f"{kept.note}: {why}")
 
     def features(
         self, network: nn.Module, variables: Mapping[str, Any], images: jax.Array

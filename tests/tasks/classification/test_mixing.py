@@ -11,7 +11,6 @@ from scipy import stats
 
 from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.tasks.classification import mixing
-from mbv2_jax.training import step as step_lib
 from tests.support.mixing import HEIGHT, IMAGENET, WIDTH, draw_batch, draws, mix
 
 
@@ -57,7 +56,7 @@ def test_four_devices_mix_as_one_does_and_pass_on_one_image_each():
 
         def mixed(key: jax.Array, images: jax.Array, labels: jax.Array) -> Any:
             pixels, targets = mixing.mix(key, images, labels, 0.2, 1.0)
-            return step_lib.normalize(pixels, IMAGENET, jnp.dtype("float32")), *targets
+            return IMAGENET.normalize(pixels), *targets
 
         jitted = jax.jit(
             mixed,
