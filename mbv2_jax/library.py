@@ -108,8 +108,9 @@ def load(
     network = made_for.network(backbone, mode)
     variables = saved.variables()
     if not same:
-        variables, note = made_for.transfer(saved, _shapes(network))
-        processes.say(note)
+        transferred = made_for.transfer(saved, _shapes(network))
+        variables = transferred.variables
+        processes.say(transferred.note)
     return LoadedModel(
         network, _fit(network, variables, saved, seed), saved.spec.preprocessing, classes
     )
