@@ -1,0 +1,87 @@
+"""The files that the commands of this folder write: pictures, tables, and the folders for them."""
+
+import csv
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from mbv2_jax import drawing
+from mbv2_jax.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DPI = 110
+
+
+def check_picture(out: str) -> None:
+    """Raises UserError unless --out is an image file in a folder that exists."""
+    path = pathlib.Path(out)
+    if path.suffix.lower() not in drawing.WRITABLE:
+        raise UserError(f"--out={out} does not end as an image file does; give {path.stem}.png")
+    if not path.parent.is_dir():
+        raise UserError(f"--out={out}: there is no folder {path.parent}")
+
+
+def make_folder(out: str) -> pathlib.Path:
+    """Creates the folder of --out, with its parent folders, unless it exists, and returns it.
+
+    Raises:
+      UserError: it cannot be created.
+    """
+    folder = pathlib.Path(out).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder --out={out}: {error.strerror}") from None
+    return folder
+
+
+def make_empty_folder(out: str) -> pathlib.Path:
+    """Creates the folder of --out, and returns it.
+
+    Raises:
+      UserError: it cannot be created, or files are in it already.
+    """
+    folder = make_folder(out)
+    if any(folder.iterdir()):
+        raise UserError(f"--out={out} has files in it already: give a new folder")
+    return folder
+
+
+def write_picture(picture: Image.Image, path: str | pathlib.Path) -> None:
+    """Writes a picture, replacing one that is there; raises UserError if it cannot be written."""
+    try:
+        picture.save(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {first_line(error)}") from None
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Returns an empty matplotlib figure of a size in inches, which no window shows."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def write_figure(figure: "Figure", path: str | pathlib.Path) -> None:
+    """Writes a figure as `write_picture` does, in any of its formats."""
+    canvas: Any = figure.canvas
+    canvas.draw()
+    write_picture(Image.fromarray(canvas.buffer_rgba()).convert("RGB"), path)
+
+
+def write_csv(path: pathlib.Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Writes a table in UTF-8; raises UserError if it cannot be written."""
+    try:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows(rows)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {first_line(error)}") from None
