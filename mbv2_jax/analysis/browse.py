@@ -59,8 +59,7 @@ def browse(
     from mbv2_jax.training import skipped
 
     as_given = config
-    config = config.copy_and_resolve_references()
-    config.model.bn_group_size = 0  # irrelevant here, and impossible with some batch sizes
+    config = config_lib.without_groups(config)
     if "num_classes" in config.model:
         config.model.num_classes = None  # the data's own classes are shown
     settings = config_lib.read(config)

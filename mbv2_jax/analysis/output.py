@@ -2,9 +2,11 @@
 
 import csv
 import pathlib
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
 from mbv2_jax import drawing
@@ -59,21 +61,33 @@ def write_picture(picture: Image.Image, path: str | pathlib.Path) -> None:
         raise UserError(f"cannot write {path}: {first_line(error)}") from None
 
 
-def new_figure(width: float, height: float) -> "Figure":
-    """Returns an empty matplotlib figure of a size in inches, which no window shows."""
+def new_figure(width: float, height: float, title: str) -> "Figure":
+    """Returns an empty matplotlib figure, which no window shows.
+
+    Args:
+      width, height: in inches.
+      title: lines above, which are wrapped.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
     FigureCanvasAgg(figure)
+    lines = [textwrap.fill(line, int(13 * width)) for line in title.splitlines()]
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", font=font_of(title), size=10)
     return figure
+
+
+def font_of(text: str) -> pathlib.Path:
+    """Returns the font that has the letters of a text, for matplotlib's `font`."""
+    return drawing.font_file(text)
 
 
 def write_figure(figure: "Figure", path: str | pathlib.Path) -> None:
     """Writes a figure as `write_picture` does, in any of its formats."""
     canvas: Any = figure.canvas
     canvas.draw()
-    write_picture(Image.fromarray(canvas.buffer_rgba()).convert("RGB"), path)
+    write_picture(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), path)
 
 
 def write_csv(path: pathlib.Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

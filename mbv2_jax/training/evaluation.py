@@ -242,9 +242,7 @@ def open_model(
     Raises:
       UserError: see `evaluate`.
     """
-    config = config.copy_and_resolve_references()
-    config.model.bn_group_size = 0  # only training uses it, and not every batch size suits it
-    settings = config_lib.read(config)
+    settings = config_lib.read(config_lib.without_groups(config))
     if not checkpoint:
         raise UserError("an evaluation needs --checkpoint=PATH, or --workdir=DIR with --mode=eval")
     saved = read_checkpoint(checkpoint, group)

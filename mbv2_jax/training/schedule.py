@@ -12,6 +12,13 @@ def epochs_to_steps(epochs: float, steps_per_epoch: int) -> int:
     return round(epochs * steps_per_epoch)
 
 
+def warmup_steps(settings: Schedule, steps_per_epoch: int) -> int:
+    """Returns the number of steps of linear rise at the beginning."""
+    if settings.warmup_steps is not None:
+        return settings.warmup_steps
+    return epochs_to_steps(settings.warmup_epochs, steps_per_epoch)
+
+
 def schedule(
     settings: Schedule, batch_size: int, steps_per_epoch: int, total_steps: int
 ) -> optax.Schedule:
@@ -33,9 +40,7 @@ def schedule(
     base = settings.base_lr
     if settings.reference_batch_size is not None:
         base *= batch_size / settings.reference_batch_size
-    warmup = settings.warmup_steps
-    if warmup is None:
-        warmup = epochs_to_steps(settings.warmup_epochs, steps_per_epoch)
+    warmup = warmup_steps(settings, steps_per_epoch)
     decay_steps = max(1, epochs_to_steps(settings.decay_epochs, steps_per_epoch))
 
     def learning_rate(step: jax.Array) -> jax.Array:
