@@ -5,6 +5,7 @@ import io
 import itertools
 import math
 import pathlib
+import sys
 from collections.abc import Sequence
 
 import matplotlib
@@ -209,7 +210,18 @@ def _font_with(letters: frozenset[int]) -> pathlib.Path | None:
         path = pathlib.Path(file)
         if letters | ascii_letters <= _letters(path):
             return path
+    _say_missing()
     return None
+
+
+@functools.cache
+def _say_missing() -> None:
+    """Prints, once, why boxes stand for letters."""
+    print(
+        "no font of this machine has all the letters of the class names, and boxes stand for some; "
+        "Noto Sans CJK, for example, has Chinese, Japanese and Korean ones",
+        file=sys.stderr,
+    )
 
 
 @functools.cache

@@ -160,7 +160,8 @@ def _draw_matrix(
 ) -> None:
     shown = counts[np.ix_(labels, labels)]
     share = shown / np.maximum(counts.sum(1)[labels], 1)[:, None]
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    # With square cells, matplotlib's layout would leave no room for the names below.
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     texts = [_short(name, 22) for name in names]
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks(range(len(labels)), texts)

@@ -3,6 +3,7 @@
 import csv
 import pathlib
 import textwrap
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,9 @@ def font_of(text: str) -> pathlib.Path:
 def write_figure(figure: "Figure", path: str | pathlib.Path) -> None:
     """Writes a figure as `write_picture` does, in any of its formats."""
     canvas: Any = figure.canvas
-    canvas.draw()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # drawing.font_file says so
+        canvas.draw()
     write_picture(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), path)
 
 

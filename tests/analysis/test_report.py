@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib import font_manager
 from PIL import Image
 from sklearn import metrics
 
@@ -220,6 +221,16 @@ def test_letters_that_dejavu_lacks_come_from_another_font(monkeypatch):
     )
     assert drawing.font_file("猫 cat") == other
     assert drawing.font_file("犬") == usual  # no font has it: boxes
+
+
+def test_letters_that_no_font_has_are_reported_once(monkeypatch, capsys):
+    monkeypatch.setattr(font_manager, "findSystemFonts", list)
+    drawing._font_with.cache_clear()
+    drawing._say_missing.cache_clear()
+    for name in ("猫", "犬"):
+        assert drawing.font_file(name).name == "DejaVuSans.ttf"
+    assert capsys.readouterr().err.count("no font of this machine") == 1
+    drawing._font_with.cache_clear()
 
 
 def test_examples_carry_their_classes_in_colour():
