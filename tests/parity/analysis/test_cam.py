@@ -14,8 +14,8 @@ from mbv2_jax.convert import importer
 from mbv2_jax.model_dir import SavedModel
 from tests.support import peers, tiny_model
 
-# Both sides compute in float32 and scale their maps to 0..1. The issue asks for 1e-3; at most 2e-5
-# was measured with real weights, and another resizing or another layer differs by tenths.
+# Both sides compute in float32 and scale their maps to 0..1; another resizing or another layer
+# differs by tenths.
 TOLERANCE = 1e-3
 SIZE = 96  # the smallest map, of the last layer, is 3 x 3
 
@@ -128,9 +128,9 @@ def test_score_cam_of_random_weights(grad_cam, short, monkeypatch):
     upsample = functools.partial(torch.nn.Upsample, mode="bilinear", align_corners=False)
     monkeypatch.setattr(torch.nn, "UpsamplingBilinear2d", upsample)
     network, saved = short
-    explainer = cam.Explainer(saved, "layer7", "score")
+    explainer = cam.Explainer(saved, "layer1", "score")  # of 8 channels: each is a pass
     photos = [tiny_model.photo(seed) for seed in range(2)]
-    compare(grad_cam.ScoreCAM, network, network.features[2], explainer, saved, photos, 2)
+    compare(grad_cam.ScoreCAM, network, network.features[1], explainer, saved, photos, 2)
 
 
 @pytest.mark.parametrize(("layer", "number"), [("last", 18), ("layer5", 13)])
