@@ -42,7 +42,7 @@ def parse(values: flags.FlagValues, argv: Sequence[str], usage: str) -> ConfigDi
     Raises:
       UserError: anything wrong on the command line or in the config file.
     """
-    if {"--help", "-h", "-help", "--helpfull", "--helpshort"}.intersection(argv[1:]):
+    if wants_help(argv[1:]):
         print(f"{usage.rstrip()}\n\nFlags:\n{_flag_table(values)}\n\n{_config_help()}")
         sys.exit(0)
     spec, rest = _take_config(argv[1:])
@@ -50,13 +50,41 @@ def parse(values: flags.FlagValues, argv: Sequence[str], usage: str) -> ConfigDi
     _check_keys(config, rest)
     argv = [argv[0], *rest]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    words = _parse_flags(values, argv)
+    if words:
+        raise UserError(f"unexpected argument {words[0]!r}: flags are written --NAME=VALUE")
+    return values.config
+
+
+def parse_words(values: flags.FlagValues, argv: Sequence[str], usage: str) -> list[str]:
+    """Parses `argv` into `values` for a command without a config.
+
+    Args:
+      values, argv, usage: see `parse`.
+
+    Returns:
+      The arguments that are not flags, such as files.
+
+    Raises:
+      UserError: a flag is unknown, or its value is impossible.
+    """
+    if wants_help(argv[1:]):
+        print(f"{usage.rstrip()}\n\nFlags:\n{_flag_table(values)}")
+        sys.exit(0)
+    return _parse_flags(values, argv)
+
+
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Returns whether one of the arguments asks for help."""
+    return not {"--help", "-h", "-help", "--helpfull", "--helpshort"}.isdisjoint(arguments)
+
+
+def _parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Parses `argv` into `values`, and returns the arguments that are not flags."""
     try:
-        unread = values(argv)
+        return values(argv)[1:]
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(f"{_one_line(error)}; --help lists the flags") from None
-    if len(unread) > 1:
-        raise UserError(f"unexpected argument {unread[1]!r}: flags are written --NAME=VALUE")
-    return values.config
 
 
 def overrides(values: flags.FlagValues) -> dict[str, Any]:

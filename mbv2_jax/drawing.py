@@ -1,10 +1,14 @@
-"""Pictures of photos with their predictions, and the text in other pictures."""
+"""Pictures of photos with their predictions, grids of images, and the text in other pictures."""
 
+import functools
 import io
 import itertools
+import math
 import pathlib
+import sys
 from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mbv2_jax.errors import UserError
@@ -22,6 +26,14 @@ BACKGROUND = (255, 255, 255)
 TRACK = (232, 234, 237)  # the background of a bar
 FIRST, OTHER = (26, 115, 232), (154, 190, 240)  # the bars of the first class and of the others
 INK, FAINT = (32, 33, 36), (95, 99, 104)
+RIGHT, WRONG = (19, 115, 51), (197, 34, 31)  # the text of right and of wrong predictions
+
+# Of grids, in pixels.
+SMALLEST, LARGEST = 112, 256  # side of an image
+GAP = 12
+LABEL = 26  # height of the line below an image
+LINE = 20  # height of each further line
+CAPTION = 24  # height of a line above the images
 
 # Endings of the formats that Pillow writes; any other name gets .png appended.
 WRITABLE = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -107,14 +119,121 @@ def _scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def font(size: int = FONT_SIZE) -> ImageFont.FreeTypeFont:
-    """Returns the font for text in pictures; `size` is in pixels."""
+def grid(
+    images: np.ndarray,
+    labels: Sequence[Sequence[tuple[str, tuple[int, int, int]]]],
+    caption: Sequence[str],
+    *,
+    smallest: int = SMALLEST,
+) -> Image.Image:
+    """Returns a picture of images in rows, each with lines of text below.
+
+    Args:
+      images: (N, H, W, 3) uint8 RGB, N at least 1; small ones are enlarged by a whole factor.
+      labels: of the images: (text, colour) of each line, as many for each image; long lines are
+        shortened.
+      caption: lines above the images.
+      smallest: the least side of an enlarged image, in pixels.
+
+    Returns:
+      The picture, mode "RGB".
+    """
+    width, height = _shown_size(images.shape[1], images.shape[2], smallest)
+    filter_ = Image.Resampling.LANCZOS if width < images.shape[2] else Image.Resampling.NEAREST
+    # About twice as wide as high.
+    columns = min(math.ceil(math.sqrt(2 * len(images))), len(images))
+    rows = -(-len(images) // columns)
+    top, lines = GAP + CAPTION * len(caption), LABEL + LINE * (len(labels[0]) - 1)
+    size = (GAP + columns * (width + GAP), top + GAP + rows * (height + lines + GAP))
+    picture = Image.new("RGB", size, BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    for number, line in enumerate(caption):
+        ink = FAINT if number else INK
+        write(draw, (GAP, GAP + CAPTION * number), line, size[0] - 2 * GAP, ink)
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        row, column = divmod(number, columns)
+        left, upper = GAP + column * (width + GAP), top + GAP + row * (height + lines + GAP)
+        picture.paste(Image.fromarray(image).resize((width, height), filter_), (left, upper))
+        for position, (text, ink) in enumerate(label):
+            write(draw, (left, upper + height + 4 + LINE * position), text, width, ink)
+    return picture
+
+
+def write(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    text: str,
+    width: float,
+    ink: tuple[int, int, int] = INK,
+) -> None:
+    """Writes a line with its upper left corner at `corner`, shortened to a width in pixels."""
+    lettering = font(text=text)
+    draw.text(corner, cut(text, width, lettering), ink, lettering)
+
+
+def _shown_size(height: int, width: int, smallest: int) -> tuple[int, int]:
+    """Returns the (width, height) at which a grid shows an image."""
+    longer = max(height, width)
+    if longer < smallest:
+        factor = -(-smallest // longer)
+        return width * factor, height * factor
+    scale = min(1, LARGEST / longer)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def font(size: int = FONT_SIZE, text: str = "") -> ImageFont.FreeTypeFont:
+    """Returns the font for text in pictures: see `font_file`; `size` is in pixels."""
+    return ImageFont.truetype(font_file(text), size)
+
+
+def font_file(text: str = "") -> pathlib.Path:
+    """Returns a font that has the letters of `text`: DejaVu Sans, or one of this machine's.
+
+    Users' class names may be in any script. DejaVu Sans, which comes with matplotlib, has Latin,
+    Greek, Cyrillic and Arabic letters, but no Chinese, Japanese or Korean ones. Where no font has
+    the letters, it is DejaVu Sans, which shows boxes.
+    """
     import matplotlib  # here, because it takes time, and most predictions draw nothing
 
-    # Pillow's own font has no letters beyond ASCII, but users' class names may have some.
-    return ImageFont.truetype(
-        pathlib.Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size
+    # Pillow's own font has no letters beyond ASCII.
+    usual = pathlib.Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+    missing = frozenset(map(ord, text)) - _letters(usual)
+    return (_font_with(missing) if missing else None) or usual
+
+
+@functools.lru_cache(maxsize=1024)
+def _font_with(letters: frozenset[int]) -> pathlib.Path | None:
+    """Returns a font of this machine that has all of some letters (Unicode numbers), or None."""
+    from matplotlib import font_manager
+
+    ascii_letters = frozenset(range(32, 127))
+    for file in sorted(font_manager.findSystemFonts()):
+        path = pathlib.Path(file)
+        if letters | ascii_letters <= _letters(path):
+            return path
+    _say_missing()
+    return None
+
+
+@functools.cache
+def _say_missing() -> None:
+    """Prints, once, why boxes stand for letters."""
+    print(
+        "no font of this machine has all the letters of the class names, and boxes stand for some; "
+        "Noto Sans CJK, for example, has Chinese, Japanese and Korean ones",
+        file=sys.stderr,
     )
+
+
+@functools.cache
+def _letters(file: pathlib.Path) -> frozenset[int]:
+    """Returns the Unicode numbers of the letters of a font; none of one that cannot be read."""
+    from matplotlib import ft2font
+
+    try:
+        return frozenset(ft2font.FT2Font(str(file)).get_charmap())
+    except (OSError, RuntimeError):
+        return frozenset()
 
 
 def cut(text: str, width: float, lettering: ImageFont.FreeTypeFont) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image, ImageDraw
 
 from mbv2_jax import drawing
+from mbv2_jax.analysis import output
 from mbv2_jax.data import classes, loader, sources
 from mbv2_jax.data import workers as workers_lib
 from mbv2_jax.data.sample import ArraySpec, Sample
@@ -23,12 +22,6 @@ from mbv2_jax.errors import UserError
 if TYPE_CHECKING:
     from mbv2_jax.tasks.task import Task
     from mbv2_jax.training.config import Settings
-
-# All in pixels.
-SMALLEST, LARGEST = 112, 256  # side of an image in the picture
-GAP = 12
-LABEL = 26  # height of the line below an image
-CAPTION = 24  # height of a line above the images
 
 MAX_COUNT = 1000  # a picture of more images is too large to look at
 _NAME_LENGTH = 80  # characters; the picture has room for fewer
@@ -66,8 +59,7 @@ def browse(
     from mbv2_jax.training import skipped
 
     as_given = config
-    config = config.copy_and_resolve_references()
-    config.model.bn_group_size = 0  # irrelevant here, and impossible with some batch sizes
+    config = config_lib.without_groups(config)
     if "num_classes" in config.model:
         config.model.num_classes = None  # the data's own classes are shown
     settings = config_lib.read(config)
@@ -85,7 +77,9 @@ def browse(
         images, names = _first(batches, count, take_out)
         at_a_time = workers_lib.parallel(data.workers)
         rate = _rate(batches, at_a_time, batch_size, seconds) if seconds else None
-    _save(grid(images, names, _caption(settings, task, epoch, *images.shape[1:3])), out)
+    labels = [[(name, drawing.INK)] for name in names]
+    caption = _caption(settings, task, epoch, *images.shape[1:3])
+    output.write_picture(drawing.grid(images, labels, caption), out)
     print(f"{out}: the first images of epoch {epoch}")
     if rate is not None:
         _compare(as_given, source, rate, needs)
@@ -101,11 +95,7 @@ def _check(out: str, count: int, epoch: int, seconds: float, needs: float | None
         raise UserError(f"--seconds={seconds:g}: give a number above 0, or 0 for no measurement")
     if needs is not None and not 0 < needs < math.inf:
         raise UserError(f"--needs={needs:g}: give a number of images per second")
-    path = pathlib.Path(out)
-    if path.suffix.lower() not in drawing.WRITABLE:
-        raise UserError(f"--out={out} does not end as an image file does; give {path.stem}.png")
-    if not path.parent.is_dir():
-        raise UserError(f"--out={out}: there is no folder {path.parent}")
+    output.check_picture(out)
 
 
 class _WithNames:
@@ -124,7 +114,7 @@ class _WithNames:
 
     def _name(self, sample: Sample) -> str:
         label = sample.targets.get("label")
-        return sample.id if label is None else _english(self._class_names[label])
+        return sample.id if label is None else classes.english(self._class_names[label])
 
 
 def _batches(
@@ -193,58 +183,6 @@ def _rate(
     return taken * batch_size / (clock() - start)
 
 
-def grid(images: np.ndarray, names: Sequence[str], caption: Sequence[str]) -> Image.Image:
-    """Returns a picture of images in rows, each with its name below.
-
-    Args:
-      images: (N, H, W, 3) uint8 RGB, N at least 1; small ones are enlarged by a whole factor.
-      names: of the images; long ones are shortened.
-      caption: lines above the images.
-
-    Returns:
-      The picture, mode "RGB".
-    """
-    width, height = _shown_size(*images.shape[1:3])
-    filter_ = Image.Resampling.LANCZOS if width < images.shape[2] else Image.Resampling.NEAREST
-    # About twice as wide as high.
-    columns = min(math.ceil(math.sqrt(2 * len(images))), len(images))
-    rows = -(-len(images) // columns)
-    top = GAP + CAPTION * len(caption)
-    size = (GAP + columns * (width + GAP), top + GAP + rows * (height + LABEL + GAP))
-    picture = Image.new("RGB", size, drawing.BACKGROUND)
-    draw, lettering = ImageDraw.Draw(picture), drawing.font()
-    for number, line in enumerate(caption):
-        text = drawing.cut(line, size[0] - 2 * GAP, lettering)
-        ink = drawing.FAINT if number else drawing.INK
-        draw.text((GAP, GAP + CAPTION * number), text, ink, lettering)
-    for number, (image, name) in enumerate(zip(images, names, strict=True)):
-        row, column = divmod(number, columns)
-        left, upper = GAP + column * (width + GAP), top + GAP + row * (height + LABEL + GAP)
-        picture.paste(Image.fromarray(image).resize((width, height), filter_), (left, upper))
-        text = drawing.cut(name, width, lettering)
-        draw.text((left, upper + height + 4), text, drawing.INK, lettering)
-    return picture
-
-
-def _shown_size(height: int, width: int) -> tuple[int, int]:
-    """Returns the (width, height) at which an image is drawn."""
-    longer = max(height, width)
-    if longer < SMALLEST:
-        factor = -(-SMALLEST // longer)
-        return width * factor, height * factor
-    scale = min(1, LARGEST / longer)
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def _english(name: str) -> str:
-    """Returns 'tench' for 'n01440764', and any name that is not a WordNet id unchanged."""
-    try:
-        number = classes.IMAGENET_WNIDS.index(name)
-    except ValueError:
-        return name
-    return classes.IMAGENET_NAMES[number].partition(",")[0]
-
-
 def _caption(settings: "Settings", task: "Task", epoch: int, height: int, width: int) -> list[str]:
     """Returns the lines above the images."""
     data = settings.data
@@ -256,13 +194,6 @@ def _caption(settings: "Settings", task: "Task", epoch: int, height: int, width:
     if task.augmentations:
         lines.append(f"before {' and '.join(task.augmentations)}, on the device")
     return lines
-
-
-def _save(picture: Image.Image, out: str) -> None:
-    try:
-        picture.save(out)
-    except OSError as error:
-        raise UserError(f"cannot write --out={out}: {error.strerror or error}") from None
 
 
 def _compare(config: ConfigDict, source: sources.Source, rate: float, needs: float | None) -> None:

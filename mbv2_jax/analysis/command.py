@@ -1,24 +1,14 @@
-"""python -m mbv2_jax.data: examine a config's data before training on it.
+"""The table of a program's commands, and the parsing of their command lines.
 
-Commands:
-  verify   count the examples, decode them, and name every bad record
-  browse   draw the images that training will see, and measure the rate of the input
-
-Examples:
-  Check that a copy of ImageNet is complete. (The last line printed is JSON; the exit status is 1 if
-  it is not.)
-    python -m mbv2_jax.data verify --config=mobilenet_v2_8xb32_in1k
-  Check a thousand random photos of each split of your own data:
-    python -m mbv2_jax.data verify --config=finetune_folder --sample=1000 \\
-        --config.data.source=folder:PHOTOS
-  See the images of epoch 5, and whether 16 workers keep up with the accelerator:
-    python -m mbv2_jax.data browse --config=mobilenet_v2_8xb32_in1k --epoch=5 \\
-        --config.data.workers=16
-
-`python -m mbv2_jax.data COMMAND --help` lists the flags of a command.
+`data_commands.py` and `model_commands.py` hold the tables; everything that takes seconds to import,
+such as jax, is imported by a command when it runs.
 """
 
+import dataclasses
+import functools
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -26,88 +16,82 @@ from ml_collections import ConfigDict
 from mbv2_jax import command_line
 from mbv2_jax.errors import UserError, nearest
 
+# Each takes the flag's name, its default and its help; an enum its values before the help.
+text = functools.partial(functools.partial, flags.DEFINE_string)
+whole = functools.partial(functools.partial, flags.DEFINE_integer)
+number = functools.partial(functools.partial, flags.DEFINE_float)
+choice = functools.partial(functools.partial, flags.DEFINE_enum)
+
 _CONFIG = (
     "\nConfig:\n  --config=FILE.py[:ARG] or --config=NAME[:ARG] of an installed recipe\n"
     "  --config.KEY=VALUE changes one field, e.g. --config.data.data_dir=/data/tfds"
 )
 
-VERIFY = flags.FlagValues()
-flags.DEFINE_enum(
-    "split",
-    "both",
-    ["train", "eval", "both"],
-    "train, eval or both (the default): the config's splits to check.",
-    flag_values=VERIFY,
-)
-flags.DEFINE_integer(
-    "sample",
-    None,
-    "number of images of each split to decode, drawn with the config's seed (all).",
-    flag_values=VERIFY,
-)
-flags.DEFINE_integer(
-    "workers",
-    None,
-    "number of processes that decode; 0 decodes in threads (as many as keep all cores busy).",
-    flag_values=VERIFY,
-)
 
-BROWSE = flags.FlagValues()
-flags.DEFINE_string(
-    "out",
-    "browse.png",
-    "file of the picture, replaced if it exists (browse.png).",
-    flag_values=BROWSE,
-)
-flags.DEFINE_integer("count", 32, "number of images to show (32).", flag_values=BROWSE)
-flags.DEFINE_integer("epoch", 0, "epoch whose first images to show (0).", flag_values=BROWSE)
-flags.DEFINE_float(
-    "seconds", 10.0, "time to measure the rate (10); 0 does not measure it.", flag_values=BROWSE
-)
-flags.DEFINE_float(
-    "needs",
-    None,
-    "images per second that the accelerator takes, for a machine that has none.",
-    flag_values=BROWSE,
-)
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """The command line of a command, parsed.
+
+    Attributes:
+      flags: the values of its flags by name.
+      config: the config of --config; None for a command that takes none.
+      overrides: the --config.KEY=VALUE, as {"model.width": 0.5, ...}.
+      words: the arguments that are not flags; () for a command that takes a config.
+    """
+
+    flags: Mapping[str, Any]
+    config: ConfigDict | None = None
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    words: Sequence[str] = ()
 
 
-# Both commands import their module when they run: Grain and jax take seconds, and --help needs
-# neither.
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command of a program.
+
+    Attributes:
+      run: the command itself.
+      flags: made by `text`, `whole`, `number` and `choice`.
+      takes_config: whether it takes --config; otherwise it takes words, such as files.
+    """
+
+    run: Callable[[Given], None]
+    flags: Sequence[Callable[..., Any]]
+    takes_config: bool = True
+
+    def parse(self, argv: Sequence[str], usage: str) -> Given:
+        """Parses a command line, program name first; --help prints `usage` and the flags."""
+        values = flags.FlagValues()
+        for define in self.flags:
+            define(flag_values=values)
+        names = list(values)
+        if not self.takes_config:
+            words = command_line.parse_words(values, argv, usage)
+            return Given({name: values[name].value for name in names}, words=words)
+        config = command_line.parse(values, argv, usage + _CONFIG)
+        given = {name: values[name].value for name in names}
+        return Given(given, config, command_line.overrides(values))
 
 
-def _verify(config: ConfigDict) -> None:
-    from mbv2_jax.analysis import verify
+def main(usage: str, commands: Mapping[str, Command]) -> None:
+    """Parses the command line of a program, and runs one of its commands.
 
-    verify.verify(config, VERIFY.split, VERIFY.sample, VERIFY.workers)
+    Args:
+      usage: the text that --help prints.
+      commands: by name.
 
-
-def _browse(config: ConfigDict) -> None:
-    from mbv2_jax.analysis import browse
-
-    browse.browse(
-        config,
-        BROWSE.out,
-        count=BROWSE.count,
-        epoch=BROWSE.epoch,
-        seconds=BROWSE.seconds,
-        needs=BROWSE.needs,
-    )
-
-
-COMMANDS = {"verify": (VERIFY, _verify), "browse": (BROWSE, _browse)}
-
-
-def main() -> None:
-    """Parses the command line, and calls `verify` or `browse`."""
+    Raises:
+      UserError: the command is missing or unknown, or one of its flags is wrong.
+    """
     if not sys.argv[1:]:
-        print(__doc__, file=sys.stderr)
-        raise UserError(f"a command is missing: {' or '.join(COMMANDS)}")
-    command, *arguments = sys.argv[1:]
-    if command in ("--help", "-h", "-help", "--helpfull", "--helpshort"):
-        print(__doc__.rstrip())
+        print(usage, file=sys.stderr)
+        *others, last = commands
+        raise UserError(f"a command is missing: {', '.join(others)} or {last}")
+    name, *arguments = sys.argv[1:]
+    if command_line.wants_help([name]):
+        print(usage.rstrip())
         return
-    if command not in COMMANDS:
-        raise UserError(f"unknown command {command!r}: {nearest(command, COMMANDS)}")
-    values, call = COMMANDS[command]
-    call(command_line.parse(values, [sys.argv[0], *arguments], __doc__ + _CONFIG))
+    if name not in commands:
+        raise UserError(f"unknown command {name!r}: {nearest(name, commands)}")
+    command = commands[name]
+    command.run(command.parse([sys.argv[0], *arguments], usage))

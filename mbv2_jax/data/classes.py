@@ -37,6 +37,15 @@ def imagenet_offset(names: Sequence[str]) -> int | None:
     return None
 
 
+def english(name: str) -> str:
+    """Returns 'tench' for 'n01440764', and any name that is not a WordNet id unchanged."""
+    try:
+        number = _table()[0].index(name)
+    except ValueError:
+        return name
+    return _table()[1][number].partition(",")[0]
+
+
 def _first_synonym(name: str) -> str:
     """Returns 'hen' for 'Hen, biddy': lists differ in later synonyms and in spelling."""
     return name.partition(",")[0].replace("_", " ").strip().lower()

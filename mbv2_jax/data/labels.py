@@ -98,6 +98,41 @@ def match(
     return _by_position(theirs, ours, data, model)
 
 
+def find(name: str, ours: Sequence[str]) -> int:
+    """Finds a class that a user names among a model's classes.
+
+    Args:
+      name: the class's name, its number, its WordNet id if the classes are ImageNet's, or the first
+        of its synonyms ("tench" of "tench, Tinca tinca").
+      ours: class names of the model, in the order of its logits.
+
+    Returns:
+      Its index.
+
+    Raises:
+      UserError: there is no such class, or there are several.
+    """
+    offset = classes.imagenet_offset(ours)
+    if name in _unique(ours):
+        return ours.index(name)
+    if re.fullmatch(r"[0-9]{1,9}", name) and int(name) < len(ours):
+        return int(name)
+    if offset is not None and name in classes.IMAGENET_WNIDS:
+        return offset + classes.IMAGENET_WNIDS.index(name)
+    named = [i for i, other in enumerate(ours) if name in (other, other.partition(",")[0])]
+    if len(named) == 1:
+        return named[0]
+    if named:
+        numbers = " or ".join(map(str, named))
+        raise UserError(f"{name!r} names {len(named)} classes: give the number, {numbers}")
+    close = difflib.get_close_matches(name, [other.partition(",")[0] for other in ours], n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise UserError(
+        f"there is no class {name!r}: {hint}give a name, or a number from 0 to {len(ours) - 1}; "
+        f"class 0 is {ours[0]!r}"
+    )
+
+
 def _by_number(
     theirs: Sequence[str], numbers: tuple[int, ...], ours: Sequence[str], data: str, model: str
 ) -> tuple[tuple[int, ...], str]:

@@ -71,6 +71,20 @@ class Chance(NamedTuple):
     how: str
 
 
+class Classified(NamedTuple):
+    """The true and the predicted class of each example of an evaluation.
+
+    Attributes:
+      labels: (N,) integers, the true classes.
+      predicted: (N,) integers, the predicted ones.
+      scores: (N,) float, the probabilities of the predicted classes.
+    """
+
+    labels: "np.ndarray"
+    predicted: "np.ndarray"
+    scores: "np.ndarray"
+
+
 @dataclasses.dataclass(frozen=True)
 class NoSettings:
     """The settings of a task without fields of its own beside the config's sections."""
@@ -102,6 +116,8 @@ class Task(abc.ABC):
     columns: ClassVar[tuple[str, ...]] = ()
     # The message for a config that leaves the head to the data, where no data is opened.
     open_head: ClassVar[str] = "the config leaves the head to the data, and no data is opened"
+    # Whether an example has one class, so that `class_logits` and `classified` exist.
+    classifies: ClassVar[bool] = False
     # Whether `summarize` needs the rows of every example, and not only the sums.
     needs_rows: ClassVar[bool] = False
 
@@ -209,6 +225,10 @@ class Task(abc.ABC):
         """Merges the outputs of `views` into outputs for the images themselves."""
         raise NotImplementedError
 
+    def class_logits(self, outputs: Any) -> "jax.Array":
+        """Returns the logits of the classes, (N, classes), for class activation maps."""
+        raise NotImplementedError
+
     def postprocess(self, outputs: Any) -> Any:
         """Applies the last operations before `decode`, such as a softmax or an argmax."""
         return outputs
@@ -242,6 +262,10 @@ class Task(abc.ABC):
         """Returns the standard error of a metric of `summarize`; 0 where it is not known."""
         del figure, result
         return 0.0
+
+    def classified(self, rows: Mapping[str, "np.ndarray"]) -> Classified:
+        """Returns the true and the predicted classes of the rows of `evaluate` and of its batch."""
+        raise NotImplementedError
 
     def record(self, row: Mapping[str, "np.ndarray"]) -> dict[str, Any]:
         """Returns an example's row of `evaluate` and of its batch in JSON form, for --out."""

@@ -94,6 +94,17 @@ def read(config: ConfigDict) -> Settings:
     return Settings(given=given, run=spec_lib.from_json(Run, given), **sections)
 
 
+def without_groups(config: ConfigDict) -> ConfigDict:
+    """Returns a copy of a config with model.bn_group_size 0.
+
+    Only training uses that field, and not every batch size suits it.
+    """
+    config = config.copy_and_resolve_references()
+    with config.ignore_type():  # it may be a number or a string
+        config.model.bn_group_size = 0
+    return config
+
+
 def _section(given: Mapping[str, Any], section: str) -> dict[str, Any]:
     """Returns the fields of a section by their names in it."""
     prefix = f"{section}."

@@ -217,12 +217,43 @@ def evaluate(
         have, or the file exists. RunFailed: see `Evaluation.score`; or the file cannot be written,
         in which case the message has the result.
     """
-    config = config.copy_and_resolve_references()
-    config.model.bn_group_size = 0  # only training uses it, and not every batch size suits it
-    settings = config_lib.read(config)
-    if not checkpoint:
-        raise UserError("--mode=eval needs --checkpoint=PATH or --workdir=DIR")
     out_path = predictions.check_path(out) if out else None
+    saved, aligned, evaluation = open_model(config, checkpoint, overrides, group, tta=tta)
+    batches: list[Mapping[str, np.ndarray]] = []
+    result, _ = evaluation.score(
+        saved.variables(), record=batches.append if out else None, progress=True
+    )
+    if out_path is not None:
+        try:
+            rows = in_order(batches, len(aligned.source))
+            predictions.write(out_path, rows, aligned.source, evaluation.task)
+        except RunFailed as failure:  # a result that took hours is not lost
+            raise RunFailed(f"{failure}; the result is {json.dumps(result)}") from None
+    return result, published(saved, aligned, overrides, tta)
+
+
+def open_model(
+    config: ConfigDict,
+    checkpoint: str | None,
+    overrides: Mapping[str, Any],
+    group: Group,
+    *,
+    tta: bool = False,
+) -> tuple[SavedModel, Aligned, Evaluation]:
+    """Opens a saved model, and the evaluation split of a config, without evaluating yet.
+
+    Args:
+      config, checkpoint, overrides, group, tta: see `evaluate`.
+
+    Returns:
+      The model; the split, whose targets use the model's classes; and the evaluation of the two.
+
+    Raises:
+      UserError: see `evaluate`.
+    """
+    settings = config_lib.read(config_lib.without_groups(config))
+    if not checkpoint:
+        raise UserError("an evaluation needs --checkpoint=PATH, or --workdir=DIR with --mode=eval")
     saved = read_checkpoint(checkpoint, group)
     if saved.features_only:
         raise UserError(
@@ -245,17 +276,7 @@ def evaluate(
         mesh=mesh,
         tta=tta,
     )
-    batches: list[Mapping[str, np.ndarray]] = []
-    result, _ = evaluation.score(
-        saved.variables(), record=batches.append if out else None, progress=True
-    )
-    if out_path is not None:
-        try:
-            rows = in_order(batches, len(aligned.source))
-            predictions.write(out_path, rows, aligned.source, task)
-        except RunFailed as failure:  # a result that took hours is not lost
-            raise RunFailed(f"{failure}; the result is {json.dumps(result)}") from None
-    return result, published(saved, aligned, overrides, tta)
+    return saved, aligned, evaluation
 
 
 def read_checkpoint(checkpoint: str, group: Group) -> SavedModel:

@@ -13,7 +13,7 @@ def epochs_to_steps(epochs: float, steps_per_epoch: int) -> int:
 
 
 def warmup_steps(settings: Schedule, steps_per_epoch: int) -> int:
-    """Returns the steps of the warm-up."""
+    """Returns the number of steps of linear rise at the beginning."""
     if settings.warmup_steps is not None:
         return settings.warmup_steps
     return epochs_to_steps(settings.warmup_epochs, steps_per_epoch)

@@ -1,7 +1,6 @@
 """`python -m mbv2_jax.data browse`: the images of training, and the comparison of rates."""
 
 import bisect
-import importlib
 import pathlib
 import sys
 import types
@@ -12,8 +11,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from mbv2_jax import command_line
-from mbv2_jax.analysis import browse, command
+from mbv2_jax import command_line, drawing
+from mbv2_jax.analysis import browse, data_commands
 from mbv2_jax.data import loader, sources, workers
 from mbv2_jax.data.sample import Sample
 from mbv2_jax.data.transforms import pipeline
@@ -24,6 +23,7 @@ from mbv2_jax.training import program, step_rate
 from tests.support.coded import CodedSource, LabelCollator
 
 SIZE = 128  # images of this size are shown unscaled
+LABEL = [("name", drawing.INK)]
 
 
 @pytest.fixture
@@ -33,8 +33,7 @@ def run(monkeypatch, capsys, tmp_path):
 
     def run(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["data", "browse", "--seconds=0", *arguments])
-        importlib.reload(command)  # flags are read once
-        command.main()
+        data_commands.main()
         return "".join(capsys.readouterr())
 
     return run
@@ -65,12 +64,12 @@ def flags(photos: pathlib.Path) -> list[str]:
 def cells(path: pathlib.Path, count: int, columns: int, caption_lines: int) -> list[np.ndarray]:
     """Cuts the images out of the picture."""
     picture = np.asarray(Image.open(path))
-    top = 2 * browse.GAP + browse.CAPTION * caption_lines
+    top = 2 * drawing.GAP + drawing.CAPTION * caption_lines
     found = []
     for number in range(count):
         row, column = divmod(number, columns)
-        upper = top + row * (SIZE + browse.LABEL + browse.GAP)
-        left = browse.GAP + column * (SIZE + browse.GAP)
+        upper = top + row * (SIZE + drawing.LABEL + drawing.GAP)
+        left = drawing.GAP + column * (SIZE + drawing.GAP)
         found.append(picture[upper : upper + SIZE, left : left + SIZE])
     return found
 
@@ -97,11 +96,11 @@ def test_the_picture_holds_the_pixels_that_training_gets(run, photos):
 def test_labels_are_words_where_folders_are_wordnet_ids(run, photos, monkeypatch):
     shown: list[list[str]] = []
 
-    def grid(images, names, caption):
-        shown.append(list(names))
+    def grid(images, labels, caption):
+        shown.append([text for ((text, _),) in labels])
         return Image.new("RGB", (1, 1))
 
-    monkeypatch.setattr(browse, "grid", grid)
+    monkeypatch.setattr(drawing, "grid", grid)
     run(*flags(photos), "--count=9", "--out=all.webp")
     assert set(shown[0]) == {"tench", "goldfish", "zebra"}
     assert pathlib.Path("all.webp").exists()
@@ -110,7 +109,7 @@ def test_labels_are_words_where_folders_are_wordnet_ids(run, photos, monkeypatch
 def test_a_grid_of_any_size_has_its_labels_below_the_images():
     for side, count in ((8, 1), (32, 7), (300, 3)):
         images = np.full((count, side, side, 3), (200, 30, 30), np.uint8)
-        picture = np.asarray(browse.grid(images, ["name"] * count, ["caption"])).astype(int)
+        picture = np.asarray(drawing.grid(images, [LABEL] * count, ["caption"])).astype(int)
         red = (picture[..., 0] - picture[..., 1]) > 100
         shown = 256 if side == 300 else 4 * 32 if side == 32 else 112
         assert red.sum() == count * shown**2
@@ -121,7 +120,7 @@ def test_a_grid_of_any_size_has_its_labels_below_the_images():
 
 def test_images_need_not_be_square():
     images = np.full((3, 40, 90, 3), (200, 30, 30), np.uint8)
-    picture = np.asarray(browse.grid(images, ["name"] * 3, ["caption"])).astype(int)
+    picture = np.asarray(drawing.grid(images, [LABEL] * 3, ["caption"])).astype(int)
     red = (picture[..., 0] - picture[..., 1]) > 100
     assert red.sum() == 3 * (2 * 40) * (2 * 90)
 
@@ -149,7 +148,7 @@ def test_the_caption_mentions_mixing(run, photos):
     both = {"mixup_alpha": 0.2, "cutmix_alpha": 1.0}
     assert last_line(config, **both) == "before mixup and cutmix, on the device"
     # Three lines above the images.
-    third = picture[browse.GAP + 2 * browse.CAPTION : browse.GAP + 3 * browse.CAPTION]
+    third = picture[drawing.GAP + 2 * drawing.CAPTION : drawing.GAP + 3 * drawing.CAPTION]
     assert (third < 128).any()
 
 

@@ -1,7 +1,6 @@
 """`python -m mbv2_jax.data verify`: counts, bad records, comparison with ImageNet, --help."""
 
 import dataclasses
-import importlib
 import io
 import json
 import os
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mbv2_jax.analysis import command
+from mbv2_jax.analysis import data_commands
 from mbv2_jax.data import classes, sources
 from mbv2_jax.errors import RunFailed, UserError
 from tests.support import REPOSITORY
@@ -42,10 +41,9 @@ def verify(monkeypatch, capsys):
 
     def run(*arguments: str) -> tuple[Exception | None, list[str], dict[str, Any]]:
         monkeypatch.setattr(sys, "argv", ["data", "verify", *arguments])
-        importlib.reload(command)  # flags are read once
         raised = None
         try:
-            command.main()
+            data_commands.main()
         except (RunFailed, UserError) as error:
             raised = error
         lines = capsys.readouterr().out.splitlines()

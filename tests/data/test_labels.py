@@ -157,3 +157,27 @@ def test_missing_label_stays_missing():
             return dataclasses.replace(super().__getitem__(index), targets={"label": -1})
 
     assert labels.Relabelled(Unlabelled(1), [5], "abcdef")[0].targets["label"] == -1
+
+
+def test_a_class_is_found_by_name_number_id_and_synonym():
+    names = ("cat", "7", "dog, hound")
+    found = [labels.find(name, names) for name in ("cat", "7", "2", "dog", "dog, hound")]
+    assert found == [0, 1, 2, 2, 2]
+    wnid = IMAGENET_WNIDS[0]
+    assert labels.find(wnid, IMAGENET_NAMES) == labels.find("tench", IMAGENET_NAMES) == 0
+    assert labels.find(wnid, ("background", *IMAGENET_NAMES)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("crane", ["'crane' names 2 classes", "134 or 517"]),
+        ("tensh", ["'tensh'", "did you mean 'tench'"]),
+        ("1000", ["'1000'", "0 to 999"]),
+    ],
+)
+def test_a_class_that_is_none_or_several_is_refused(name, parts):
+    with pytest.raises(UserError) as error:
+        labels.find(name, IMAGENET_NAMES)
+    for part in parts:
+        assert part in str(error.value)

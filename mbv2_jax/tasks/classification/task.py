@@ -20,7 +20,7 @@ from mbv2_jax.spec import Backbone, TrainingMode
 from mbv2_jax.tasks.classification import probe, scores
 from mbv2_jax.tasks.classification.mixing import Targets, mix
 from mbv2_jax.tasks.classification.settings import Head, Settings
-from mbv2_jax.tasks.task import Aligned, Batch, Chance, Task, Transferred
+from mbv2_jax.tasks.task import Aligned, Batch, Chance, Classified, Task, Transferred
 
 if TYPE_CHECKING:  # model_dir finds tasks
     from mbv2_jax.model_dir import SavedModel
@@ -45,6 +45,7 @@ class Classification(Task):
         "top5": "top-5 (%)",
     }
     columns: ClassVar[tuple[str, ...]] = ("score", "label", "class")
+    classifies: ClassVar[bool] = True
     open_head: ClassVar[str] = (
         "model.num_classes is not set, and no data is opened to count the classes: give "
         "--config.model.num_classes=1000, say"
@@ -135,6 +136,10 @@ class Classification(Task):
         """Averages the probabilities of an image and of its mirror image."""
         return scores.average(*outputs)
 
+    def class_logits(self, outputs: jax.Array) -> jax.Array:
+        """Returns the outputs, which are logits (N, classes)."""
+        return outputs
+
     def postprocess(self, outputs: jax.Array) -> jax.Array:
         """Returns probabilities (N, classes)."""
         return jax.nn.softmax(outputs)
@@ -158,6 +163,10 @@ class Classification(Task):
         if figure not in self.figures:
             return 0.0
         return scores.standard_error(result[figure], result["examples"])
+
+    def classified(self, rows: Mapping[str, np.ndarray]) -> Classified:
+        """Returns the labels, and the first of the ranked classes with its probability."""
+        return Classified(rows["label"], rows["best"][:, 0], rows["scores"][:, 0])
 
     def record(self, row: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Returns {"label", "class", "loss", "predictions": [{"label", "class", "score"}, ...]}."""
