@@ -5,7 +5,6 @@ import itertools
 import pathlib
 from collections.abc import Sequence
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from mbv2_jax.errors import UserError
@@ -111,9 +110,7 @@ def _scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
 def font(size: int = FONT_SIZE) -> ImageFont.FreeTypeFont:
     """Returns the font for text in pictures; `size` is in pixels."""
     # Pillow's own font has no letters beyond ASCII, but users' class names may have some.
-    return ImageFont.truetype(
-        pathlib.Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size
-    )
+    return ImageFont.truetype(pathlib.Path(__file__).with_name("fonts") / "DejaVuSans.ttf", size)
 
 
 def cut(text: str, width: float, lettering: ImageFont.FreeTypeFont) -> str:

@@ -18,3 +18,5 @@ compile() {
 compile build requirements/build.in "$@"
 compile tensorflow requirements/tensorflow.in "$@"
 compile lock setup.cfg --extra demo --extra fast --extra test "$@"
+# A part of the lock, which decides the versions.
+compile light requirements/light.in --no-deps --no-annotate -c requirements/lock.txt
