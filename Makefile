@@ -5,6 +5,7 @@ VENV := .venv
 PEERS := .venv-peers
 TPU := .venv-tpu
 TENSORFLOW := .venv-tensorflow
+DOCS := .venv-docs
 BIN := $(VENV)/bin
 DEMO := runs/digits
 
@@ -22,7 +23,7 @@ LOCKED := setup.cfg pyproject.toml requirements/build.txt requirements/lock.txt 
 
 .DELETE_ON_ERROR:
 .PHONY: help venv venv-peers venv-tensorflow demo test test-peers test-slow test-tensorflow test-tpu \
-    golden bench-cpu bench-gpu bench-startup bench-input lint format lock clean
+    golden bench-cpu bench-gpu bench-startup bench-input docs lint format lock clean
 
 help:
 	@cat scripts/help.txt
@@ -65,6 +66,13 @@ $(TENSORFLOW)/.installed: requirements/build.txt requirements/tensorflow.txt scr
 	@scripts/install.sh $(TENSORFLOW) requirements/tensorflow.txt
 	@touch $@
 
+# The package as well, whose docstrings become pages.
+$(DOCS)/.installed: setup.cfg requirements/build.txt requirements/docs.txt scripts/install.sh
+	@test -x $(DOCS)/bin/python || scripts/make_venv.sh $(DOCS) $(PYTHON)
+	@echo 'installing Sphinx and the package into $(DOCS): 1 to 2 minutes, about 1.2 GB'
+	@scripts/install.sh $(DOCS) requirements/docs.txt --project
+	@touch $@
+
 demo: venv
 	@scripts/demo.sh $(BIN)/python $(DEMO)
 
@@ -102,6 +110,11 @@ bench-input: venv-peers venv-tensorflow
 	$(PEERS)/bin/python -m benchmarks.input_pipeline --photos="$(PHOTOS)" \
 	    --tensorflow-python=$(TENSORFLOW)/bin/python
 
+# Warnings are errors, and every one is reported before it fails.
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/python -m sphinx -q -W --keep-going -n -c docs . build/docs
+	@echo 'The pages: build/docs/index.html'
+
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -119,6 +132,6 @@ lock: .venv-lock/bin/uv
 	@.venv-lock/bin/python -m pip install --disable-pip-version-check --quiet $(UV)
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(TPU) $(TENSORFLOW) .venv-lock
+	rm -rf $(VENV) $(PEERS) $(TPU) $(TENSORFLOW) $(DOCS) .venv-lock
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

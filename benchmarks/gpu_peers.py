@@ -117,7 +117,7 @@ def _jax_devices(job: Job) -> Any:
         return jax.devices()
     except (RuntimeError, AssertionError):  # no such device, or no plugin for it
         raise ImportError(
-            "jax finds no NVIDIA GPU: pip install 'mbv2_jax[cuda]' where there is one; "
+            "jax finds no NVIDIA GPU: pip install '.[cuda]' where there is one; "
             "--device=cpu tries the benchmark itself"
         ) from None
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from mbv2_jax import spec as spec_lib
 from mbv2_jax.errors import UserError, first_line
+from mbv2_jax.installed import require
 from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.storage import atomic
 
@@ -19,10 +20,12 @@ from .layouts import LAYOUTS, TARGETS, TORCH, Layout
 
 
 def check_output(to: str, output: pathlib.Path) -> None:
-    """Raises UserError unless `output` has a suffix of the files that `to` loads."""
+    """Raises UserError unless `output` is a file that `to` loads and that can be written here."""
     suffixes = (".safetensors",) if to == "safetensors" else (".pth", ".pt", ".bin", ".safetensors")
     if output.suffix not in suffixes:
         raise UserError(f"--output={output}: for --to={to} give FILE{' or FILE'.join(suffixes)}")
+    library = "safetensors" if output.suffix == ".safetensors" else "torch"
+    require(f"writing {output}", library, extra="convert")
 
 
 def write(saved: SavedModel, to: str, output: pathlib.Path) -> dict[str, str]:
@@ -106,20 +109,16 @@ def _tensors(saved: SavedModel, layout: Layout) -> dict[str, np.ndarray]:
 
 
 def _to_safetensors(tensors: dict[str, np.ndarray], saved: SavedModel, to: str) -> bytes:
-    try:
-        from safetensors.numpy import save
-    except ImportError:
-        raise _missing("safetensors") from None
+    from safetensors.numpy import save
+
     # Hugging Face's loaders look for "format".
     metadata = {"format": "flax" if to == "safetensors" else "pt"}
     return save(tensors, metadata | {"model.json": json.dumps(saved.description.to_json())})
 
 
 def _to_pytorch(tensors: dict[str, np.ndarray], saved: SavedModel, to: str) -> bytes:
-    try:
-        import torch
-    except ImportError:
-        raise _missing("torch") from None
+    import torch
+
     checkpoint: dict[str, Any] = {name: torch.from_numpy(value) for name, value in tensors.items()}
     if to == "mmpretrain":
         meta = {"dataset_meta": {"classes": list(saved.classes)}} if saved.classes else {}
@@ -127,10 +126,6 @@ def _to_pytorch(tensors: dict[str, np.ndarray], saved: SavedModel, to: str) -> b
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     return buffer.getvalue()
-
-
-def _missing(package: str) -> UserError:
-    return UserError(f"writing this file needs {package}: pip install 'mbv2_jax[convert]'")
 
 
 def _summary(

@@ -1,6 +1,7 @@
 """Pictures of photos with their predictions, grids of images, and the text in other pictures."""
 
 import functools
+import importlib.util
 import io
 import itertools
 import math
@@ -189,14 +190,15 @@ def font(size: int = FONT_SIZE, text: str = "") -> ImageFont.FreeTypeFont:
 def font_file(text: str = "") -> pathlib.Path:
     """Returns a font that has the letters of `text`: DejaVu Sans, or one of this machine's.
 
-    Users' class names may be in any script. DejaVu Sans, which comes with matplotlib, has Latin,
+    Users' class names may be in any script. DejaVu Sans, which is in this package, has Latin,
     Greek, Cyrillic and Arabic letters, but no Chinese, Japanese or Korean ones. Where no font has
-    the letters, it is DejaVu Sans, which shows boxes.
+    the letters, or matplotlib is not there to look for one, it is DejaVu Sans, which shows boxes.
     """
-    import matplotlib  # here, because it takes time, and most predictions draw nothing
-
     # Pillow's own font has no letters beyond ASCII.
-    usual = pathlib.Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+    usual = pathlib.Path(__file__).with_name("fonts") / "DejaVuSans.ttf"
+    # matplotlib takes time to import, and most names are ASCII.
+    if text.isascii() or importlib.util.find_spec("matplotlib") is None:
+        return usual
     missing = frozenset(map(ord, text)) - _letters(usual)
     return (_font_with(missing) if missing else None) or usual
 

@@ -26,7 +26,7 @@ Examples:
   Parameters and multiply-adds, layer by layer:
     python -m mbv2_jax.main --config=configs/mobilenet_v2_8xb32_in1k.py --mode=info
   Find out whether a recipe fits a TPU slice, and the cost of a step; this needs libtpu, no TPU:
-    pip install 'mbv2_jax[tpu]'
+    pip install -e '.[tpu]'
     python -m mbv2_jax.main --config=mobilenet_v2_tpu_4096 --mode=compile --topology=v5e:16x16
 """
 

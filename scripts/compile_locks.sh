@@ -18,3 +18,6 @@ compile() {
 compile build requirements/build.in "$@"
 compile tensorflow requirements/tensorflow.in "$@"
 compile lock setup.cfg --extra demo --extra fast --extra test "$@"
+compile docs setup.cfg --extra docs -c requirements/lock.txt "$@"
+# A part of the lock, which decides the versions.
+compile light requirements/light.in --no-deps --no-annotate -c requirements/lock.txt

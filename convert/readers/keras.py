@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from mbv2_jax.errors import UserError, first_line
+from mbv2_jax.installed import require
 
 from ..layouts import LAYOUTS, Layout
 from .contents import Contents, no_averages
@@ -70,10 +71,8 @@ def read(path: pathlib.Path, ema: bool | None) -> Contents:
     """
     if ema:
         raise no_averages(path)
-    try:
-        import h5py
-    except ImportError:
-        raise UserError(f"reading {path} needs h5py: pip install 'mbv2_jax[convert]'") from None
+    require(f"reading {path}", "h5py", extra="convert")
+    import h5py
 
     config: list[Any] = []
     content: str | io.BytesIO = str(path)

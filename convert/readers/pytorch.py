@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mbv2_jax.errors import UserError, first_line, listed
+from mbv2_jax.installed import require
 
 from .contents import Contents, no_averages, strip_wrappers
 
@@ -93,15 +94,13 @@ def _load(path: pathlib.Path) -> Any:
     Raises:
       UserError: the file would run code, is damaged, or torch is not installed.
     """
-    try:
-        import torch
-    except ImportError:
-        raise UserError(f"reading {path} needs torch: pip install 'mbv2_jax[convert]'") from None
+    require(f"reading {path}", "torch", extra="convert")
+    import torch
 
     if tuple(map(int, torch.__version__.split(".")[:2])) < _SAFE_TORCH:
         raise UserError(
             f"reading {path} needs torch {'.'.join(map(str, _SAFE_TORCH))} or newer, here is"
-            f" {torch.__version__}: pip install 'mbv2_jax[convert]'"
+            f" {torch.__version__}: run pip install '.[convert]' in the clone of mbv2_jax"
         )
     _check_crcs(path)
     try:

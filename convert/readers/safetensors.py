@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 
 from mbv2_jax.errors import UserError, listed
+from mbv2_jax.installed import require
 
 from .contents import Contents, no_averages, strip_wrappers
 
@@ -33,12 +34,9 @@ def read(path: pathlib.Path, ema: bool | None) -> Contents:
     """
     if ema:
         raise no_averages(path)
-    try:
-        import safetensors
-    except ImportError:
-        raise UserError(
-            f"reading {path} needs safetensors: pip install 'mbv2_jax[convert]'"
-        ) from None
+    require(f"reading {path}", "safetensors", extra="convert")
+    import safetensors
+
     content = path.read_bytes()
     try:
         entries = safetensors.deserialize(content)  # checks header, shapes and length

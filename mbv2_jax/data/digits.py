@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as a TFDS dataset: real images without a download.
+"""scikit-learn's handwritten digits: real images without a download.
 
 The command writes held-out digits as image files, to predict from:
 
@@ -8,15 +8,13 @@ The command writes held-out digits as image files, to predict from:
 import argparse
 import io
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
-import tensorflow_datasets as tfds
 from PIL import Image
 
 from mbv2_jax.errors import UserError, report
+from mbv2_jax.installed import require
 
 TEST_EXAMPLES = 360
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
@@ -35,13 +33,9 @@ def load() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     Raises:
       UserError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise UserError(
-            "the digits dataset needs scikit-learn, which is not installed; run: pip"
-            " install scikit-learn (or install the package's extra 'demo')"
-        ) from error
+    require("the digits dataset", "sklearn", extra="demo")
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
     labels = digits.target.astype(np.int64)
@@ -60,42 +54,6 @@ def encode(image: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
-
-
-class Digits(tfds.core.GeneratorBasedBuilder):
-    """The TFDS builder of the digits; since it yields encoded bytes, it needs no TensorFlow."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar = {"1.0.0": "scikit-learn's load_digits; 1,437 to train, 360 held out."}
-
-    # TFDS 4.9 looks beside a builder's code for checksums of downloads, through a package
-    # (importlib_resources) that it does not install. The digits need no download.
-    code_path = None
-
-    def _info(self) -> Any:
-        return self.dataset_info_from_configs(
-            description="8 x 8 grey images of handwritten digits (UCI optdigits, the part that"
-            " scikit-learn ships).",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
-                    "label": tfds.features.ClassLabel(names=list(CLASS_NAMES)),
-                }
-            ),
-            supervised_keys=("image", "label"),
-            homepage="https://archive.ics.uci.edu/dataset/80",
-            disable_shuffling=True,  # so that record i is example i of `load`
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        del dl_manager  # scikit-learn ships the images
-        return {split: self._generate_examples(*arrays) for split, arrays in load().items()}
-
-    def _generate_examples(
-        self, images: np.ndarray, labels: np.ndarray
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-            yield index, {"image": encode(image), "label": int(label)}
 
 
 def export(directory: Path, count: int) -> list[Path]:

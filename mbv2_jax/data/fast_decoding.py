@@ -9,15 +9,14 @@ filter and antialiasing, in SIMD instructions with 16-bit coefficients. Both bel
 `fast`; nothing else needs them.
 """
 
-import importlib.util
 import math
 import threading
 
 import numpy as np
 from PIL import Image
 
+from mbv2_jax import installed
 from mbv2_jax.data.transforms.geometry import Box, Size
-from mbv2_jax.errors import UserError
 
 # A photo is decoded at a smaller size only if the crop is then still this many times larger than
 # the result, so that the resizing filter and not the decoder determines the pixels.
@@ -28,12 +27,7 @@ _local = threading.local()  # a resizer has buffers that threads must not share
 
 def require() -> None:
     """Raises UserError if the libraries are not installed."""
-    for module, package in (("simplejpeg", "simplejpeg"), ("cykooz_resizer", "cykooz.resizer")):
-        if importlib.util.find_spec(module) is None:
-            raise UserError(
-                f"data.train_decode is 'fast', which needs {package}; run: pip install simplejpeg"
-                " cykooz.resizer (or install the package's extra 'fast')"
-            )
+    installed.require("data.train_decode=fast", "simplejpeg", "cykooz_resizer", extra="fast")
 
 
 def resized_crop(

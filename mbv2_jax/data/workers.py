@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mbv2_jax.errors import UserError
+from mbv2_jax.installed import require
 
 Batch = dict[str, np.ndarray]
 
@@ -67,6 +68,7 @@ class Batches(Iterator[Batch]):
     def __init__(self, sequence: RandomAccess, workers: int):
         if workers < 0:
             raise UserError(f"workers={workers} must be 0 or more")
+        require("making batches", "grain")
         # Imported here, since it imports jax (4 s), which sources and transforms do not need.
         import grain
         from absl import flags

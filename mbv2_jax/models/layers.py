@@ -210,10 +210,10 @@ class BatchNorm(nn.Module):
 class ConvNorm(nn.Module):
     """Convolution, batch normalisation, and ReLU6 (unless a linear bottleneck ends here).
 
+    The other fields are those of `Conv`, and of `BatchNorm` with `bn_` before their names.
+
     Attributes:
-      features, kernel_size, stride, dilation, depthwise, padding, dtype: see `Conv`.
       relu6: whether to apply ReLU6, min(max(y, 0), 6), to the result.
-      bn_epsilon, bn_momentum, bn_group_size: see `BatchNorm`.
       frozen: whether no parameter gets a gradient; the running statistics still follow `train`.
       folded: whether the normalisation is folded into the convolution, which then has a bias
         (`folding.fold`).

@@ -44,8 +44,9 @@ def _all_devices() -> list[jax.Device]:
     except (RuntimeError, AssertionError) as error:  # jax: no such platform, or no plugin for it
         wanted = os.environ.get("JAX_PLATFORMS") or "any platform"
         raise UserError(
-            f"jax finds no device of {wanted}: install the extra for it (pip install "
-            f"'mbv2_jax[cuda]' or '[tpu]'), or unset JAX_PLATFORMS. {' '.join(str(error).split())}"
+            f"jax finds no device of {wanted}: install the extra for it (pip install '.[cuda]' or "
+            "'.[tpu]' in the clone of mbv2_jax), or unset JAX_PLATFORMS. "
+            + " ".join(str(error).split())
         ) from None
 
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from mbv2_jax.errors import UserError, first_line
+from mbv2_jax.installed import require
 
 _SCHEME = "gs://"
 _TIMEOUT = 30.0  # seconds to wait for a bucket's answer
@@ -179,14 +180,8 @@ def _split(address: str) -> tuple[str, str]:
 
 def _check_bucket(given: str, name: str) -> None:
     """Raises UserError where the bucket `name` cannot be used; `given` starts the message."""
+    require(f"{given}: reading and writing gs://", "gcsfs", "google.cloud.storage", extra="gcs")
     _configure_libraries()
-    try:
-        import gcsfs  # noqa: F401
-        import google.cloud.storage  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"{given}: reading and writing gs:// needs pip install 'mbv2_jax[gcs]' ({error})"
-        ) from None
     try:
         _bucket(name)
     except Exception as error:

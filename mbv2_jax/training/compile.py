@@ -4,7 +4,6 @@ libtpu holds the TPU's compiler, which runs on any x86-64 Linux machine: neither
 touched.
 """
 
-import importlib.util
 import math
 import os
 import re
@@ -19,6 +18,7 @@ from ml_collections import ConfigDict
 
 from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.errors import RunFailed, UserError, first_line, nearest
+from mbv2_jax.installed import require
 from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.spec import ModelSpec
 from mbv2_jax.tasks.task import Task
@@ -137,11 +137,7 @@ def topology_mesh(name: str | None) -> Mesh:
     axes, options = GENERATIONS[generation]
     if len(chips) != axes:
         raise UserError(f"--topology={name}: a slice of {generation} has {axes} sides; {FORM}")
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError(
-            "compiling for a TPU needs libtpu, not a TPU: pip install 'mbv2_jax[tpu]' (Linux, "
-            "x86-64)"
-        )
+    require("compiling for a TPU (on x86-64 Linux, without a TPU)", "libtpu", extra="tpu")
     jax.config.update("jax_platforms", "cpu")  # do not occupy a TPU of this machine
     os.environ.update(ENVIRONMENT)
     if set(chips) == {"1"}:  # a host of one chip; by default libtpu assumes four

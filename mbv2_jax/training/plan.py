@@ -14,6 +14,7 @@ from mbv2_jax.data import fast_decoding, loader, sources
 from mbv2_jax.data.sources import Source
 from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.errors import RunFailed, UserError
+from mbv2_jax.installed import require
 from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.model_json import Description
 from mbv2_jax.runtime import mesh as mesh_lib
@@ -131,6 +132,7 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None, group:
     Raises:
       UserError: something is wrong with the config, the data, the checkpoint or the workdir.
     """
+    require("training", "grain", "matplotlib", "tensorboardX")
     settings = config_lib.read(config)
     path = _workdir(workdir)
     mesh = mesh_lib.create()

@@ -234,7 +234,9 @@ def test_a_large_photo_is_decoded_smaller(monkeypatch, side, shrink):
 
 def test_fast_without_its_libraries_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install simplejpeg cykooz\.resizer"):
+    with pytest.raises(
+        UserError, match=r"simplejpeg, cykooz_resizer, which .* pip install '\.\[fast\]'"
+    ):
         fast_decoding.require()
 
 

@@ -85,8 +85,8 @@ def test_command_refuses_a_folder_that_is_a_file(tmp_path, capsys):
 
 
 def test_without_scikit_learn_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # as if it were not installed
-    with pytest.raises(UserError, match=r"pip install scikit-learn .*'demo'"):
+    monkeypatch.setitem(sys.modules, "sklearn", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"needs sklearn, .* pip install '\.\[demo\]'"):
         open_source("digits", "train", str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 

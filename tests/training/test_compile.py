@@ -38,7 +38,7 @@ def test_missing_libtpu_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "libtpu" else real(name)
     )
-    with pytest.raises(UserError, match=r"pip install 'mbv2_jax\[tpu\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[tpu\]'"):
         compile_lib.topology_mesh("v5e:2x4")
 
 

@@ -18,8 +18,8 @@ from mbv2_jax.data.sample import Sample
 from mbv2_jax.data.sources import parts
 from mbv2_jax.data.sources.folder import FolderSource
 from mbv2_jax.data.sources.parts import Part
-from mbv2_jax.data.sources.tfds import TfdsSource
 from mbv2_jax.errors import UserError
+from mbv2_jax.installed import require
 
 
 class Source(Protocol):
@@ -74,6 +74,9 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
         raise UserError(
             f"unknown dataset {name!r}; for a folder of images write {'folder:' + name!r}"
         )
+    require(f"dataset {name!r}", "tensorflow_datasets", "array_record", "google_crc32c")
+    from mbv2_jax.data.sources.tfds import TfdsSource
+
     others = [f"{prefix}:PATH" for prefix in _PREFIXES]
     return TfdsSource(name, split, os.path.expanduser(data_dir) if data_dir else None, others)
 

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from mbv2_jax.errors import UserError, nearest
+from mbv2_jax.installed import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,7 @@ def _ranges(
     split: str, sizes: Mapping[str, Sequence[int]], where: str
 ) -> list[tuple[str, int, int]]:
     """Returns (name, start, stop) of an expression's terms."""
+    require(f"split {split!r}", "tensorflow_datasets")
     from tensorflow_datasets.core import splits as tfds_splits  # slow to import
 
     for term in split.split("+"):

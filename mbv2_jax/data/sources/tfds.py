@@ -159,9 +159,10 @@ def _allow_open_files() -> None:
 def _digits(data_dir: str | None) -> Any:
     """Returns the builder of the digits, which it prepares on first use."""
     from mbv2_jax.data import digits
+    from mbv2_jax.data.sources.digits_builder import Digits
 
     with _silenced():
-        builder = digits.Digits(data_dir=data_dir, file_format="array_record")
+        builder = Digits(data_dir=data_dir, file_format="array_record")
         if builder.is_prepared():
             return builder
     digits.load()  # fails, if it does, before any folder is created
@@ -180,7 +181,7 @@ def _digits(data_dir: str | None) -> Any:
             f"cannot write the digits dataset to {path}: {first_line(error)}; set"
             " data.data_dir to a folder that can be written, on a disk that is not full"
         ) from error
-    return digits.Digits(data_dir=data_dir, file_format="array_record")
+    return Digits(data_dir=data_dir, file_format="array_record")
 
 
 def _prepared(name: str, data_dir: str | None, suggested: Sequence[str]) -> Any:

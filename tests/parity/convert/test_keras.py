@@ -256,4 +256,5 @@ def test_a_member_too_large_for_any_such_network_is_not_unpacked(member, model, 
 def test_without_h5py(model, tmp_path, monkeypatch):
     model.save_weights(tmp_path / "net.weights.h5")
     monkeypatch.setitem(sys.modules, "h5py", None)
-    assert "needs h5py: pip install 'mbv2_jax[convert]'" in refusal(tmp_path / "net.weights.h5")
+    line = refusal(tmp_path / "net.weights.h5")
+    assert "needs h5py, which is not installed: run pip install '.[convert]'" in line

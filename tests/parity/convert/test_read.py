@@ -56,4 +56,4 @@ def test_a_missing_library_is_named(library, save, net, tmp_path, monkeypatch):
     save(OrderedDict(net.state_dict()), tmp_path / "net")
     monkeypatch.setitem(sys.modules, library, None)
     line = refusal(tmp_path / "net")
-    assert f"needs {library}: pip install 'mbv2_jax[convert]'" in line
+    assert f"needs {library}, which is not installed: run pip install '.[convert]'" in line
