@@ -475,3 +475,12 @@ def test_folder_comes_before_the_variant_of_its_name(predictor, tmp_path, monkey
     tiny_model.write(tmp_path / "mobilenet_v2_0.35_96")
     monkeypatch.chdir(tmp_path)
     assert mbv2_jax.init_model("mobilenet_v2_0.35_96").class_names == tiny_model.CLASSES
+
+
+def test_a_traced_predictor_leaves_the_platform_to_the_lowering(predictor):
+    """So that it can be exported for an accelerator, with the convolutions that are fast there."""
+    images = jax.ShapeDtypeStruct((1, *predictor.transform.output_size, 3), np.uint8)
+    for_tpu = jax.export.export(jax.jit(predictor), platforms=["tpu"])(images)
+    for_cpu = jax.export.export(jax.jit(predictor), platforms=["cpu"])(images)
+    assert "stablehlo.convolution" in for_tpu.mlir_module()
+    assert "stablehlo.convolution" not in for_cpu.mlir_module()
