@@ -17,7 +17,7 @@ from mbv2_jax.data.sources import Source
 from mbv2_jax.errors import UserError, listed
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 from mbv2_jax.spec import Backbone, TrainingMode
-from mbv2_jax.tasks.classification import probe, scores
+from mbv2_jax.tasks.classification import scores
 from mbv2_jax.tasks.classification.mixing import Targets, mix
 from mbv2_jax.tasks.classification.settings import Head, Settings
 from mbv2_jax.tasks.task import Aligned, Batch, Chance, Classified, Task, Transferred
@@ -217,6 +217,8 @@ class Classification(Task):
 
     def fit_head(self, variables: Mapping[str, Any], rows: Mapping[str, np.ndarray]) -> Transferred:
         """Fits the classifier in closed form, see `probe.fit`."""
+        from mbv2_jax.tasks.classification import probe  # here: it needs scipy, as only training
+
         found = probe.fit(rows["features"], rows["label"], len(self.classes))
         classifier = {"kernel": found.kernel, "bias": found.bias}
         note = (
