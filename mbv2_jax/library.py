@@ -94,26 +94,22 @@ def load(
         raise UserError("out_indices chooses feature maps: give features_only=True too")
     saved = inference.open_model(checkpoint, seed)
     name = task or saved.spec.task
-    given = (
-        dict(architecture) if num_classes is None else {**architecture, "num_classes": num_classes}
-    )
+    given = architecture if num_classes is None else architecture | {"num_classes": num_classes}
     fields = _fields(name, given, features_only)
     backbone, mode = _backbone(saved, fields), _mode(saved, fields)
     head = _head(saved, name, fields)
     if features_only or head is None:
         return _features(saved, backbone, mode, (LAST,) if out_indices is None else out_indices)
-    same = name == saved.spec.task and head == saved.spec.head
-    classes = saved.classes if same else ()
-    made_for = tasks.find(name).for_model(head, classes)
-    network = made_for.network(backbone, mode)
-    variables = saved.variables()
-    if not same:
-        transferred = made_for.transfer(saved, _shapes(network))
-        variables = transferred.variables
-        processes.say(transferred.note)
-    return LoadedModel(
-        network, _fit(network, variables, saved, seed), saved.spec.preprocessing, classes
-    )
+    if (name, head) == (saved.spec.task, saved.spec.head):
+        classes, variables = saved.classes, saved.variables()
+        network = saved.task().network(backbone, mode)
+    else:
+        classes, made_for = (), tasks.find(name).for_model(head, ())
+        network = made_for.network(backbone, mode)
+        variables, note, _ = made_for.transfer(saved, _shapes(network))
+        processes.say(note)
+    variables = _fit(network, variables, saved, seed)
+    return LoadedModel(network, variables, saved.spec.preprocessing, classes)
 
 
 def _fields(task: str, given: Mapping[str, Any], features_only: bool) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,9 @@
 """`load` and `save`: the network in a person's own code; timm is compared in tests/parity/."""
 
+import functools
 import json
 import pathlib
+from typing import Any
 
 import flax.core
 import jax
@@ -23,7 +25,7 @@ from tests.support import tiny_model
 OWN_TASK = "tests.tasks.test_own_task:MeanColour"
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
 # Logits reach 10; folding and other batch sizes order the sums of float32 terms differently.
-CLOSE = {"rtol": 0, "atol": 1e-4}
+CLOSE: dict[str, Any] = {"rtol": 0, "atol": 1e-4}
 
 pytestmark = pytest.mark.usefixtures("few_layers")  # most of the time is compilation
 
@@ -36,6 +38,11 @@ def checkpoint(tmp_path) -> pathlib.Path:
 def apply(model: mbv2_jax.LoadedModel, images: np.ndarray = IMAGES):
     module, variables = model
     return jax.jit(module.apply)(variables, model.preprocessing.normalize(images))
+
+
+def save(path: pathlib.Path, model: mbv2_jax.LoadedModel) -> None:
+    module, variables = model
+    mbv2_jax.save(path, module, variables, model.class_names, preprocessing=model.preprocessing)
 
 
 def same(ours, theirs) -> bool:
@@ -94,7 +101,7 @@ def test_a_backbone_alone_is_loaded_and_given_a_classifier(checkpoint, tmp_path)
 
 
 def test_fields_reach_the_module(checkpoint):
-    fields = {"frozen_stages": 2, "norm_eval": True, "dropout": 0.5, "remat": True}
+    fields: dict[str, Any] = {"frozen_stages": 2, "norm_eval": True, "dropout": 0.5, "remat": True}
     fields |= {"bn_momentum": 0.99, "bn_group_size": 2, "output_stride": 16}
     module, _ = mbv2_jax.load(checkpoint, dtype=jnp.bfloat16, strides=[1] * 8, **fields)
     for name, value in fields.items():
@@ -224,35 +231,29 @@ def test_arrays_that_do_not_fit_are_named(checkpoint, tmp_path, change, named):
     model = mbv2_jax.load(checkpoint)
     change(model.variables)
     with pytest.raises(UserError, match=named):
-        mbv2_jax.save(
-            tmp_path / "saved", *model, model.class_names, preprocessing=model.preprocessing
-        )
+        save(tmp_path / "saved", model)
 
 
 def test_only_a_model_directory_is_replaced(checkpoint, tmp_path):
     model = mbv2_jax.load(checkpoint)
-
-    def save(path: pathlib.Path) -> None:
-        mbv2_jax.save(path, *model, model.class_names, preprocessing=model.preprocessing)
-
-    save(checkpoint)
+    save(checkpoint, model)
     assert json.loads((checkpoint / "model.json").read_text())["origin"]["sha256"]
     (checkpoint / "notes.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     (tmp_path / "empty").mkdir()
     for path in (checkpoint, tmp_path / "file", tmp_path):
         with pytest.raises(UserError, match="exists, and is not a model directory"):
-            save(path)
+            save(path, model)
     with pytest.raises(UserError, match=r"file.*cannot be written"):
-        save(tmp_path / "file" / "below")
-    save(tmp_path / "empty")
+        save(tmp_path / "file" / "below", model)
+    save(tmp_path / "empty", model)
     assert (checkpoint / "notes.txt").read_text() == "mine"
 
 
 def test_pixels_are_normalised_on_the_host_and_on_devices():
     preprocessing = Preprocessing(mean=(100.0, 110.0, 120.0), std=(50.0, 55.0, 60.0))
     expected = np.array([(0 - 100) / 50, (110 - 110) / 55, (240 - 120) / 60], np.float32)
-    pixels = np.broadcast_to(np.uint8([0, 110, 240]), (2, 3, 3, 3))
+    pixels = np.broadcast_to(np.array([0, 110, 240], np.uint8), (2, 3, 3, 3))
     host = preprocessing.normalize(pixels)
     assert type(host) is np.ndarray
     np.testing.assert_array_equal(host, np.broadcast_to(expected, (2, 3, 3, 3)))
@@ -262,7 +263,7 @@ def test_pixels_are_normalised_on_the_host_and_on_devices():
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found, host, rtol=2e-7)  # an ulp of XLA's quotient
     # In bfloat16 alone, 237 - 120 would be rounded to 118 before the division.
-    narrow = preprocessing.normalize(np.uint8([[[237] * 3]]), "bfloat16")
+    narrow = preprocessing.normalize(np.full((1, 1, 3), 237, np.uint8), "bfloat16")
     assert narrow.dtype == jnp.bfloat16
     assert float(narrow[0, 0, 2]) == float(jnp.bfloat16(117 / 60))
 
@@ -313,7 +314,7 @@ def test_train_step_by_itself_is_a_step_of_ones_own(checkpoint):
         Classification(), model.module, model.preprocessing, optimizer, ema=Ema(decay=0.75)
     )
     state = state_lib.from_variables(model.variables, optimizer=optimizer, with_ema=True)
-    train = jax.jit(lambda *arguments: step_lib.train_step(*arguments, recipe))
+    train = jax.jit(functools.partial(step_lib.train_step, recipe=recipe))
     after, metrics = train(state, {"image": IMAGES, "label": labels}, jax.random.key(0))
 
     assert metrics.keys() == {"loss", "top1", "grad_norm"}

@@ -45,7 +45,9 @@ def run(name: str, folder: pathlib.Path, **parameters: object) -> str:
     client.create_kernel_manager().kernel_spec_manager = ThisPython()
     client.execute()
     outputs = [output for cell in code for output in cell.outputs]
-    texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
+    texts = [
+        output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs
+    ]
     return "\n".join(texts)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mbv2_jax.models import mobilenet_v2
+from mbv2_jax.spec import Backbone
 from tests.support import REPOSITORY
 
 _SHORT = """
@@ -39,7 +40,7 @@ def run(page: str, substitutes: Mapping[str, str]) -> dict[str, Any]:
     pathlib.Path("customized").mkdir()
     pathlib.Path("customized", "sitecustomize.py").write_text(_SHORT)
     exec(_SHORT, {})
-    assert len(mobilenet_v2.blocks(mobilenet_v2.spec.Backbone())) == 7
+    assert len(mobilenet_v2.blocks(Backbone())) == 7
     namespace: dict[str, Any] = {"__name__": "page"}
     outputs = []
     for language, block in re.findall(r"```(python|sh)\n(.*?)```", text, re.DOTALL):

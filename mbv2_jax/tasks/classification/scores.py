@@ -13,7 +13,9 @@ from mbv2_jax.tasks.classification.mixing import Targets
 BEST = 5  # classes that are ranked
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array | np.ndarray, label_smoothing: float = 0.0
+) -> jax.Array:
     """Returns the cross entropy of each example, with PyTorch's `label_smoothing`.
 
     Args:
