@@ -21,6 +21,7 @@ BEYOND = {
     "google-crc32c",
     "grain",
     "matplotlib",
+    "scipy",
     "tensorboardx",
     "tensorflow-datasets",
     "torch",
@@ -161,7 +162,7 @@ def test_predict_writes_pictures(run, tmp_path):
             "install . in the clone of mbv2_jax",
         ),
         (
-            ["mbv2_jax.analysis.command", "verify", "--config=cifar10"],
+            ["mbv2_jax.analysis.data_commands", "verify", "--config=cifar10"],
             "dataset 'cifar10' needs tensorflow_datasets, array_record, google_crc32c, which are "
             "not installed: run pip install . in the clone of mbv2_jax",
         ),

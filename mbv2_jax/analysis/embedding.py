@@ -1,7 +1,6 @@
 """The images of a split on a plane: t-SNE of the features that the classifier gets."""
 
 import contextlib
-import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from mbv2_jax.analysis import output
 from mbv2_jax.data import classes, loader, sources
 from mbv2_jax.data.sample import ArraySpec, Sample
 from mbv2_jax.errors import UserError
+from mbv2_jax.installed import require
 from mbv2_jax.runtime import compilation_cache
 from mbv2_jax.training import config as config_lib
 
@@ -55,8 +55,7 @@ def embedding(
         raise UserError(f"--count={count}: give {LEAST} images or more")
     if not checkpoint:
         raise UserError("--checkpoint=PATH is missing: the model whose features to draw")
-    if importlib.util.find_spec("sklearn") is None:
-        raise UserError("t-SNE needs scikit-learn: pip install '.[demo]'")
+    require("t-SNE", "sklearn", extra="demo")
     compilation_cache.enable(config.compilation_cache)
     data = config_lib.read(config_lib.without_groups(config)).data
     name = data.train_split if split == "train" else data.eval_split

@@ -26,6 +26,7 @@ examines data.
 
 from mbv2_jax.analysis import command
 from mbv2_jax.analysis.command import Command, Given
+from mbv2_jax.installed import require
 
 _CHECKPOINT = command.text(
     "checkpoint",
@@ -36,12 +37,14 @@ _CHECKPOINT = command.text(
 
 
 def _report(given: Given) -> None:
+    require("drawing", "matplotlib")
     from mbv2_jax.analysis import report
 
     report.report(given.config, given.overrides, **given.flags)
 
 
 def _cam(given: Given) -> None:
+    require("drawing", "matplotlib")
     from mbv2_jax.analysis import cam
 
     flags = dict(given.flags)
@@ -49,12 +52,14 @@ def _cam(given: Given) -> None:
 
 
 def _embedding(given: Given) -> None:
+    require("drawing", "matplotlib")
     from mbv2_jax.analysis import embedding
 
     embedding.embedding(given.config, **given.flags)
 
 
 def _schedule(given: Given) -> None:
+    require("drawing", "matplotlib")
     from mbv2_jax.analysis import schedule
 
     schedule.schedule(given.config, **given.flags)
