@@ -17,13 +17,16 @@ TEST_WORKERS ?= 3
 UV := uv==0.13.9
 # The photos of `make bench-input`: a folder of image files, searched with what is below it.
 PHOTOS ?=
+# The weights and the archives of `make bench-transfer`: see `python -m benchmarks.transfer --help`.
+WEIGHTS ?=
+DATA ?=
 
 PYTEST = -m pytest -n $(TEST_WORKERS) --dist loadfile
 LOCKED := setup.cfg pyproject.toml requirements/build.txt requirements/lock.txt scripts/install.sh
 
 .DELETE_ON_ERROR:
 .PHONY: help venv venv-peers venv-tensorflow demo test test-peers test-slow test-tensorflow test-tpu \
-    golden bench-cpu bench-gpu bench-startup bench-input docs lint format lock clean
+    golden bench-cpu bench-gpu bench-startup bench-input bench-transfer docs lint format lock clean
 
 help:
 	@cat scripts/help.txt
@@ -104,6 +107,10 @@ bench-gpu: venv-peers
 
 bench-startup: venv-peers
 	$(PEERS)/bin/python -m benchmarks.startup
+
+bench-transfer: venv-peers
+	@test -n "$(WEIGHTS)" -a -n "$(DATA)" || { echo 'error: make bench-transfer WEIGHTS=PTH DATA=DIR' >&2; exit 1; }
+	$(PEERS)/bin/python -m benchmarks.transfer --weights="$(WEIGHTS)" --data="$(DATA)"
 
 bench-input: venv-peers venv-tensorflow
 	@test -n "$(PHOTOS)" || { echo 'error: make bench-input PHOTOS=DIR, a folder of photos' >&2; exit 1; }

@@ -60,7 +60,10 @@ def command(way: str, name: str, seed: int, data: Path, work: Path) -> list[str]
     found += [f"--config.data.image_size={SIZE}", f"--config.seed={seed}"]
     found += [f"--config.data.eval_transforms=resize_edge({int(SIZE / 0.875)})|center_crop(size)"]
     if way != "probe":
-        found += [f"--config.num_epochs={epochs - 1}", f"--config.log.eval_every_epochs={epochs}"]
+        found += [f"--config.num_epochs={epochs - 1}"]
+        # Once, at the end, as the others evaluate and save.
+        found += [f"--config.log.eval_every_epochs={epochs}"]
+        found += [f"--config.checkpoint.every_epochs={epochs}"]
     if way == "ours-live":
         found += ["--config.model.norm_eval=false"]
     return found

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import cpu, gpu, gpu_peers, input_peers, input_pipeline, report, startup
+from benchmarks import (
+    cpu,
+    gpu,
+    gpu_peers,
+    input_peers,
+    input_pipeline,
+    report,
+    startup,
+    transfer,
+    transfer_sets,
+)
 from benchmarks.input_pipeline import Run
 from mbv2_jax.errors import UserError
 from tests.support import REPOSITORY
@@ -218,3 +228,35 @@ def test_the_share_of_the_bandwidth_is_of_what_has_to_be_moved():
     assert gpu.layer_bytes(layers[1], 2, "bfloat16") == 2 * 96 * 2 * (12544 + 3136)
     assert gpu.shares(0.25, [1.0, 0.5, 2.0]) == {"share": 0.25}
     assert gpu.shares(None, [1.0]) == {"share": None}
+
+
+def test_transfer_averages_over_seeds_and_then_over_sets():
+    scores = {
+        ("animals-40", "ours"): [70.0, 72.0, 74.0],
+        ("animals-40", "probe"): [66.0, 66.0, 69.0],
+        ("digits-100", "ours"): [98.0, 98.0, 98.0],
+    }
+    rows = [
+        {"set": name, "way": way, "seed": str(seed), "top1": str(top1), "minutes": "2.5"}
+        for (name, way), values in scores.items()
+        for seed, top1 in enumerate(values)
+    ]
+    found = {(row["set"], row["way"]): row for row in transfer.table(rows)}
+    assert found["animals-40", "ours"]["top1"] == 72.0
+    # The standard error of the mean of 70, 72, 74: their deviation 2, divided by the root of 3.
+    assert found["animals-40", "ours"]["error"] == pytest.approx(2 / 3**0.5)
+    assert found["mean", "ours"]["top1"] == 85.0
+    assert found["mean", "ours"]["error"] == pytest.approx(2 / 3**0.5 / 2)  # the other has none
+    assert ("mean", "probe") not in found  # it was not measured on all sets
+
+
+def test_transfer_sees_each_photo_equally_often(tmp_path):
+    epochs = transfer_sets.SETS["animals-40"].epochs
+    ours = transfer.command("ours", "animals-40", 1, tmp_path, tmp_path)
+    assert "--config=finetune_folder" in ours and "--config.seed=1" in ours
+    # The head is fitted in one pass of its own.
+    assert f"--config.num_epochs={epochs - 1}" in ours
+    theirs = transfer.command("timm", "animals-40", 1, tmp_path, tmp_path)
+    assert f"--epochs={epochs}" in theirs and "--seed=1" in theirs
+    live = transfer.command("ours-live", "animals-40", 1, tmp_path, tmp_path)
+    assert [part for part in live if part not in ours] == ["--config.model.norm_eval=false"]

@@ -77,7 +77,7 @@ def cases(photos: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> dic
         "wrong type": ([digits, "--config.batch_size=many"], ["batch_size", "many"]),
         "wrong number": ([digits, "--config.model.width=wide"], ["model.width", "wide"]),
         "negative batch": ([digits, "--config.batch_size=-4"], ["batch_size", "1 or more"]),
-        "no epochs": ([digits, "--config.num_epochs=0"], ["num_epochs", "above 0"]),
+        "no epochs": ([digits, "--config.num_epochs=0"], ["num_epochs", "fit_head"]),
         "nan": ([digits, "--config.schedule.base_lr=nan"], ["schedule.base_lr", "nan"]),
         "dropout": ([digits, "--config.model.dropout=1.5"], ["model.dropout", "at most 1"]),
         "padding": ([digits, "--config.model.padding=SAME"], ["'SAME'", "'same'"]),

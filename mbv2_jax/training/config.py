@@ -123,6 +123,11 @@ def _check_combinations(given: Mapping[str, Any]) -> None:
     """Refuses values that are impossible with each other, or in this environment."""
     if given["model.dtype"] == "float64" and not jax.config.read("jax_enable_x64"):
         raise UserError("model.dtype is 'float64': set JAX_ENABLE_X64=1 in the environment too")
+    if not given["num_epochs"] and not given["fit_head"]:
+        raise UserError(
+            "num_epochs is 0, and nothing would be learned: give more, or set fit_head to fit the "
+            "head alone"
+        )
     profiler.parse(given["profile"])
     bucket.check_scheme(given["compilation_cache"] or "", "compilation_cache")
     if given["checkpoint.patience"] is not None and not given["checkpoint.keep_best"]:

@@ -68,7 +68,7 @@ def faults(
     if not above and (text := _loss_stayed([x["loss"] for x in lines if x["split"] == "train"])):
         found.append(text)
     warmup = warmup_steps(run.settings.schedule, run.steps_per_epoch)
-    if warmup > 0 and last <= warmup:
+    if 0 < last <= warmup:
         found.append(
             f"the learning rate never left its warm-up, which takes {warmup} steps, and the run "
             f"ended after {last}: raise num_epochs, or lower schedule.warmup_epochs or warmup_steps"
@@ -79,7 +79,9 @@ def faults(
 def _at_chance(run: Plan, result: Result, chance: Chance) -> str:
     figure, rate = chance.figure, f"schedule.base_lr is {run.settings.schedule.base_lr:g}"
     cause = f"the learning rate may be too high ({rate}): lower it"
-    if run.spec.mode.norm_eval:
+    if not run.total_steps:
+        cause = "the features of the checkpoint do not tell these classes apart"
+    elif run.spec.mode.norm_eval:
         cause = (
             "with model.norm_eval the statistics of normalisation stay as they are, which bears "
             f"only a low learning rate ({rate}): lower it, set optimizer.clip_units to 0.02, or "

@@ -35,8 +35,7 @@ class Run:
     num_epochs: float = declare(
         300.0,
         number(0),
-        "passes over the training split; may be a fraction; 0 trains nothing, and writes the model "
-        "as it begins",
+        "passes over the training split; may be a fraction; 0, with fit_head, fits the head alone",
     )
     fit_head: bool = declare(
         False,

@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge
 
 import mbv2_jax
 from mbv2_jax import model_dir
-from tests.support import commands, tiny_model
+from tests.support import commands, short_network, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -29,24 +29,33 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def arguments(photos, tmp_path_factory):
-    model = tiny_model.write(tmp_path_factory.mktemp("model") / "tiny")
+    with short_network.in_use():
+        model = tiny_model.write(tmp_path_factory.mktemp("model") / "tiny")
     return [f"--checkpoint={model}", f"--config.data.source=folder:{photos}"]
 
 
-def test_a_probe_is_ridge_regression_on_the_features(cache, photos, arguments, tmp_path):
-    run = tmp_path / "probe"
+@pytest.fixture(scope="module")
+def probe(cache, arguments, tmp_path_factory):
+    """The workdir of a probe, its command, and what it printed."""
+    run = tmp_path_factory.mktemp("probe") / "run"
     # 27 photos in batches of 8: the last batch is filled up with photos that must not count twice.
     command = ["--config=probe", *arguments, "--config.batch_size=8", f"--workdir={run}"]
-    status, out, err = commands.run(cache, *command, module=commands.WHOLE, devices=2)
+    status, out, err = commands.run(cache, *command, devices=2)
     assert status == 0, err
+    return run, command, out, err
+
+
+def test_a_probe_is_ridge_regression_on_the_features(photos, arguments, probe):
+    run, _, out, err = probe
     assert "fitted the classifier to the features of 27 images" in err
     assert "num_epochs is 0: nothing to train" in err
     assert json.loads(out.splitlines()[-1])["examples"] == 24
 
-    before = mbv2_jax.init_model(arguments[0].partition("=")[2])
-    features = np.asarray(before.extract_feat(photos / "train"), np.float64)  # in sorted order
+    with short_network.in_use():
+        before = mbv2_jax.init_model(arguments[0].partition("=")[2])
+        features = np.asarray(before.extract_feat(photos / "train"), np.float64)  # sorted
+        saved, first = model_dir.read(run), tiny_model.variables()
     labels = np.repeat(np.arange(3), 9)
-    saved = model_dir.read(run)
     kernel = saved.params["classifier"]["kernel"].astype(np.float64)
     # Of the penalties that were to choose from, one gives this kernel, up to the logits' scale.
     variance = ((features - features.mean(0)) ** 2).sum()
@@ -60,50 +69,46 @@ def test_a_probe_is_ridge_regression_on_the_features(cache, photos, arguments, t
     assert min(distances) < 0.01
 
     # The backbone is the checkpoint's, bit for bit.
-    first = tiny_model.variables()
     for name, part in first["params"].items():
         if name != "classifier":
             np.testing.assert_equal(saved.params[name], part)
     np.testing.assert_equal(saved.batch_stats, first["batch_stats"])
     assert saved.classes == ("dark", "grey", "light")
 
-    # The model is there for every command; the same command again changes nothing.
-    status, again, err = commands.run(cache, *command, module=commands.WHOLE, devices=2)
+
+def test_the_same_command_again_changes_nothing(cache, probe):
+    _, command, out, _ = probe
+    status, again, err = commands.run(cache, *command, devices=2)
     assert (status, again) == (0, out), err
 
 
-def test_training_begins_with_the_fitted_head(cache, arguments, tmp_path):
-    command = ["--config=finetune_folder", *arguments, "--config.num_epochs=1"]
+def test_training_begins_with_the_fitted_head(cache, arguments, probe, tmp_path):
     # A rate of 0 changes nothing, and shows where training began.
-    still = [*command, "--config.batch_size=9", "--config.schedule.base_lr=0"]
     status, out, err = commands.run(
-        cache, *still, f"--workdir={tmp_path / 'still'}", module=commands.WHOLE
+        cache,
+        "--config=finetune_folder",
+        *arguments,
+        "--config.num_epochs=1",
+        "--config.batch_size=8",
+        "--config.schedule.base_lr=0",
+        f"--workdir={tmp_path / 'still'}",
+        devices=2,
     )
     assert status == 0, err
-    probe = ["--config=probe", *arguments, "--config.batch_size=9"]
-    status, wanted, err = commands.run(
-        cache, *probe, f"--workdir={tmp_path / 'probe'}", module=commands.WHOLE
-    )
-    assert status == 0, err
-    assert out.splitlines()[-1] == wanted.splitlines()[-1]
+    assert out.splitlines()[-1] == probe[2].splitlines()[-1]
 
 
-def test_a_head_of_the_same_classes_is_kept(cache, arguments, tmp_path):
-    probe = ["--config=probe", arguments[1], "--config.batch_size=9"]
-    first = [*probe, arguments[0], f"--workdir={tmp_path / 'first'}"]
-    status, out, err = commands.run(cache, *first, module=commands.WHOLE)
-    assert status == 0, err
-    second = [*probe, f"--checkpoint={tmp_path / 'first'}", f"--workdir={tmp_path / 'second'}"]
-    status, again, err = commands.run(cache, *second, module=commands.WHOLE)
+def test_a_head_of_the_same_classes_is_kept(cache, probe, tmp_path):
+    run, command, out, _ = probe
+    second = [command[0], f"--checkpoint={run}", *command[2:-1], f"--workdir={tmp_path / 'run'}"]
+    status, again, err = commands.run(cache, *second, devices=2)
     assert (status, again) == (0, out), err
     assert "classifier included" in err and "fitted" not in err
 
 
 def test_without_a_checkpoint_there_is_nothing_to_fit_to(cache, arguments, tmp_path):
-    command = ["--config=probe", arguments[1], "--config.model.frozen_stages=-1"]
-    status, _, err = commands.run(
-        cache, *command, f"--workdir={tmp_path / 'run'}", module=commands.WHOLE
-    )
+    run = tmp_path / "run"
+    status, _, err = commands.run(cache, "--config=probe", arguments[1], f"--workdir={run}")
     assert status == 2
     assert "fit_head is set, and there is no backbone" in err and "--checkpoint=PATH" in err
-    assert not (tmp_path / "run").exists()
+    assert not run.exists()
