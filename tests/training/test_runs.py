@@ -207,7 +207,8 @@ def test_fine_tuning_on_a_folder(cache, unbroken, photos, tmp_path):
         f"--workdir={workdir}",
         f"--checkpoint={source}",
         "--config.model.frozen_stages=2",
-        "--config.model.norm_eval=false",  # these photos of one colour leave whole layers without a gradient
+        # With frozen statistics these photos of one colour leave whole layers without a gradient.
+        "--config.model.norm_eval=false",
         "--config.batch_size=12",
         "--config.num_epochs=3",
     ]
