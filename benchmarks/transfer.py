@@ -15,7 +15,7 @@ same held-out photos, top-1 in percent.
     timm        torchvision's network, with the defaults of timm's train.py
 
 A row is written as soon as it is measured, and rows that the CSV has are not measured again. All of
-it takes about three hours on 2 cores.
+it is estimated to take three hours on 2 cores.
 """
 
 import argparse

@@ -5,7 +5,7 @@
 
 PHOTOS holds CLASS/*.jpg, of which a fifth is held out, or train/CLASS/*.jpg and val/CLASS/*.jpg.
 Width, strides, padding, image size and pixel statistics are the checkpoint's. The head begins as a
-linear probe; then all layers train. docs/finetuning.md explains the choices, and compares them.
+linear probe; then all layers train. docs/finetuning.md explains the choices.
 hardware: any; a CPU takes minutes.
 expected: depends on the photos.
 """

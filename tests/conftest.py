@@ -1,4 +1,4 @@
-"""What every test relies on: four fake CPU devices; the checking material where it is at hand."""
+"""Fixtures for every test: four fake CPU devices, and the checking material where it is at hand."""
 
 import os
 import pathlib

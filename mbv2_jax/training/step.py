@@ -44,7 +44,7 @@ class Recipe:
 def train_step(
     state: TrainState, batch: Batch, key: jax.Array, recipe: Recipe
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Does one training step: augment, normalise, forward, backward, update.
+    """Trains on one batch: augments, normalises, and updates the parameters by their gradients.
 
     Args:
       state: the state before; under jit it is donated.

@@ -1,4 +1,4 @@
-"""What the network's fields promise."""
+"""The fields of the network change what they promise to change, and nothing else."""
 
 import dataclasses
 from typing import Any
