@@ -20,12 +20,10 @@ from .layouts import LAYOUTS, TARGETS, TORCH, Layout
 
 
 def check_output(to: str, output: pathlib.Path) -> None:
-    """Raises UserError unless `output` is a file that `to` loads and that can be written here."""
+    """Raises UserError unless `output` is the name of a file that `to` loads."""
     suffixes = (".safetensors",) if to == "safetensors" else (".pth", ".pt", ".bin", ".safetensors")
     if output.suffix not in suffixes:
         raise UserError(f"--output={output}: for --to={to} give FILE{' or FILE'.join(suffixes)}")
-    library = "safetensors" if output.suffix == ".safetensors" else "torch"
-    require(f"writing {output}", library, extra="convert")
 
 
 def write(saved: SavedModel, to: str, output: pathlib.Path) -> dict[str, str]:
@@ -52,6 +50,8 @@ def write(saved: SavedModel, to: str, output: pathlib.Path) -> dict[str, str]:
         )
     if to != "safetensors":
         _check_conventions(saved, to, layout)
+    library = "safetensors" if output.suffix == ".safetensors" else "torch"
+    require(f"writing {output}", library, extra="convert")
     tensors = _tensors(saved, layout)
     output = pathlib.Path(os.path.realpath(output))  # the target of a link
     encode = _to_safetensors if output.suffix == ".safetensors" else _to_pytorch
