@@ -112,9 +112,9 @@ def _digits(target: Path, archives: Path, seed: int) -> None:
 
 SETS = {
     "animals-40": Set(_cifar(40), 30, "CIFAR-10's bird, cat, deer, dog; 40 photos each"),
-    "animals-200": Set(_cifar(200), 12, "the same, 200 photos each"),
-    "animals-1000": Set(_cifar(1000), 4, "the same, 1,000 photos each"),
-    "cells-100": Set(_cells, 15, "BCCD's red and white cells and platelets; 100 crops each"),
+    "animals-200": Set(_cifar(200), 8, "the same, 200 photos each"),
+    "animals-1000": Set(_cifar(1000), 3, "the same, 1,000 photos each"),
+    "cells-100": Set(_cells, 10, "BCCD's red and white cells and platelets; 100 crops each"),
     "digits-100": Set(_digits, 8, "scikit-learn's digits; 100 images each"),
 }
 
