@@ -6,6 +6,7 @@ once, the message about an unknown key names the nearest one, no mistake prints 
 """
 
 import importlib.util
+import io
 import pathlib
 import re
 import sys
@@ -20,6 +21,8 @@ from mbv2_jax.errors import UserError, nearest, report
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs a command; exits with 0, with 2 for a user's mistake, with 1 for a run that failed."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name goes out as it came in
     try:
         main()
         sys.stdout.flush()

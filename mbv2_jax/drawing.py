@@ -5,6 +5,7 @@ import importlib.util
 import io
 import itertools
 import math
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -72,6 +73,27 @@ def annotate(photo: Image.Image, predictions: Sequence[tuple[str, float]]) -> Im
         if end - left >= BAR:  # a shorter bar would be a dot
             draw.rounded_rectangle((left, top, end, top + BAR), BAR // 2, bar)
     return picture
+
+
+def make_folder(folder: pathlib.Path, flag: str, apart_from: Sequence[str] = ()) -> None:
+    """Creates a folder for pictures, with its parent folders, unless it exists.
+
+    Args:
+      folder: the folder.
+      flag: that named it, such as "--out", for messages.
+      apart_from: the paths of the images to read, in whose folders the pictures must not lie:
+        the next run would read them, too.
+
+    Raises:
+      UserError: it cannot be created, or lies in one of `apart_from`.
+    """
+    for path in apart_from:
+        if os.path.isdir(path) and folder.resolve().is_relative_to(os.path.realpath(path)):
+            raise UserError(f"{flag}={folder} lies in {path}: give a folder elsewhere")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {flag}={folder}: {error.strerror}") from None
 
 
 def save(picture: Image.Image, folder: pathlib.Path, name: str) -> pathlib.Path:
@@ -199,7 +221,7 @@ def font_file(text: str = "") -> pathlib.Path:
     # matplotlib takes time to import, and most names are ASCII.
     if text.isascii() or importlib.util.find_spec("matplotlib") is None:
         return usual
-    missing = frozenset(map(ord, text)) - _letters(usual)
+    missing = frozenset(ord(letter) for letter in text if letter.isprintable()) - _letters(usual)
     return (_font_with(missing) if missing else None) or usual
 
 

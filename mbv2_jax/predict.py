@@ -7,7 +7,6 @@ Examples:
 """
 
 import argparse
-import io
 import json
 import os
 import pathlib
@@ -85,10 +84,10 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Predicts all images; a bad one does not stop the others."""
     arguments = _arguments()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name goes out as it came in
     if arguments.show_dir:
-        _make_show_dir(arguments.show_dir, arguments.images)
+        from mbv2_jax import drawing
+
+        drawing.make_folder(arguments.show_dir, "--show-dir", apart_from=arguments.images)
 
     from mbv2_jax import inference  # here, because jax takes seconds and --help does not need it
     from mbv2_jax.runtime import compilation_cache
@@ -156,17 +155,6 @@ def report(
             drawing.save(picture, show_dir, os.path.basename(image))
     if bad:
         raise UserError(f"{bad} of {total} images could not be predicted")
-
-
-def _make_show_dir(folder: pathlib.Path, images: Sequence[str]) -> None:
-    for image in images:
-        if os.path.isdir(image) and folder.resolve().is_relative_to(os.path.realpath(image)):
-            # The next run would predict this one's pictures.
-            raise UserError(f"--show-dir={folder} lies in {image}: give a folder elsewhere")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder --show-dir={folder}: {error.strerror}") from None
 
 
 def _with_bar(outcomes: Iterator[Any], count: int) -> Iterator[Any]:

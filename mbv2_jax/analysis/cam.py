@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -24,7 +25,6 @@ from flax import linen as nn
 from PIL import Image, ImageDraw
 
 from mbv2_jax import drawing, inference, model_dir
-from mbv2_jax.analysis import output
 from mbv2_jax.data import classes, labels
 from mbv2_jax.data.decoding import ImageLike
 from mbv2_jax.errors import UserError, nearest
@@ -91,7 +91,8 @@ def cam(
     compilation_cache.enable()
     explainer = Explainer(model_dir.read(checkpoint), layer, method)
     label = None if class_name is None else labels.find(class_name, explainer.task.classes)
-    folder = output.make_folder(out)
+    folder = pathlib.Path(out).expanduser()
+    drawing.make_folder(folder, "--out", apart_from=photos)
     bad = 0
     for name in _with_bar([str(image) for image in images]):
         try:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from mbv2_jax import drawing
 from mbv2_jax.analysis import output
 from mbv2_jax.data import classes
 from mbv2_jax.tasks.task import Classified
@@ -166,7 +167,7 @@ def _draw_matrix(
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks(range(len(labels)), texts)
         for tick, text in zip(axis.get_ticklabels(), texts, strict=True):
-            tick.set(font=output.font_of(text), size=8)
+            tick.set(font=drawing.font_file(text), size=8)
     axes.tick_params(axis="x", rotation=90)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
@@ -191,4 +192,4 @@ def _draw_pairs(axes: "Axes", pairs: Sequence[Pair], names: Sequence[str]) -> No
         axes.barh(row, 0.3 * pair.images / pairs[0].images, height=0.7, color="#9abef0")
         number = f"{pair.images:,} of {pair.support:,}"
         axes.text(0.01, row, number, va="center", fontsize=8)
-        axes.text(0.32, row, text, va="center", font=output.font_of(text), size=8)
+        axes.text(0.32, row, text, va="center", font=drawing.font_file(text), size=8)

@@ -10,8 +10,9 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from mbv2_jax import inference, model_dir
+from mbv2_jax import drawing, inference, model_dir
 from mbv2_jax.analysis import output
+from mbv2_jax.analysis.random_examples import random_examples
 from mbv2_jax.data import classes, loader, sources
 from mbv2_jax.data.sample import ArraySpec, Sample
 from mbv2_jax.errors import UserError
@@ -65,20 +66,15 @@ def embedding(
     if len(source) < LEAST:
         raise UserError(f"{data.source}, {name} has {len(source)} images: {LEAST} are needed")
     predictor = inference.Predictor(model_dir.read(checkpoint))
-    part = Part(source, _choose(len(source), count, config.seed))
+    part = Part(source, random_examples(len(source), count, config.seed))
     features, labels = pooled(predictor, part, data.workers)
+    if (labels < 0).any():
+        raise UserError(f"{data.source}, {name} has images without a label: give another split")
     points = plane(features, config.seed)
     of = "" if len(part) == len(source) else f" of {len(source):,}"
     title = f"t-SNE of {checkpoint}'s features of {len(part):,}{of} images, {data.source}, {name}"
     output.write_figure(draw(points, labels, source.class_names, title), out)
     print(f"{out}: {len(part):,}{of} images of {len(np.unique(labels)):,} classes")
-
-
-def _choose(total: int, count: int, seed: int) -> np.ndarray:
-    """Returns the indices of at most `count` random examples of `total`, in rising order."""
-    if count >= total:
-        return np.arange(total)
-    return np.sort(np.random.default_rng(seed).choice(total, count, replace=False))
 
 
 class Part:
@@ -167,5 +163,5 @@ def draw(points: np.ndarray, labels: np.ndarray, names: Sequence[str], title: st
         axes.scatter(x, y, size, color=[colour], label=name)
     legend = figure.legend(loc="outside right upper", fontsize=9, markerscale=1.5)
     for text_ in legend.get_texts():
-        text_.set(font=output.font_of(text_.get_text()), size=9)
+        text_.set(font=drawing.font_file(text_.get_text()), size=9)
     return figure

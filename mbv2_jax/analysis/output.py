@@ -28,27 +28,14 @@ def check_picture(out: str) -> None:
         raise UserError(f"--out={out}: there is no folder {path.parent}")
 
 
-def make_folder(out: str) -> pathlib.Path:
-    """Creates the folder of --out, with its parent folders, unless it exists, and returns it.
-
-    Raises:
-      UserError: it cannot be created.
-    """
-    folder = pathlib.Path(out).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder --out={out}: {error.strerror}") from None
-    return folder
-
-
 def make_empty_folder(out: str) -> pathlib.Path:
     """Creates the folder of --out, and returns it.
 
     Raises:
       UserError: it cannot be created, or files are in it already.
     """
-    folder = make_folder(out)
+    folder = pathlib.Path(out).expanduser()
+    drawing.make_folder(folder, "--out")
     if any(folder.iterdir()):
         raise UserError(f"--out={out} has files in it already: give a new folder")
     return folder
@@ -75,13 +62,8 @@ def new_figure(width: float, height: float, title: str) -> "Figure":
     figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
     FigureCanvasAgg(figure)
     lines = [textwrap.fill(line, int(13 * width)) for line in title.splitlines()]
-    figure.suptitle("\n".join(lines), x=0.01, ha="left", font=font_of(title), size=10)
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", font=drawing.font_file(title), size=10)
     return figure
-
-
-def font_of(text: str) -> pathlib.Path:
-    """Returns the font that has the letters of a text, for matplotlib's `font`."""
-    return drawing.font_file(text)
 
 
 def write_figure(figure: "Figure", path: str | pathlib.Path) -> None:
@@ -96,7 +78,8 @@ def write_figure(figure: "Figure", path: str | pathlib.Path) -> None:
 def write_csv(path: pathlib.Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Writes a table in UTF-8; raises UserError if it cannot be written."""
     try:
-        with path.open("w", encoding="utf-8", newline="") as file:
+        # A file's name goes out as it came in.
+        with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(header)
             writer.writerows(rows)

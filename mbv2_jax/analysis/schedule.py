@@ -55,6 +55,8 @@ def schedule(config: ConfigDict, out: str = "schedule.png", examples: int | None
     if examples is not None and examples < 1:
         raise UserError(f"--examples={examples}: give the number of training images")
     settings = config_lib.read(config_lib.without_groups(config))
+    if not settings.run.num_epochs:
+        raise UserError("num_epochs is 0: a run that trains no steps has no learning rate to draw")
     data = settings.data
     source = None
     if examples is None:
@@ -152,7 +154,7 @@ def describe(found: Curve) -> str:
     peak = int(rate.argmax())
     text = (
         f"{total:,} steps, {found.steps_per_epoch:,} in an epoch; the learning rate is "
-        f"{rate[0]:.4g} at the first step, at most {rate[peak]:.4g} (step {peak:,}), and "
+        f"{rate[0]:.4g} at the first step, at most {rate[peak]:.4g} (step {peak + 1:,}), and "
         f"{rate[-1]:.4g} at the last"
     )
     if found.warmup >= total:

@@ -13,6 +13,7 @@ import tqdm
 from ml_collections import ConfigDict
 
 from mbv2_jax import tasks
+from mbv2_jax.analysis.random_examples import random_examples
 from mbv2_jax.data import classes, sources
 from mbv2_jax.data import workers as workers_lib
 from mbv2_jax.data.decoding import decode
@@ -80,7 +81,7 @@ def verify(
     for name, source in opened.items():
         split = _Split(name, source, _imagenet_split(config, name, source))
         _say(split.summary())
-        indices = _draw(len(source), sample, config.seed)
+        indices = random_examples(len(source), sample, config.seed)
         split.decode(indices, _processes(len(indices)) if workers is None else workers)
         splits.append(split)
     for split in splits:
@@ -141,13 +142,6 @@ def _imagenet_split(config: ConfigDict, name: str, source: Source) -> str | None
 def _imagenet_classes(source: Source) -> int:
     """Returns the number of a source's classes that are ImageNet's, by WordNet id."""
     return len(set(classes.IMAGENET_WNIDS).intersection(source.class_names))
-
-
-def _draw(count: int, sample: int | None, seed: int) -> np.ndarray:
-    """Returns the indices of `sample` random examples of `count`, or of all, in rising order."""
-    if sample is None or sample >= count:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(seed).choice(count, sample, replace=False))
 
 
 def _processes(count: int) -> int:

@@ -89,12 +89,13 @@ def test_bad_photos_do_not_stop_the_others(run, capsys, tmp_path):
         (["one.png", "--checkpoint=large", "--method=eigen"], ["method", "grad"]),
         (["empty", "--checkpoint=large"], ["no image files in empty"]),
         (["gone.png", "--checkpoint=large"], ["1 of 1 images could not be read"]),
+        (["more", "--checkpoint=large", "--out=more/cam"], ["--out=more/cam lies in more"]),
     ],
 )
 def test_mistakes_are_one_line(run, folder, tmp_path, arguments, parts):
     (folder / "empty").mkdir(exist_ok=True)
     with pytest.raises(UserError) as error:
-        run(*arguments, f"--out={tmp_path / 'out'}")
+        run(f"--out={tmp_path / 'out'}", *arguments)
     assert "\n" not in str(error.value)
     for part in parts:
         assert part in str(error.value)

@@ -79,12 +79,19 @@ def test_classes_beyond_twenty_are_grey():
         ([], "--checkpoint=PATH is missing"),
         (["--checkpoint=x", "--count=4"], "--count=4: give 5 images or more"),
         (["--checkpoint=x", "--out=plane"], "give plane.png"),
-        (["--checkpoint=x", "--split=train"], "train"),
+        (["--checkpoint=x", "--split=train"], "no split 'train'"),
     ],
 )
 def test_mistakes_are_one_line(run, arguments, message):
     with pytest.raises(UserError, match=message):
         run(*arguments)
+
+
+def test_images_without_a_label_are_refused(run, folder, monkeypatch):
+    unlabelled = np.zeros((12, 4)), np.full(12, -1)  # as a dataset's secret test split
+    monkeypatch.setattr(embedding, "pooled", lambda *_: unlabelled)
+    with pytest.raises(UserError, match="images without a label"):
+        run(f"--checkpoint={folder / 'model'}")
 
 
 def test_without_scikit_learn_its_command_is_named(run, monkeypatch):

@@ -215,6 +215,8 @@ def test_without_mistakes_there_is_no_grid_of_them(run, tmp_path, monkeypatch):
 def test_letters_that_dejavu_lacks_come_from_another_font(monkeypatch):
     usual = drawing.font_file("Grüße, Ελλάδα, Москва")
     assert usual.name == "DejaVuSans.ttf"
+    monkeypatch.setattr(drawing, "_font_with", None)  # not asked: a line break is no letter
+    assert drawing.font_file("Grüße\nund mehr") == usual
     other = usual.with_name("DejaVuSerif.ttf")
     monkeypatch.setattr(
         drawing, "_font_with", lambda letters: other if ord("猫") in letters else None

@@ -38,7 +38,7 @@ def test_fine_tuning_is_described_and_drawn(run, tmp_path):
         "--config.num_epochs=20",
     )
     assert lines[0].startswith("schedule.png: 200 steps, 10 in an epoch")
-    assert "at most 0.05 (step 10)" in lines[0] and "the warm-up takes 10 steps" in lines[0]
+    assert "at most 0.05 (step 11)" in lines[0] and "the warm-up takes 10 steps" in lines[0]
     assert [line.strip() for line in lines[1:]] == [
         "1 times the rate: classifier",
         "0.5 times the rate: layer7_0/expand",
@@ -75,6 +75,7 @@ def test_recipe_whose_groups_are_devices(run):
         (["--out=lr.txt", "--examples=9"], "give lr.png"),
         (["--out=no/lr.png", "--examples=9"], "there is no folder no"),
         (["--config.data.source=folder:gone"], "gone"),
+        (["--config.num_epochs=0", "--examples=9"], "num_epochs is 0"),
     ],
 )
 def test_mistakes_are_one_line(run, tmp_path, arguments, message):
