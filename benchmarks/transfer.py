@@ -4,9 +4,9 @@
     python -m benchmarks.transfer ... --sets=digits-100 --seeds=0 --ways=probe    # a quick trial
 
 PTH is mmpretrain's MobileNetV2, DIR holds cifar10_jpeg.tar.gz (train/CLASS/*.jpg, test/CLASS/*.jpg)
-and bccd.tar (BCCD, VOC XML). Every way sees each training photo equally often, at 128 pixels; where
-ours fits the head first, that counts as one pass. The accuracy is that of the last weights on the
-same held-out photos, top-1 in percent.
+and bccd.tar (BCCD, VOC XML). Every way but the probe, which makes one pass, sees each training
+photo equally often, at 128 pixels; where ours fits the head first, that counts as one pass. The
+accuracy is that of the last weights on the same held-out photos, top-1 in percent.
 
     ours        --config=finetune_folder
     ours-live   the same with --config.model.norm_eval=false: BatchNorm follows the batches
@@ -14,14 +14,15 @@ same held-out photos, top-1 in percent.
     tutorial    torchvision, as PyTorch's transfer-learning tutorial (benchmarks/transfer_peers.py)
     timm        torchvision's network, with the defaults of timm's train.py
 
-A row is written as soon as it is measured, and rows that the CSV has are not measured again. All of
-it is estimated to take three hours on 2 cores.
+A row is written as soon as it is measured, and rows that the CSV has, with as many epochs, are not
+measured again. All of it takes about two hours on 2 cores.
 """
 
 import argparse
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -47,9 +48,14 @@ COLUMNS = (
 )
 
 
+def epochs_of(name: str, way: str) -> int:
+    """Returns the passes over the training photos of a set."""
+    return 1 if way == "probe" else transfer_sets.SETS[name].epochs
+
+
 def command(way: str, name: str, seed: int, data: Path, work: Path) -> list[str]:
     """Returns the arguments of Python that train and evaluate; the last line printed is JSON."""
-    epochs = transfer_sets.SETS[name].epochs
+    epochs = epochs_of(name, way)
     if way in ("tutorial", "timm"):
         weights = f"--weights={work / 'torchvision.pth'}"
         module = ["-m", "benchmarks.transfer_peers", f"--way={way}", f"--data={data}", weights]
@@ -73,7 +79,7 @@ def measure(way: str, name: str, seed: int, options: argparse.Namespace) -> dict
     """Returns the row of one run."""
     data = transfer_sets.make(name, seed, options.data, options.work)
     arguments = command(way, name, seed, data, options.work)
-    subprocess.run(["rm", "-rf", str(options.work / "run")], check=True)
+    shutil.rmtree(options.work / "run", ignore_errors=True)
     begin, before = time.perf_counter(), os.times()
     process = subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, cwd=HERE.parent
@@ -90,7 +96,7 @@ def measure(way: str, name: str, seed: int, options: argparse.Namespace) -> dict
         "top1": float(json.loads(process.stdout.splitlines()[-1])["top1"]),
         "minutes": seconds / 60,
         "cpu_minutes": (busy - before.children_system) / 60,
-        "epochs": transfer_sets.SETS[name].epochs,
+        "epochs": epochs_of(name, way),
     }
 
 
@@ -143,17 +149,16 @@ def prepare(options: argparse.Namespace) -> None:
         (model.is_dir(), [str(options.weights), f"--output={model}"]),
         (theirs.is_file(), [str(model), "--to=torchvision", f"--output={theirs}"]),
     ):
-        if not exists:
-            subprocess.run(
-                [sys.executable, "-m", "convert", *arguments], check=True, cwd=HERE.parent
-            )
+        command_line = [sys.executable, "-m", "convert", *arguments]
+        if not exists and subprocess.run(command_line, cwd=HERE.parent).returncode:
+            raise UserError(f"--weights={options.weights} cannot be converted: see above")
 
 
 def run(options: argparse.Namespace) -> None:
     """Measures what the CSV lacks, row by row, and prints the table."""
     prepare(options)
     known = report.read(options.output) if options.output.exists() else []
-    done = {tuple(row[field] for field in KEY) for row in known}
+    done = {tuple(row[field] for field in KEY) for row in _current(known)}
     for name in options.sets:
         for seed in options.seeds:
             for way in options.ways:
@@ -164,7 +169,12 @@ def run(options: argparse.Namespace) -> None:
                 print(f"{name}, {way}, seed {seed}: {row['top1']:.2f}", file=sys.stderr, flush=True)
                 facts["versions"] = report.listed_versions(_versions())
                 known = report.write(options.output, [row], facts, comparison=KEY)
-    report.show(table(known), COLUMNS)
+    report.show(table(_current(known)), COLUMNS)
+
+
+def _current(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """Returns the rows that were measured with as many epochs as now."""
+    return [row for row in rows if row["epochs"] == str(epochs_of(row["set"], row["way"]))]
 
 
 def _versions() -> dict[str, str]:
@@ -192,7 +202,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         raise UserError(f"--weights={options.weights}: there is no such file")
     options.sets = options_lib.chosen("--sets", options.sets, transfer_sets.SETS)
     options.ways = options_lib.chosen("--ways", options.ways, WAYS)
-    options.seeds = [int(seed) for seed in options.seeds.split(",")]
+    seeds = options.seeds.split(",")
+    if not all(seed.isdecimal() for seed in seeds):
+        raise UserError(f"--seeds={options.seeds}: give numbers, such as 0,1,2")
+    options.seeds = [int(seed) for seed in seeds]
     options.work = options.work.resolve()
     return options
 

@@ -13,7 +13,7 @@ Two ways:
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ def score(model: Any, data: Path, size: int) -> float:
     return 100 * right / total
 
 
-def _loader(folder: Path, prepare: Any, batch: int, shuffle: bool) -> "Iterator[Any] | Any":
+def _loader(folder: Path, prepare: Any, batch: int, shuffle: bool) -> Any:
     dataset = torch_peer.torchvision().datasets.ImageFolder(folder, prepare)
     return torch.utils.data.DataLoader(dataset, batch, shuffle=shuffle)
 

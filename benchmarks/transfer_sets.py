@@ -5,6 +5,7 @@ Each seed draws other training photos; those of `val` are the same for all.
 
 import dataclasses
 import random
+import shutil
 import tarfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
@@ -124,6 +125,7 @@ def make(name: str, seed: int, archives: Path, cache: Path) -> Path:
     target = cache / f"{name}-seed{seed}"
     if not target.is_dir():
         partial = target.with_suffix(".part")
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was stopped
         SETS[name].make(partial, archives, seed)
         partial.rename(target)
     return target

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.num_epochs = 20.0
     config.fit_head = True
 
-    # The statistics of the photos of ImageNet: those of a few photos of another kind are worse.
+    # Keep ImageNet's statistics: those of a few photos of another kind are worse.
     config.model.norm_eval = True
 
     config.data.source = "folder:"  # to be given on the command line, with its path

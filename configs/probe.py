@@ -4,8 +4,9 @@
         --config.data.source=folder:PHOTOS --checkpoint=runs/mm
 
 PHOTOS holds CLASS/*.jpg, of which a fifth is held out, or train/CLASS/*.jpg and val/CLASS/*.jpg.
-Every photo goes through the network once. The classifier is ridge regression, in closed form; the
-photos decide its regularisation, each time without the one that is predicted. Nothing else changes.
+Each training photo (a random 20,000 where there are more) goes through the network once. The
+classifier is ridge regression, in closed form; leave-one-out predictions choose its penalty. The
+backbone stays as it is.
 hardware: any.
 expected: depends on the photos; docs/finetuning.md compares it with `finetune_folder` on a few.
 """

@@ -26,7 +26,7 @@ extensions = [
     "sphinx_copybutton",
 ]
 myst_heading_anchors = 4  # links such as training.md#resume, as on GitHub
-nb_execution_mode = "off"  # notebooks are shown with their saved outputs; tests run them
+nb_execution_mode = "off"  # tests run the notebooks; the pages show their cells alone
 
 default_role = "code"
 napoleon_numpy_docstring = False

@@ -1,4 +1,4 @@
-"""Class activation maps: which parts of a photo speak for a class.
+"""Class activation maps: the parts of a photo that support a class.
 
 Grad-CAM (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391) weighs the channels of a layer by
 the mean gradient of the class's logit. Score-CAM (Wang et al. 2020,
@@ -49,8 +49,8 @@ class Explained(NamedTuple):
     """The maps of a batch of N images.
 
     Attributes:
-      heat: (N, H, W) float32 from 0 to 1, of the images' size; 0 everywhere where nothing speaks
-        for the class.
+      heat: (N, H, W) float32 from 0 to 1, of the images' size; 0 everywhere where nothing
+        supports the class.
       labels: (N,) integers, the classes that are explained.
       scores: (N,) float32, their probabilities.
     """

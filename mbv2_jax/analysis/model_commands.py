@@ -3,7 +3,7 @@
 Commands:
   report     evaluate once: confusion matrix, precision, recall, F1 of each class, worst mistakes,
              least certain images and calibration, as tables and pictures in a folder
-  cam        class activation maps: the parts of photos that speak for a class
+  cam        class activation maps: the parts of photos that support a class
   embedding  the images of a split on a plane, near each other where the model sees them alike
   schedule   the learning rate over the steps of a run, before it starts
 
@@ -11,7 +11,7 @@ Examples:
   Report on a model of yours, on the evaluation split of its photos:
     python -m mbv2_jax.analysis report --checkpoint=runs/mine --config=finetune_folder \\
         --config.data.source=folder:PHOTOS --out=report
-  See what makes the model take photos for the class that it predicts, or for another class:
+  See which parts of photos support the class that the model predicts, or another class:
     python -m mbv2_jax.analysis cam frog.jpg photos/ --checkpoint=runs/mine --out=cam
     python -m mbv2_jax.analysis cam frog.jpg --checkpoint=mmpretrain --class=bullfrog --layer=layer5
   See whether ImageNet's features already separate the classes of your photos:
@@ -31,8 +31,9 @@ from mbv2_jax.installed import require
 _CHECKPOINT = command.text(
     "checkpoint",
     None,
-    "PATH of the model: a model directory, a training run's workdir, or anything that `python -m "
-    "convert` reads, such as a .pth file or the name mmpretrain.",
+    "PATH of the model: a model directory, a training run's workdir, one of its checkpoints "
+    "(WORKDIR:best), or anything that `python -m convert` reads, such as a .pth file or the name "
+    "mmpretrain.",
 )
 
 
