@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from mbv2_jax import tasks
+from mbv2_jax import model_dir, tasks
 from mbv2_jax.errors import UserError, listed, nearest
 from mbv2_jax.models.layers import make_divisible
 from mbv2_jax.models.mobilenet_v2 import LAST_CHANNELS, STAGES, STEM_CHANNELS
@@ -139,8 +138,7 @@ def _shapes(layout: Layout, width: float, head: Any) -> Shapes:
     """Returns the shape of each of the network's arrays by its path."""
     task = tasks.find(layout.task).for_model(head, ())
     network = task.network(dataclasses.replace(layout.backbone, width=width), layout.mode)
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    tree = jax.eval_shape(network.init, jax.eval_shape(jax.random.key, 0), image)
+    tree = model_dir.shapes_of(network)
     return {
         tuple(entry.key for entry in path): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

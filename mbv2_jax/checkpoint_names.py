@@ -10,14 +10,17 @@ A file or folder that really has such a name comes first.
 import json
 import pathlib
 import re
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mbv2_jax import spec
 from mbv2_jax.errors import UserError
+from mbv2_jax.runtime import processes
 from mbv2_jax.storage import bucket
 
 BEST, LAST = "best", "last"
+# The fields of config.data without which evaluations cannot be compared.
+_EVALUATION = ("source", "eval_split", "eval_transforms", "image_size", "mean", "std")
 _NAMED = re.compile(rf"(.+):({BEST}|{LAST}|[0-9]+)")
 
 
@@ -64,28 +67,55 @@ def rank(metric: str, value: float) -> float:
     return -value if metric == "loss" else value
 
 
+def same_evaluation(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Returns whether two nested configs evaluate on the same images, prepared in the same way."""
+    values = (
+        [spec.frozen(config["data"].get(name)) for name in _EVALUATION] for config in (one, other)
+    )
+    return next(values) == next(values)
+
+
+def results(run: pathlib.Path, steps: Sequence[int], config: Mapping[str, Any]) -> dict[int, Any]:
+    """Returns the evaluations of checkpoints by step, in rising order.
+
+    Args:
+      run: the workdir.
+      steps: the steps of its checkpoints; those that were not evaluated are left out.
+      config: nested; evaluations on other data than this config's are left out.
+
+    Raises:
+      UserError: a file is damaged.
+    """
+    found = {}
+    for step in sorted(steps):
+        folder = run / "checkpoints" / str(step)
+        if (folder / "metrics").is_dir() and same_evaluation(_config(run, step), config):
+            found[step] = _read(folder / "metrics" / "metrics")
+    return found
+
+
 def _best(run: pathlib.Path, steps: Sequence[int]) -> int:
     """Returns the best of the checkpoints that were evaluated, the latest of equal ones."""
-    folders = {step: run / "checkpoints" / str(step) for step in sorted(steps)}
-    scored = {
-        step: _read(folder / "metrics" / "metrics")
-        for step, folder in folders.items()
-        if (folder / "metrics").is_dir()
-    }
+    config = _config(run, max(steps))
+    scored = results(run, steps, config)
     if not scored:
-        known = ", ".join(map(str, folders))
+        known = ", ".join(map(str, sorted(steps)))
         raise UserError(
             f"{run}:{BEST}: no checkpoint in {run} was evaluated when it was saved; name one by "
             f"its step: {known}"
         )
-    newest = folders[max(folders)]
-    metric = _read(newest / "config" / "metadata")["checkpoint"]["best_metric"]
+    metric = config["checkpoint"]["best_metric"]
     best = max(scored, key=lambda step: (rank(metric, scored[step][metric]), step))
-    print(f"{run}:{BEST} is step {best}: {metric} {scored[best][metric]:.6g}", file=sys.stderr)
+    processes.say(f"{run}:{BEST} is step {best}: {metric} {scored[best][metric]:.6g}")
+    newest = run / "checkpoints" / str(max(steps))
     ever = _read(newest / "model" / "metadata")["origin"].get("best", {})
-    if ever.get("by") == metric and ever["step"] not in (None, *folders):
-        print(f"step {ever['step']} was better, but it has no checkpoint", file=sys.stderr)
+    if ever.get("by") == metric and ever["step"] not in (None, *steps):
+        processes.say(f"step {ever['step']} was better, but it has no checkpoint")
     return best
+
+
+def _config(run: pathlib.Path, step: int) -> Any:
+    return _read(run / "checkpoints" / str(step) / "config" / "metadata")
 
 
 def _read(file: pathlib.Path) -> Any:

@@ -1,4 +1,4 @@
-"""The network inside a person's own JAX code: `load` a module with its variables, and `save` them.
+"""Loads a network for your own JAX code, as a module with its variables, and saves it.
 
     >>> model = mbv2_jax.load("mmpretrain", num_classes=5)
     >>> module, variables = model
@@ -106,7 +106,7 @@ def load(
     else:
         classes, made_for = (), tasks.find(name).for_model(head, ())
         network = made_for.network(backbone, mode)
-        variables, note, _ = made_for.transfer(saved, _shapes(network))
+        variables, note, _ = made_for.transfer(saved, model_dir.shapes_of(network))
         processes.say(note)
     variables = _fit(network, variables, saved, seed)
     return LoadedModel(network, variables, saved.spec.preprocessing, classes)
@@ -177,7 +177,7 @@ def _features(
     fields = dataclasses.asdict(backbone) | dataclasses.asdict(mode)
     fields["dtype"] = jnp.dtype(mode.dtype)
     network = MobileNetV2(num_classes=None, out_indices=tuple(out_indices), **fields)
-    layers = _shapes(network)["params"].keys()
+    layers = model_dir.shapes_of(network)["params"].keys()
     variables = {
         collection: {name: layer for name, layer in arrays.items() if name in layers}
         for collection, arrays in saved.variables().items()
@@ -187,15 +187,9 @@ def _features(
     )
 
 
-def _shapes(network: nn.Module) -> Any:
-    """Returns the shapes and dtypes of a network's variables."""
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)  # they do not depend on the size
-    return jax.eval_shape(network.init, jax.eval_shape(jax.random.key, 0), image)
-
-
 def _fit(network: nn.Module, variables: Any, saved: SavedModel, seed: int) -> dict[str, Any]:
     """Returns variables as jax arrays of the network's dtypes; draws those that are only shapes."""
-    shapes = _shapes(network)
+    shapes = model_dir.shapes_of(network)
     if faults := model_dir.shape_faults(shapes, variables):
         raise UserError(f"{saved.path} does not fit the network: {listed(faults)}")
     leaves, tree = jax.tree.flatten(variables)
@@ -227,9 +221,13 @@ def save(
 ) -> None:
     """Writes a model directory, which `init_model`, `load` and every command open.
 
+    In a program of several processes, each calls it with variables that it can read whole; the
+    first one writes.
+
     Args:
       path: a new folder, on a disk or in a bucket; an old model directory is replaced.
-      module: a `MobileNetV2`, or the network of another `task`.
+      module: a `MobileNetV2` with its classifier or, for a backbone alone, with the last map, 7,
+        among its `out_indices`; or the network of another `task`.
       variables: its {"params", "batch_stats"}, arrays of jax or numpy, of any float dtype. They are
         stored as float32.
       class_names: of the classes, in the order of the outputs; () for a backbone alone.
@@ -253,6 +251,8 @@ def save(
     folder = bucket.parse_path(os.path.expanduser(path), "path")
     origin = {"kind": "mbv2_jax.save, sha256 of the arrays"}
     origin["sha256"] = model_dir.arrays_sha256(arrays)
+    if processes.index():
+        return
     try:
         with bucket.as_oserror(folder):
             _check_replaceable(folder)
@@ -287,6 +287,11 @@ def _spec_of(
     if preprocessing.transform.random:
         raise UserError(f"eval_transforms {preprocessing.eval_transforms!r} is random")
     features_only = isinstance(module, MobileNetV2) and module.num_classes is None
+    if features_only and LAST not in module.out_indices:
+        raise UserError(
+            f"module returns the maps {module.out_indices}, and ends before the last convolution: "
+            f"a backbone is saved whole, with {LAST} among its out_indices"
+        )
     return ModelSpec(task, backbone, None if features_only else cls(**head), preprocessing, mode)
 
 
@@ -317,7 +322,7 @@ def _checked(variables: Mapping[str, Any], network: nn.Module) -> dict[str, Any]
         found = sorted(variables) if isinstance(variables, Mapping) else type(variables).__name__
         raise UserError(f'variables must be {{"params": ..., "batch_stats": ...}}, not {found}')
     arrays = jax.device_get(flax.core.unfreeze(dict(variables)))
-    if faults := model_dir.shape_faults(_shapes(network), arrays):
+    if faults := model_dir.shape_faults(model_dir.shapes_of(network), arrays):
         raise UserError(f"variables are not those of the module: {listed(faults)}")
     faults = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):

@@ -341,13 +341,17 @@ def _read_tensorstore(
 
 def _check(saved: SavedModel) -> None:
     """Refuses arrays that do not fit the network that model.json describes."""
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    key = jax.eval_shape(jax.random.key, 0)
-    with lowering.plain_lowering():  # the shapes are the same, and found in half the time
-        wanted = jax.eval_shape(saved.module().init, key, image)
-    faults = shape_faults(wanted, saved.variables())
+    faults = shape_faults(shapes_of(saved.module()), saved.variables())
     if faults:
         raise UserError(f"{saved.path}: model.json and the arrays disagree: {'; '.join(faults)}")
+
+
+def shapes_of(network: nn.Module) -> Any:
+    """Returns the shapes and dtypes of a network's variables, as a tree of ShapeDtypeStructs."""
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)  # they do not depend on its size
+    key = jax.eval_shape(jax.random.key, 0)
+    with lowering.plain_lowering():  # the shapes are the same, and found in half the time
+        return jax.eval_shape(network.init, key, image)
 
 
 def shape_faults(wanted: Any, found: Any) -> list[str]:

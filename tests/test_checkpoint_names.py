@@ -21,10 +21,10 @@ from tests.support import tiny_model
 Results = Mapping[int, dict[str, float] | None]
 
 
-def save(run: pathlib.Path, results: Results, **fields: Any) -> None:
+def save(run: pathlib.Path, results: Results, split: str = "val", **fields: Any) -> None:
     """Saves a checkpoint with the tiny weights of each step's number as seed, with its result."""
     settings = Checkpoint(**{"best_metric": "top1", "keep_last": 10, **fields})
-    config = {"checkpoint": {"best_metric": settings.best_metric}}
+    config = {"checkpoint": {"best_metric": settings.best_metric}, "data": {"eval_split": split}}
     best = {"step": 3, "by": "top1"}
     with Checkpoints(run, settings) as checkpoints:
         for step, result in results.items():
@@ -90,6 +90,11 @@ def test_a_best_that_was_not_kept_is_mentioned(run, capsys):
     shutil.rmtree(run / "checkpoints" / "3")
     assert opened(f"{run}:best") == 9
     assert "step 3 was better, but it has no checkpoint" in capsys.readouterr().err
+
+
+def test_evaluations_on_other_images_do_not_count(run):
+    save(run, {12: {"top1": 10.0}}, split="test")
+    assert opened(f"{run}:best") == 12
 
 
 def test_a_folder_of_that_name_comes_first(run):

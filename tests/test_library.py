@@ -208,6 +208,12 @@ def test_faults_of_a_model_are_named_before_anything_is_written(
     assert not (tmp_path / "saved").exists()
 
 
+def test_layers_before_the_last_convolution_are_no_model(checkpoint, tmp_path):
+    model = mbv2_jax.load(checkpoint, features_only=True, out_indices=(0, 6))
+    with pytest.raises(UserError, match=r"the maps \(0, 6\), and ends before the last"):
+        save(tmp_path / "saved", model)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -50,7 +50,7 @@ def report(
         raise UserError(f"--count={count}: give 1 to {MAX_COUNT} images")
     group = processes.single()
     compilation_cache.enable(config.compilation_cache)
-    saved, aligned, scored = evaluation.open_model(config, checkpoint, overrides, group)
+    saved, aligned, scored = evaluation.open_evaluation(config, checkpoint, overrides, group)
     cam.check_classifier(saved, "confusion and calibration")
     folder = output.make_empty_folder(out)
     batches: list[Mapping[str, np.ndarray]] = []

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from mbv2_jax import model_dir
 from mbv2_jax.analysis import output
 from mbv2_jax.data import loader, sources
 from mbv2_jax.errors import UserError
@@ -94,8 +95,7 @@ def _parts(settings: Settings, source: sources.Source | None) -> dict[float, str
     """Returns the parts of the network by the factor of their learning rate; 0 is frozen."""
     spec, task = config_lib.resolve(settings, source)
     network = task.network(spec.backbone, spec.mode)
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.dtype(spec.mode.dtype))
-    params = jax.eval_shape(network.init, jax.eval_shape(jax.random.key, 0), image)["params"]
+    params = model_dir.shapes_of(network)["params"]
     factors = jax.tree.map(
         lambda factor, moves: factor if moves else 0.0,
         optimizer.multipliers(params, settings.optimizer.lr_multipliers),

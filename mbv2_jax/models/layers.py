@@ -53,7 +53,9 @@ class Conv(nn.Module):
       padding: 'torch' or 'same', see `ops.conv.explicit_padding`.
       dtype: dtype of the arithmetic; the kernel is kept in float32 or wider.
       frozen: whether the kernel gets no gradient.
-      bias: whether to add a bias, as a convolution with a folded normalisation does.
+      bias: whether to add a bias, which starts at 0, as a convolution with a folded normalisation
+        does.
+      kernel_init: the initializer of the kernel.
       relu6: whether to apply ReLU6, min(max(y, 0), 6), to the result.
     """
 
@@ -66,6 +68,7 @@ class Conv(nn.Module):
     dtype: Any = jnp.dtype(TrainingMode.dtype)
     frozen: bool = False
     bias: bool = False
+    kernel_init: nn.initializers.Initializer = kaiming_normal
     relu6: bool = False
 
     @nn.compact
@@ -84,10 +87,7 @@ class Conv(nn.Module):
         kept = parameter_dtype(self.dtype)
         inputs = 1 if self.depthwise else x.shape[-1]
         shape = (self.kernel_size, self.kernel_size, inputs, self.features)
-        # Whenever flax applies a network, it traces the initializer to compare the shapes. Zeros
-        # take the least time, and a folded kernel is computed from others, never initialised.
-        initializer = nn.initializers.zeros if self.bias else kaiming_normal
-        kernel = self.param("kernel", initializer, shape, kept)
+        kernel = self.param("kernel", self.kernel_init, shape, kept)
         if self.frozen:
             kernel = lax.stop_gradient(kernel)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
@@ -255,6 +255,9 @@ class ConvNorm(nn.Module):
             self.dtype,
             self.frozen,
             bias=self.folded,
+            # Whenever flax applies a network, it traces the initializer to compare the shapes.
+            # Zeros take the least time, and a folded kernel is computed from another one.
+            kernel_init=nn.initializers.zeros if self.folded else kaiming_normal,
             relu6=self.folded and self.relu6,
             name="conv",
         )

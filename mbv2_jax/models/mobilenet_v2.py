@@ -130,7 +130,7 @@ def feature_info(architecture: spec.Backbone | None = None) -> dict[str, Feature
     return found
 
 
-def feature_infos(architecture: spec.Backbone, endpoints: Sequence[str]) -> list[FeatureInfo]:
+def endpoint_sizes(architecture: spec.Backbone, endpoints: Sequence[str]) -> list[FeatureInfo]:
     """Returns the sizes of some of the maps of `feature_info`.
 
     Raises:
@@ -221,12 +221,12 @@ class Backbone(nn.Module):
     @property
     def channels(self) -> tuple[int, ...]:
         """The channels of each of `endpoints`; timm's feature_info.channels()."""
-        return tuple(info.channels for info in feature_infos(self.architecture, self.endpoints))
+        return tuple(info.channels for info in endpoint_sizes(self.architecture, self.endpoints))
 
     @property
     def reductions(self) -> tuple[int, ...]:
         """The pixels of the image per pixel of each of `endpoints`, on each axis."""
-        return tuple(info.reduction for info in feature_infos(self.architecture, self.endpoints))
+        return tuple(info.reduction for info in endpoint_sizes(self.architecture, self.endpoints))
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> dict[str, jax.Array]:
@@ -296,7 +296,7 @@ class Backbone(nn.Module):
             raise ValueError(
                 f"output_stride must be 8, 16 or 32, not {self.architecture.output_stride}"
             )
-        feature_infos(self.architecture, self.endpoints)
+        endpoint_sizes(self.architecture, self.endpoints)
         if train and self.folded:
             raise ValueError("a folded network has no statistics to train with: train it unfolded")
         if not spec.is_integer(group_size) or group_size < 0:
@@ -366,12 +366,12 @@ class MobileNetV2(nn.Module):
 
         With a classifier it is one map, the last, which is pooled for it.
         """
-        return tuple(info.channels for info in self._feature_infos())
+        return tuple(info.channels for info in self._endpoint_sizes())
 
     @property
     def reductions(self) -> tuple[int, ...]:
         """The pixels of the image per pixel of each map in `channels`, on each axis."""
-        return tuple(info.reduction for info in self._feature_infos())
+        return tuple(info.reduction for info in self._endpoint_sizes())
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array | tuple[jax.Array, ...]:
@@ -407,8 +407,8 @@ class MobileNetV2(nn.Module):
         indices = (last,) if self.num_classes is not None else sorted(set(self.out_indices))
         return tuple((*stage_endpoints(), "last")[i] for i in indices)
 
-    def _feature_infos(self) -> list[FeatureInfo]:
-        return feature_infos(self.architecture, self._endpoints())
+    def _endpoint_sizes(self) -> list[FeatureInfo]:
+        return endpoint_sizes(self.architecture, self._endpoints())
 
     def _select(self, cls: type, **changes: Any) -> Any:
         """Returns a dataclass of spec.py with the values that its fields have here."""

@@ -13,8 +13,8 @@ class Best:
 
     Attributes:
       metric: the metric that decides, checkpoint.best_metric.
-      step: of the evaluation, the latest of equally good ones; None before the first.
-      result: of the evaluation.
+      step: the step of the best evaluation, of equally good ones the latest; None before the first.
+      result: the best evaluation.
       stale: the number of evaluations in a row, up to the last one, that were not better than all
         before.
     """
@@ -30,7 +30,7 @@ class Best:
 
         Args:
           origin: from the model.json of the checkpoint.
-          metric: the metric that decides now; by another one nothing is known.
+          metric: the metric that decides now; with another one than before, the best starts anew.
           total_steps: of the run; if it was made longer, the evaluations count anew.
         """
         saved = origin.get("best", {})

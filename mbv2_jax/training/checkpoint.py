@@ -113,6 +113,14 @@ class _Manager(ocp.CheckpointManager):
             time.sleep(_POLL)
         super().wait_until_finished()
 
+    def metrics(self, step: int) -> Any:
+        """Returns the evaluation of a checkpoint; None if it has none, or a damaged one."""
+        try:
+            return super().metrics(step)
+        except ValueError as error:  # of JSON
+            processes.say(f"the evaluation of step {step} is damaged, and ignored: {error}")
+            return None
+
     def reached_preemption(self, step: int) -> bool:
         """Returns False: otherwise Orbax would ask JAX, in the background, with a save's step.
 

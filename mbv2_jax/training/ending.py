@@ -1,4 +1,4 @@
-"""The last words of a run: which checkpoint `model/` is, and signs that nothing was learned."""
+"""Messages at the end of a run: the checkpoint in `model/`, and signs that nothing was learned."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

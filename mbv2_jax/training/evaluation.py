@@ -218,7 +218,7 @@ def evaluate(
         in which case the message has the result.
     """
     out_path = predictions.check_path(out) if out else None
-    saved, aligned, evaluation = open_model(config, checkpoint, overrides, group, tta=tta)
+    saved, aligned, evaluation = open_evaluation(config, checkpoint, overrides, group, tta=tta)
     batches: list[Mapping[str, np.ndarray]] = []
     result, _ = evaluation.score(
         saved.variables(), record=batches.append if out else None, progress=True
@@ -232,7 +232,7 @@ def evaluate(
     return result, published(saved, aligned, overrides, tta)
 
 
-def open_model(
+def open_evaluation(
     config: ConfigDict,
     checkpoint: str | None,
     overrides: Mapping[str, Any],

@@ -30,7 +30,7 @@ def fit_head(run: Plan, variables: Mapping[str, Any]) -> Transferred:
 
     Args:
       run: the plan of the run.
-      variables: {"params", "batch_stats"} of host arrays, with any head.
+      variables: {"params", "batch_stats"} of numpy or jax arrays, with any head.
 
     Raises:
       UserError: the task cannot fit its head, or an image is unreadable and data.corrupt is

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mbv2_jax import model_dir
+from mbv2_jax import checkpoint_names, model_dir
 from mbv2_jax.data import loader
-from mbv2_jax.errors import RunFailed, first_line
+from mbv2_jax.errors import RunFailed, UserError, first_line
 from mbv2_jax.runtime import memory, processes, shared_folder
 from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.runtime.processes import Group
@@ -57,7 +57,6 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_naming_last_checkpoint(run.workdir))
         still_ours = stack.enter_context(_claimed(run))
-        stop = stack.enter_context(StopRequest())
         checkpoints = stack.enter_context(Checkpoints(run.workdir, run.settings.checkpoint))
 
         functions = program.build(
@@ -73,6 +72,8 @@ def train(
             return _finish(run, state, best, None, still_ours)
         _announce(run)
 
+        # Until here there is nothing to save, and a signal ends the process.
+        stop = stack.enter_context(StopRequest())
         log = stack.enter_context(RunLog(run, start, still_ours))
         skipped = Skipped(run.train_source, log.say_everywhere)
         batches = stack.enter_context(_train_batches(run, start, skipped))
@@ -109,7 +110,7 @@ def train(
         if ended:
             if step < run.total_steps:
                 processes.say(
-                    f"ended early after step {step} of {run.total_steps}: {_why_early(best)}"
+                    f"ended early after step {step} of {run.total_steps}: {_why_early(run, best)}"
                 )
             return _finish(run, state, best, score, still_ours)
         processes.say(
@@ -168,9 +169,12 @@ def _first_state(run: Plan, functions: Program, checkpoints: Checkpoints) -> Tra
     fresh = state.evaluated()
     transferred = run.task.transfer(run.start_from, fresh)
     processes.say(transferred.note)
-    if run.settings.run.fit_head and transferred.new_head:
-        transferred = fit_head(run, transferred.variables)
-        processes.say(transferred.note)
+    if run.settings.run.fit_head:
+        if transferred.new_head:
+            transferred = fit_head(run, transferred.variables)
+            processes.say(transferred.note)
+        else:
+            processes.say("fit_head: the checkpoint's head is kept, since it fits these data")
     return functions.restart(
         jax.tree.map(
             lambda new, old: np.asarray(old, new.dtype), dict(fresh), transferred.variables
@@ -181,7 +185,7 @@ def _first_state(run: Plan, functions: Program, checkpoints: Checkpoints) -> Tra
 def _why_finished(run: Plan, start: int, best: Best) -> str:
     if not run.total_steps:
         return "num_epochs is 0"
-    how = f"; {_why_early(best)}" if start < run.total_steps else ""
+    how = f"; {_why_early(run, best)}" if start < run.total_steps else ""
     return f"already finished (step {start} of {run.total_steps}{how})"
 
 
@@ -235,14 +239,26 @@ def _best_so_far(run: Plan) -> Best:
     assert metric is not None  # config.read names one
     if run.resumed_step is None:
         return Best(metric)
+    config = checkpoints_lib.saved_config(run.workdir, run.resumed_step)
+    if not checkpoint_names.same_evaluation(config, run.config):
+        processes.say("the evaluation is another one now: what was the best before does not count")
+        return Best(metric)
     saved = checkpoints_lib.saved_description(run.workdir, run.resumed_step)
-    return Best.continued(saved.origin, metric, run.total_steps)
+    best = Best.continued(saved.origin, metric, run.total_steps)
+    if best.step is None:  # an older version did not record it, or it was chosen by another metric
+        steps = model_dir.training_steps(run.workdir)
+        for step, result in checkpoint_names.results(run.workdir, steps, run.config).items():
+            best = best.after(step, result)
+    # All processes end the run at the same step, even if one of them sees an old listing.
+    known = run.group.exchange("best step", [best.step, dict(best.result), best.stale])[0]
+    return Best(metric, *known)
 
 
-def _why_early(best: Best) -> str:
+def _why_early(run: Plan, best: Best) -> str:
     return (
-        f"{best.stale} evaluations, as many as checkpoint.patience allows, did not improve on "
-        f"{best.describe(best.result)} (step {best.step})"
+        f"{best.stale} evaluations, and checkpoint.patience allows "
+        f"{run.settings.checkpoint.patience}, did not improve on {best.describe(best.result)} "
+        f"(step {best.step})"
     )
 
 
@@ -255,9 +271,10 @@ def _finish(
     """
     last = int(state.step)
     score = score or run.evaluation.score(state.evaluated())
-    if best.step is None:  # the run is of a version that did not record it
+    if best.step is None:  # no other evaluation is known
         best = best.after(last, score.result)
-    has_best = _has_checkpoint(run, best.step)
+    kept = _weights_of_best(run, best.step)
+    has_best = run.group.exchange("checkpoint of the best step", kept is not None)[0]
     step, result = last, score.result
     if run.settings.checkpoint.patience is not None and has_best:
         assert best.step is not None
@@ -265,7 +282,7 @@ def _finish(
     if run.group.index == 0:
         still_ours()
         place = {"checkpoint": "last" if step == last else "best", "last_step": last}
-        weights = _weights(run, state, step)
+        weights = kept if kept and step != last else jax.device_get(state.evaluated())
         description = run.description(step, best, **place)
         model_dir.write(run.workdir / "model", **weights, description=description)
         processes.say(f"model: {run.workdir / 'model'}   curves: {run.workdir / 'curves.png'}")
@@ -277,15 +294,16 @@ def _finish(
     return result
 
 
-def _has_checkpoint(run: Plan, step: int | None) -> bool:
-    """Returns whether a step has a checkpoint, as the first process sees it."""
-    has = run.group.index == 0 and step in model_dir.training_steps(run.workdir)
-    return run.group.exchange("checkpoint of the best step", has)[0]
+def _weights_of_best(run: Plan, step: int | None) -> dict[str, Any] | None:
+    """Returns {"params", "batch_stats"} of the best step, in the first process.
 
-
-def _weights(run: Plan, state: TrainState, step: int) -> dict[str, Any]:
-    """Returns {"params", "batch_stats"} of a step: the state's, or those of a checkpoint."""
-    if step == int(state.step):
-        return dict(jax.device_get(state.evaluated()))
-    path = run.workdir / "checkpoints" / str(step)
-    return model_dir.read_training_checkpoint(path).variables()
+    None if it has no checkpoint, or a damaged one, which is reported; and in the other processes.
+    """
+    if run.group.index or step not in model_dir.training_steps(run.workdir):
+        return None
+    try:
+        path = run.workdir / "checkpoints" / str(step)
+        return model_dir.read_training_checkpoint(path).variables()
+    except UserError as error:
+        processes.say(f"the best checkpoint is left out: {error}")
+        return None

@@ -41,7 +41,8 @@ class Run:
         False,
         flag(),
         "fit a new head to the features of the checkpoint's backbone before training (a linear "
-        "probe, in closed form), instead of starting from a random one",
+        "probe, in closed form), instead of starting from a random one; a checkpoint with the same "
+        "classes keeps its head",
     )
     profile: str | None = declare(
         None,
@@ -158,8 +159,9 @@ class Optimizer:
     clip_units: float | None = declare(
         None,
         number(0, above=True),
-        "largest norm of the gradient of an output channel's kernel, as a share of that kernel's "
-        "norm (adaptive gradient clipping, arXiv:2102.06171), such as 0.02; None: any",
+        "largest norm of the gradient of an output channel's kernel, or of a bias or scale, as a "
+        "share of that parameter's own norm, which counts as 0.001 at least (adaptive gradient "
+        "clipping, arXiv:2102.06171), such as 0.02; None: any",
         optional=True,
     )
     lr_multipliers: tuple[tuple[str, float], ...] = declare(

@@ -24,6 +24,12 @@ def test_make_divisible_by_hand(channels, expected):
     assert make_divisible(channels) == expected
 
 
+def test_a_convolution_with_a_bias_begins_with_a_random_kernel():
+    # Two layers of zeros, one after the other, would get no gradient.
+    params = Conv(4, bias=True).init(jax.random.key(0), jnp.ones((1, 8, 8, 3)))["params"]
+    assert params["kernel"].std() > 0.1 and not params["bias"].any()
+
+
 @pytest.mark.parametrize("size", [7, 8])
 @pytest.mark.parametrize(("padding", "xlas"), [("same", "SAME"), ("torch", ((1, 1), (1, 1)))])
 def test_the_stems_convolution(size, padding, xlas):

@@ -56,7 +56,7 @@ def test_run_ends_after_so_many_evaluations_and_its_model_is_the_best(tiny, cach
     last = best + 2 * 15  # two more evaluations, 15 steps apart
     value = f"{results[best]['loss']:.4f}"
     assert list(results) == list(range(15, last + 1, 15)) and last < 120
-    why = f"2 evaluations, as many as checkpoint.patience allows, did not improve on loss {value}"
+    why = f"2 evaluations, and checkpoint.patience allows 2, did not improve on loss {value}"
     assert f"ended early after step {last} of 120: {why} (step {best})" in err
     assert f"model/ is step {best}, the best (loss {value}); " in err
     assert f"{workdir}:last opens the last, {last}" in err
@@ -106,9 +106,18 @@ def test_run_that_ended_early_is_finished_until_it_may_go_on(tiny, cache, early,
     last = checkpoints(workdir)[-1]
     status, out, err = commands.run(cache, *tiny(workdir), *RISING)
     assert status == 0, err
-    assert f"already finished (step {last} of 120; 2 evaluations, as many as" in err
+    assert f"already finished (step {last} of 120; 2 evaluations, and checkpoint" in err
     assert out == whole_out
     assert checkpoints(workdir)[-1] == last
+
+    # A best checkpoint that is damaged does not cost the model: the last one is written.
+    best = json.loads((workdir / "model" / "model.json").read_text())["origin"]["step"]
+    largest = max((workdir / f"checkpoints/{best}/state/d").iterdir(), key=os.path.getsize)
+    largest.write_bytes(largest.read_bytes()[:-1])
+    shutil.rmtree(workdir / "model")
+    status, out, err = commands.run(cache, *tiny(workdir), *RISING)
+    assert status == 0, err
+    assert "the best checkpoint is left out: " in err and f"model/ is step {last}, the last" in err
 
     # With more patience it goes on.
     status, out, err = commands.run(
@@ -116,6 +125,27 @@ def test_run_that_ended_early_is_finished_until_it_may_go_on(tiny, cache, early,
     )
     assert status == 0, err
     assert f"ended early after step {last + 15} of 120" in err
+
+
+def test_another_evaluation_has_another_best(tiny, cache, unbroken, tmp_path):
+    workdir = shutil.copytree(unbroken[0], tmp_path / "run")
+    # Of 15 images more or less, every number differs.
+    other = ["--config.data.eval_split=test[:345]", "--config.checkpoint.patience=1"]
+    status, out, err = commands.run(cache, *tiny(workdir), *other)
+    assert status == 0, err
+    assert "the evaluation is another one now" in err
+    assert "model/ is step 60, the last" in err
+    assert last_line(out)["examples"] == 345
+
+
+def test_damaged_evaluation_of_a_checkpoint_is_ignored(tiny, cache, unbroken, tmp_path):
+    workdir = shutil.copytree(unbroken[0], tmp_path / "run")
+    for step in checkpoints(workdir)[:-1]:
+        (workdir / "checkpoints" / str(step) / "metrics" / "metrics").write_bytes(b"")
+    status, out, err = commands.run(cache, *tiny(workdir))
+    assert status == 0, err
+    assert "is damaged, and ignored" in err and "Traceback" not in err
+    assert out.splitlines()[-1] == unbroken[1]
 
 
 def test_best_counts_evaluations_that_are_not_better():

@@ -166,7 +166,7 @@ def _split_name(path: str, split: str) -> str:
 def _split_root(path: str, split: str) -> tuple[str, bool]:
     """Returns the folder whose sub-folders are classes, and whether it is the split itself.
 
-    It is not where `path` holds classes and no splits.
+    It is not the split itself if `path` holds classes and no splits.
     """
     if not os.path.isdir(path):
         local = " on a local disk" if "://" in path else ""

@@ -14,8 +14,8 @@ fine-tuning).
 from typing import NamedTuple
 
 import numpy as np
-import scipy.optimize
-import scipy.special
+
+from mbv2_jax.installed import require
 
 # Penalties to choose from, as shares of the features' total variance. The best one for 40 to 1000
 # photos a class lay between 2e-5 and 1e-2.
@@ -44,11 +44,17 @@ def fit(features: np.ndarray, labels: np.ndarray, num_classes: int) -> Probe:
     Args:
       features: (N, channels), of any float dtype; the arithmetic is float64.
       labels: (N,) integers.
-      num_classes: the number of classes; those without an example get the lowest logits.
+      num_classes: the number of classes; those without an example get logits of 0, and are not
+        predicted.
+
+    Returns:
+      The classifier, and its accuracy on examples that were left out.
 
     Raises:
       ValueError: there are fewer than two examples, or features are infinite or NaN.
+      UserError: scipy is not installed.
     """
+    require("fitting a classifier in closed form", "scipy")
     if len(features) < 2 or not np.isfinite(features).all():
         raise ValueError("fitting a head needs two or more examples, and finite features")
     features = features.astype(np.float64)
@@ -90,7 +96,10 @@ def _decompose(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _scale(predictions: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Returns the factor that minimises the mean cross entropy of `predictions`, and the latter."""
+    """Returns the factor on `predictions` with the least mean cross entropy, and this loss."""
+    import scipy.optimize  # here, because a light install lacks it
+    import scipy.special
+
     right = predictions[np.arange(len(labels)), labels]
 
     def loss(log_scale: float) -> float:

@@ -217,9 +217,17 @@ class Classification(Task):
 
     def fit_head(self, variables: Mapping[str, Any], rows: Mapping[str, np.ndarray]) -> Transferred:
         """Fits the classifier in closed form, see `probe.fit`."""
-        from mbv2_jax.tasks.classification import probe  # here: it needs scipy, as only training
+        from mbv2_jax.tasks.classification import probe
 
-        found = probe.fit(rows["features"], rows["label"], len(self.classes))
+        features = rows["features"]
+        if len(features) < 2:
+            raise UserError(f"fit_head: {len(features)} training image is too few")
+        if not np.isfinite(features).all():
+            raise UserError(
+                "fit_head: the features are infinite or NaN: the checkpoint's weights are damaged, "
+                "or their training went wrong"
+            )
+        found = probe.fit(features, rows["label"], len(self.classes))
         classifier = {"kernel": found.kernel, "bias": found.bias}
         note = (
             f"fitted the classifier to the features of {len(rows['label']):,} images, which it "

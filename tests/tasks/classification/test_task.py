@@ -157,6 +157,16 @@ def test_data_decide_the_number_of_classes():
         Classification.for_training(settings(model__num_classes=7), source)
 
 
+@pytest.mark.parametrize(
+    ("features", "fault"),
+    [(np.ones((1, 4)), "1 training image is too few"), (np.full((9, 4), np.nan), "NaN")],
+)
+def test_features_to_which_no_head_can_be_fitted_are_refused(features, fault):
+    rows = {"features": features, "label": np.zeros(len(features), np.int32)}
+    with pytest.raises(UserError, match=fault):
+        Classification(Head(3), COLOURS).fit_head({"params": {}}, rows)
+
+
 def test_splits_of_other_classes_do_not_belong_together():
     train = Pixels([], [])
     assert Classification.split_fault(train, Pixels([], [])) == ""
