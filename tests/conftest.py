@@ -14,13 +14,18 @@ from tests.support import REPOSITORY
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache_home(tmp_path_factory) -> pathlib.Path:
+def cache_home(tmp_path_factory, cache) -> pathlib.Path:
     """An empty cache folder, for this process and those it starts: never the user's own."""
+    import jax
+
     # Except for matplotlib's list of fonts, which takes seconds to make.
     former = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     os.environ.setdefault("MPLCONFIGDIR", os.path.join(former, "matplotlib"))
     folder = tmp_path_factory.mktemp("cache")
     os.environ["XDG_CACHE_HOME"] = str(folder)
+    # Half of the tests' time is compilation, and many of them compile the same networks.
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     return folder
 
 
@@ -67,5 +72,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A folder for compiled programs, which the commands that tests start share."""
-    return tmp_path_factory.mktemp("compiled")
+    """A folder for compiled programs, which the tests and the commands that they start share."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # all workers have it in common
+    folder /= "compiled"
+    folder.mkdir(exist_ok=True)
+    return folder

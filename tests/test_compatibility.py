@@ -36,11 +36,6 @@ def assert_same_line(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         assert ours[name] == value, (name, ours, theirs)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> pathlib.Path:
-    return tmp_path_factory.mktemp("compiled")
-
-
 @pytest.fixture
 def workdir(tmp_path) -> pathlib.Path:
     return shutil.copytree(FIXTURE / "workdir", tmp_path / "workdir")

@@ -98,12 +98,12 @@ def pins(path) -> dict[str, set[str]]:
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(cache, tmp_path):
     """Returns a function that runs code where the packages of light.txt alone are installed."""
 
     def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         light = ",".join(["mbv2-jax", *map(normalised, pins(LIGHT))])
-        environment = commands.environment(tmp_path / "compiled") | {"PYTHONPATH": str(REPOSITORY)}
+        environment = commands.environment(cache) | {"PYTHONPATH": str(REPOSITORY)}
         return subprocess.run(
             [sys.executable, "-c", HIDE + code, light, *map(str, arguments)],
             cwd=tmp_path,

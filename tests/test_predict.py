@@ -30,9 +30,9 @@ def predictor(folder) -> Predictor:
 
 
 @pytest.fixture(scope="module")
-def predict(folder, tmp_path_factory):
+def predict(folder, cache):
     """Returns the function that runs `python -m mbv2_jax.predict` in the folder of images."""
-    environment = commands.environment(tmp_path_factory.mktemp("compiled"))
+    environment = commands.environment(cache)
     environment["PYTHONPATH"] = str(REPOSITORY)
 
     def run(*arguments: str | bytes, text: bool = True, stderr: int = subprocess.PIPE):

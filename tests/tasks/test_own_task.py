@@ -154,9 +154,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-def train(folder: pathlib.Path, name: str, *arguments: str) -> dict[str, Any]:
+def train(cache: pathlib.Path, folder: pathlib.Path, name: str, *arguments: str) -> dict[str, Any]:
     status, out, err = commands.run(
-        folder / "cache",
+        cache,
         f"--config={folder / 'colour.py'}",
         f"--workdir={folder / name}",
         f"--config.data.data_dir={folder / 'data'}",
@@ -166,15 +166,15 @@ def train(folder: pathlib.Path, name: str, *arguments: str) -> dict[str, Any]:
     return json.loads(out.splitlines()[-1])
 
 
-def test_task_of_ones_own_trains_evaluates_continues_and_predicts(folder):
-    result = train(folder, "whole")
+def test_task_of_ones_own_trains_evaluates_continues_and_predicts(cache, folder):
+    result = train(cache, folder, "whole")
     assert set(result) == {"close", "off", "loss", "examples"}
     assert result["examples"] == 360
     assert len(result["off"]) == 3
 
     # Stopped after an epoch and continued, it is the run that was never stopped, to the bit.
-    train(folder, "halves", "--config.num_epochs=1.0")
-    assert train(folder, "halves") == result
+    train(cache, folder, "halves", "--config.num_epochs=1.0")
+    assert train(cache, folder, "halves") == result
     whole, halves = (commands.metrics(folder / name) for name in ("whole", "halves"))
     assert {line["split"] for line in whole} == {"train", "eval"}
     assert [line for line in whole if line["step"] > 12] == [
@@ -184,7 +184,9 @@ def test_task_of_ones_own_trains_evaluates_continues_and_predicts(folder):
 
     # The model directory evaluates to the same result, and knows its task.
     model, out_file = folder / "whole" / "model", folder / "rows.jsonl"
-    evaluated = train(folder, "whole", "--mode=eval", f"--checkpoint={model}", f"--out={out_file}")
+    evaluated = train(
+        cache, folder, "whole", "--mode=eval", f"--checkpoint={model}", f"--out={out_file}"
+    )
     assert evaluated == result
     rows = [json.loads(line) for line in out_file.read_text().splitlines()]
     assert len(rows) == 360
@@ -192,7 +194,7 @@ def test_task_of_ones_own_trains_evaluates_continues_and_predicts(folder):
 
     # Predictions are in the task's own words, and its own picture is written.
     status, out, err = commands.run(
-        folder / "cache",
+        cache,
         str(folder / "light.png"),
         str(folder / "dark.png"),
         f"--checkpoint={folder / 'whole'}",

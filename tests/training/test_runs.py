@@ -268,10 +268,9 @@ def test_a_folder_without_splits_is_split_and_its_held_out_part_is_evaluated(
             pixels[..., channel] += 150
             Image.fromarray(pixels).save(tmp_path / "plain" / name / f"{i}.jpg")
     arguments = [
-        "--config=configs/finetune_folder.py",
+        "--config=configs/probe.py",
         f"--config.data.source=folder:{tmp_path / 'plain'}",
         "--config.batch_size=12",
-        "--config.num_epochs=3",
         f"--workdir={tmp_path / 'run'}",
     ]
     status, out, err = commands.run(cache, *arguments, f"--checkpoint={unbroken[0]}:last")

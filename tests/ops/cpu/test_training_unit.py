@@ -1,5 +1,6 @@
 """A batch that goes through a layer piece by piece gives what the whole batch gives."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -65,15 +66,23 @@ def by_the_book(x, norm, kernel, convolution, groups):
     return y, results.mean(axes, keepdims=True), results.var(axes, keepdims=True)
 
 
+def with_gradients(function, x, norm, kernel):
+    """Returns a function's results, and the gradients that noise in them gives."""
+    results, pull = jax.vjp(function, x, norm, kernel)
+    rng = np.random.default_rng(1)
+    noise = [jnp.asarray(rng.standard_normal(result.shape)) for result in results]
+    return results, pull(tuple(noise))
+
+
+# At module level, so that all pieces and devices share a program.
+@functools.partial(jax.jit, static_argnames=("convolution", "groups"))
+def expected(x, norm, kernel, convolution, groups):
+    book = functools.partial(by_the_book, convolution=convolution, groups=groups)
+    return with_gradients(book, x, norm, kernel)
+
+
 def check(x, norm, kernel, convolution, groups, devices=1):
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
-    x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
-
-    def of(function):
-        results, pull = jax.vjp(function, x, norm, kernel)
-        rng = np.random.default_rng(1)
-        noise = [jnp.asarray(rng.standard_normal(result.shape)) for result in results]
-        return results, pull(tuple(noise))
 
     def ours(x, norm, kernel):
         return convolution_with_statistics(
@@ -86,13 +95,11 @@ def check(x, norm, kernel, convolution, groups, devices=1):
             groups=groups,
         )
 
-    def book(x, norm, kernel):
-        return by_the_book(x, norm, kernel, convolution, groups)
-
     with jax.set_mesh(mesh):
-        got = jax.jit(lambda: of(ours))()
-    expected = jax.jit(lambda: of(book))()
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        placed = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+        got = jax.jit(functools.partial(with_gradients, ours))(placed, norm, kernel)
+    book = expected(x, norm, kernel, convolution, groups)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(book), strict=True):
         assert a.shape == b.shape and a.dtype == jnp.float64
         # Sums of at most some thousand products of numbers about 1.
         np.testing.assert_allclose(a, b, atol=1e-11)
