@@ -5,11 +5,16 @@ collected; `make test-peers` installs them and runs these tests.
 """
 
 import importlib.util
+import os
 import pathlib
 
 import pytest
 
 FOLDER = pathlib.Path(__file__).parent
+
+# With LLVM's optimizations, which the other tests do without: here photos go through whole
+# networks.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
 if importlib.util.find_spec("torch") is None:
     collect_ignore_glob = ["*"]
