@@ -18,7 +18,7 @@ from tests.support import REPOSITORY
 WHOLE, SHORT = "mbv2_jax.main", "tests.support.short_network"
 
 # It shortens compilation, and programs of such a small network run as fast.
-QUICKLY = "--xla_backend_optimization_level=1"
+QUICKLY = "--xla_backend_optimization_level=0"
 
 # Every part of the state is in use: momentum, average, dropout, random crops.
 TINY = """

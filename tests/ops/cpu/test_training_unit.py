@@ -105,8 +105,8 @@ def check(x, norm, kernel, convolution, groups, devices=1):
         np.testing.assert_allclose(a, b, atol=1e-11)
 
 
-# Groups, images of a piece and devices, of 12 images. On several devices each has groups of its own,
-# or a share of one; 3 groups have no place on 2 devices.
+# Groups of 12 images, images of a piece, and devices. On several devices each has groups of its
+# own, or a share of one; 3 groups have no place on 2 devices.
 EVERY = [
     (1, 1, 1),
     (1, 4, 1),
