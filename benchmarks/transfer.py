@@ -103,8 +103,8 @@ def measure(way: str, name: str, seed: int, options: argparse.Namespace) -> dict
 def table(rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
     """Returns a row for each set and way, and for each way's mean over the sets.
 
-    "top1" and "minutes" are means over the seeds, "error" the standard error of the former; that of
-    a mean over sets is pooled. None where it cannot be known.
+    "top1" is the mean over the seeds, "error" its standard error (that of a mean over sets is
+    pooled), and "minutes" the median over the seeds. None where it cannot be known.
     """
     groups: dict[tuple[str, str], list[Mapping[str, str]]] = {}
     for row in rows:
@@ -116,7 +116,7 @@ def table(rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
                 scores = [float(row["top1"]) for row in group]
                 many = len(scores) > 1
                 error = statistics.stdev(scores) / math.sqrt(len(scores)) if many else None
-                minutes = statistics.mean(float(row["minutes"]) for row in group)
+                minutes = statistics.median(float(row["minutes"]) for row in group)
                 top1 = statistics.mean(scores)
                 found.append(
                     {"set": name, "way": way, "top1": top1, "error": error, "minutes": minutes}
