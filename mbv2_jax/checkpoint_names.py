@@ -15,7 +15,6 @@ from typing import Any
 
 from mbv2_jax import spec
 from mbv2_jax.errors import UserError
-from mbv2_jax.runtime import processes
 from mbv2_jax.storage import bucket
 
 BEST, LAST = "best", "last"
@@ -96,6 +95,8 @@ def results(run: pathlib.Path, steps: Sequence[int], config: Mapping[str, Any]) 
 
 def _best(run: pathlib.Path, steps: Sequence[int]) -> int:
     """Returns the best of the checkpoints that were evaluated, the latest of equal ones."""
+    from mbv2_jax.runtime import processes  # here: it imports jax, which takes seconds
+
     config = _config(run, max(steps))
     scored = results(run, steps, config)
     if not scored:

@@ -20,19 +20,24 @@ EXPECTED = json.loads((FIXTURE / "expected.json").read_text())
 # Relative tolerances. Another CPU orders float32 sums differently, which moves a loss or a
 # probability by about 1e-6 of it.
 FORWARD = 1e-4
-# Twelve more steps amplify that: a program compiled for AVX instead of AVX-512 ended with a loss
-# 3e-4 off, a gradient's norm 1.5e-2 off, and the same top-1.
-TRAINED = {"loss": 3e-3, "grad_norm": 0.1, "learning_rate": 1e-6}
+# The first three steps after the checkpoint: measured 1e-7 off.
+RESUMED = {"loss": 1e-5, "grad_norm": 1e-5, "learning_rate": 1e-6}
+# The nine after them amplify that: on another kind of EPYC than the fixture's, a training loss was
+# 3.1e-3 off, a gradient's norm 6.6e-2, the evaluation's loss 3.4e-4, and top-1 four images of 360.
+TRAINED = {"loss": 1e-2, "grad_norm": 0.2, "learning_rate": 1e-6}
+BOUNDARY = 2.1  # points: one image of a batch of 48, seven of 360
 
 
-def assert_same_line(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+def assert_same_line(
+    ours: dict[str, Any], theirs: dict[str, Any], tolerances: dict[str, float] = TRAINED
+) -> None:
     """Asserts that a line of metrics.jsonl has the fields and values of another."""
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
-        if tolerance := TRAINED.get(name):
+        if tolerance := tolerances.get(name):
             value = pytest.approx(value, rel=tolerance)
-        elif name in ("top1", "top5"):  # an example on the boundary may fall on either side
-            value = pytest.approx(value, abs=100 / theirs.get("examples", 48) + 1e-5)
+        elif name in ("top1", "top5"):  # some examples on a boundary may fall on either side
+            value = pytest.approx(value, abs=BOUNDARY)
         assert ours[name] == value, (name, ours, theirs)
 
 
@@ -61,8 +66,8 @@ def test_run_resumes_as_if_nothing_had_changed(workdir, cache):
     ours, theirs = commands.metrics(workdir), commands.timeless(EXPECTED["metrics"])
     assert ours[: len(before)] == theirs[: len(before)] == before
     assert len(ours) == len(theirs)
-    for line, expected in zip(ours, theirs, strict=True):
-        assert_same_line(line, expected)
+    for number, (line, expected) in enumerate(zip(ours, theirs, strict=True)):
+        assert_same_line(line, expected, RESUMED if number == len(before) else TRAINED)
     assert_same_line(result, EXPECTED["result"])
     # Version 0.1 writes the same files.
     assert (workdir / "model" / "model.json").is_file()
