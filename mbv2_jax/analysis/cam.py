@@ -30,7 +30,6 @@ from mbv2_jax.data.decoding import ImageLike
 from mbv2_jax.errors import UserError, nearest
 from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.models import mobilenet_v2
-from mbv2_jax.models.folding import fold
 from mbv2_jax.runtime import compilation_cache
 from mbv2_jax.spec import ModelSpec
 from mbv2_jax.tasks.task import Task
@@ -133,8 +132,9 @@ class Explainer:
         self._endpoint = endpoint(layer, spec)
         self.caption = f"{NAMES[method]} of {self._endpoint}"
         self._preprocessing = spec.preprocessing
-        params = fold(saved.params, saved.batch_stats, spec.backbone.bn_epsilon)
-        self._variables = {"params": jax.device_put(params)}
+        # Not folded: rounding in a folded kernel moves inputs of ReLU6 across its kinks, where the
+        # gradient jumps, and the maps of early layers with it.
+        self._variables = jax.device_put(saved.variables())
         transform = evaluation.eval_transform(spec.preprocessing)
         _check_map(self._endpoint, transform.output_size, spec)
         # Rematerialisation concerns training, and hides its blocks' values from `_split`.
@@ -142,7 +142,7 @@ class Explainer:
         self._explain = functools.partial(
             {"grad": grad_cam, "score": score_cam}[method],
             task=self.task,
-            network=self.task.network(spec.backbone, mode, folded=True),
+            network=self.task.network(spec.backbone, mode),
             endpoint=self._endpoint,
         )
 
