@@ -1,24 +1,48 @@
 """The weights in a file, as the reader of each container returns them."""
 
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mbv2_jax.errors import UserError
+from mbv2_jax.errors import UserError, first_line
+
+
+class Dense(NamedTuple):
+    """A dense layer of a head, where the file describes its layers and not only their arrays.
+
+    Attributes:
+      name: the layer's, as in the names of its arrays.
+      activation: "linear", "relu", "softmax", "sigmoid", or another one's name.
+    """
+
+    name: str
+    activation: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """The weights in a file, as numpy arrays.
+    """The weights in a file, as numpy arrays, and what else it says about them.
 
     Attributes:
-      tensors: the chosen weights by their names in the file, without the prefixes of wrappers.
+      tensors: the chosen weights by their names in the file, in its order, without the prefixes of
+        wrappers. They may be read-only views that share memory, and of any type; the matching
+        checks their shapes and values.
       selection: the part of the file that they are, such as "state_dict (averaged: EMA)"; "" where
         the file holds nothing else.
       class_names: the file's own, in class order; () where it has none.
       metadata: the metadata of a safetensors file; {} elsewhere.
       guesses: the assumptions of the reader, one line each.
+      stated: the values of fields that the file itself gives, by their names in a config, such as
+        "data.image_size".
+      head: the dense layers after the backbone, from the first to the logits; None where the file
+        does not describe its layers, and arrays alone have to tell.
+      obstacles: the layers that change what the network computes and that no network here has, such
+        as "a BatchNormalization layer 'norm' after the pooling"; the backbone may do without them.
+      folded: whether BatchNorm was folded into the convolutions, so that its arrays were made up.
     """
 
     tensors: dict[str, np.ndarray]
@@ -26,15 +50,19 @@ class Contents:
     class_names: tuple[str, ...] = ()
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
     guesses: tuple[str, ...] = ()
+    stated: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    head: tuple[Dense, ...] | None = None
+    obstacles: tuple[str, ...] = ()
+    folded: bool = False
 
 
 def strip_wrappers(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Removes the prefixes that PyTorch's wrapping modules add to the names of tensors.
+    """Removes the parts that PyTorch's wrapping modules add to the names of tensors.
 
     These are DistributedDataParallel, torch.compile and AveragedModel, in any nesting.
 
     Raises:
-      UserError: two tensors of `path` have the same name without prefixes.
+      UserError: two tensors of `path` have the same name without them.
     """
     stripped: dict[str, np.ndarray] = {}
     for name, array in tensors.items():
@@ -51,3 +79,19 @@ def strip_wrappers(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> dict[s
 def no_averages(path: pathlib.Path) -> UserError:
     """Returns the error for --ema with a file that holds one set of weights."""
     return UserError(f"{path} holds one set of weights, none of them marked as averaged (EMA)")
+
+
+@contextlib.contextmanager
+def damage_named(path: pathlib.Path) -> Iterator[None]:
+    """Raises any error of the body as a UserError that names a damaged file.
+
+    The type of error depends on the damage, and on the library that meets it: ValueError, KeyError,
+    struct.error, BadZipFile, ...
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(first_line(error).split())[:200]
+        raise UserError(f"{path} is damaged or cut off: {reason}") from None
