@@ -10,8 +10,10 @@ from mbv2_jax.spec import SECTIONS, ModelSpec
 
 T = TypeVar("T")
 
-# All the fields that a model keeps, except the width, which its arrays determine.
-SETTABLE = tuple(name for name in spec_lib.inherited() if name != "model.width")
+# All the fields that a model keeps, except those that can be told from its arrays.
+SETTABLE = tuple(
+    name for name, field in spec_lib.inherited().items() if not field.metadata["shapes"]
+)
 
 
 def settable(spec: ModelSpec) -> dict[str, Any]:

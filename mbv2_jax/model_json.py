@@ -22,7 +22,11 @@ FORMAT = 2
 NAME = "mobilenet_v2"  # of the backbone
 
 # Fields that are missing in files written before the field existed.
-_LATER = {"backbone": ("output_stride",), "training": ("dropout",)}
+_LATER = {
+    "backbone": ("output_stride", "depth", "fixed_ends", "last_convolution"),
+    "head": ("hidden",),
+    "training": ("dropout", "folded_norm"),
+}
 
 # The sections of format 1 in which the fields of each of today's sections stand.
 _FORMAT_1 = {

@@ -100,6 +100,11 @@ def numbers(count: int, wanted: str, accepts: Callable[[Any], bool] = is_number)
     return Values(tuple, wanted, accept)
 
 
+def sequence(wanted: str, accepts: Callable[[Any], bool]) -> Values:
+    """Accepts tuples and lists of any length whose items all pass `accepts`."""
+    return Values(tuple, wanted, lambda v: isinstance(v, (tuple, list)) and all(map(accepts, v)))
+
+
 def _range(low: float, high: float | None, above: bool = False) -> str:
     bound = f"above {low}" if above else f"{low} or more"
     return bound if high is None else f"{bound}, at most {high}"
@@ -118,6 +123,7 @@ def declare(
     inherited: bool = False,
     convention: bool = False,
     optional: bool = False,
+    shapes: bool = False,
 ) -> Any:
     """Declares a field of a dataclass.
 
@@ -130,6 +136,8 @@ def declare(
       convention: whether weights that were trained under one value fail under another: they give
         wrong answers, or do not fit. Such a field is inherited, too.
       optional: whether None is a value of its own.
+      shapes: whether it decides which arrays a model has, or their shapes, so that it can be told
+        from them and not be changed afterwards.
     """
     metadata = {
         "values": values,
@@ -137,6 +145,7 @@ def declare(
         "inherited": inherited or convention,
         "convention": convention,
         "optional": optional,
+        "shapes": shapes,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -150,6 +159,31 @@ class Backbone:
         number(0, above=True),
         "width multiplier (the paper's section 4): each layer's channels times this",
         convention=True,
+        shapes=True,
+    )
+    depth: float = declare(
+        1.0,
+        number(0, above=True),
+        "depth multiplier: layer2 to layer6 have their number of blocks in the paper times this, "
+        "rounded up; layer1 and layer7 keep their one",
+        convention=True,
+        shapes=True,
+    )
+    fixed_ends: bool = declare(
+        False,
+        flag(),
+        "whether the stem and the last convolution have 32 and 1280 channels at any width, as in "
+        "timm's mobilenetv2_110d and mobilenetv2_120d",
+        convention=True,
+        shapes=True,
+    )
+    last_convolution: bool = declare(
+        True,
+        flag(),
+        "whether there is a 1x1 convolution to 1280 channels after layer7; DeepLab's backbone has "
+        "none",
+        convention=True,
+        shapes=True,
     )
     strides: tuple[int, ...] = declare(
         (2, 1, 2, 2, 2, 1, 2, 1),
@@ -301,6 +335,13 @@ class TrainingMode:
         flag(),
         "normalise with the running statistics in training, and leave them as they are",
     )
+    folded_norm: bool = declare(
+        False,
+        flag(),
+        "whether BatchNorm's statistics are made up, because the file of the weights had them "
+        "folded into the convolutions; training then needs norm_eval",
+        convention=True,
+    )
 
 
 # The fields of a training mode that a model keeps, for those who train it further.
@@ -357,11 +398,16 @@ def named(section: str, values: Any) -> dict[str, Any]:
     return {f"{section}.{f.name}": getattr(values, f.name) for f in dataclasses.fields(values)}
 
 
-def inherited() -> dict[str, dataclasses.Field[Any]]:
-    """Returns the shared fields that a config takes from a checkpoint, by their names in it."""
+def inherited(head: type | None = None) -> dict[str, dataclasses.Field[Any]]:
+    """Returns the fields that a config takes from a checkpoint, by their names in the config.
+
+    Args:
+      head: the dataclass of a task's head, whose fields are among them; None for the shared ones.
+    """
+    sections = SECTIONS if head is None else {**SECTIONS, head: "model"}
     return {
         f"{section}.{f.name}": f
-        for cls, section in SECTIONS.items()
+        for cls, section in sections.items()
         for f in dataclasses.fields(cls)
         if f.metadata["inherited"]
     }

@@ -1,6 +1,7 @@
 """MobileNetV2: Inverted Residuals and Linear Bottlenecks (arXiv:1801.04381), in flax.linen."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -77,6 +78,12 @@ class FeatureInfo(NamedTuple):
     reduction: int
 
 
+def stage_depths(architecture: spec.Backbone) -> tuple[int, ...]:
+    """Returns the number of blocks of layer1 to layer7; those at the ends ignore the depth."""
+    first, *inner, last = (stage.blocks for stage in STAGES)
+    return first, *(math.ceil(count * architecture.depth) for count in inner), last
+
+
 def blocks(architecture: spec.Backbone) -> list[Block]:
     """Returns the inverted residuals of layer1 to layer7, in order.
 
@@ -85,11 +92,12 @@ def blocks(architecture: spec.Backbone) -> list[Block]:
     (research/slim/nets/mobilenet/mobilenet.py). The default changes no stride.
     """
     found = []
-    inputs = make_divisible(STEM_CHANNELS * architecture.width)
+    inputs = _stem_channels(architecture)
     reduction, dilation = architecture.strides[0], 1
     dilates = architecture.output_stride != spec.Backbone.output_stride
-    for i, stage in enumerate(STAGES, start=1):
-        for j in range(stage.blocks):
+    stages = zip(STAGES, stage_depths(architecture), strict=True)
+    for i, (stage, depth) in enumerate(stages, start=1):
+        for j in range(depth):
             stride = architecture.strides[i] if j == 0 else 1
             lost = stride if dilates and reduction == architecture.output_stride else 1
             block = Block(
@@ -113,20 +121,22 @@ def feature_info(architecture: spec.Backbone | None = None) -> dict[str, Feature
     """Returns the feature maps that a `Backbone` can return, in the order it computes them.
 
     "stem", "layer1_0", ..., "layer7_0" and "last" are the layers' outputs; "layer6_0/expand" is a
-    block's expansion, after ReLU6. Nothing is traced or run.
+    block's expansion, after ReLU6. Without the last convolution there is no "last". Nothing is
+    traced or run.
 
     Args:
       architecture: the backbone's fields; by default the paper's network.
     """
     architecture = architecture or spec.Backbone()
     reduction = architecture.strides[0]
-    found = {"stem": FeatureInfo(make_divisible(STEM_CHANNELS * architecture.width), reduction)}
+    found = {"stem": FeatureInfo(_stem_channels(architecture), reduction)}
     for block in blocks(architecture):
         if block.expansion != 1:
             found[f"{block.name}/expand"] = FeatureInfo(block.inner, block.input_reduction)
         reduction = block.input_reduction * block.stride
         found[block.name] = FeatureInfo(block.channels, reduction)
-    found["last"] = FeatureInfo(_last_channels(architecture.width), reduction)
+    if architecture.last_convolution:
+        found["last"] = FeatureInfo(_last_channels(architecture), reduction)
     return found
 
 
@@ -143,13 +153,28 @@ def endpoint_sizes(architecture: spec.Backbone, endpoints: Sequence[str]) -> lis
     return [known[name] for name in endpoints]
 
 
-def stage_endpoints() -> tuple[str, ...]:
+def stage_endpoints(architecture: spec.Backbone) -> tuple[str, ...]:
     """Returns the names of the outputs of layer1 to layer7: "layer1_0", "layer2_1", ..."""
-    return tuple(f"layer{i}_{stage.blocks - 1}" for i, stage in enumerate(STAGES, start=1))
+    depths = enumerate(stage_depths(architecture), start=1)
+    return tuple(f"layer{i}_{depth - 1}" for i, depth in depths)
 
 
-def _last_channels(width: float) -> int:
-    return make_divisible(LAST_CHANNELS * max(width, 1.0))
+def map_endpoints(architecture: spec.Backbone) -> tuple[str, ...]:
+    """Returns the names of the maps that `out_indices` counts, of which the last one is pooled.
+
+    They are the outputs of layer1 to layer7 and, where there is one, of the last convolution.
+    """
+    last = ("last",) if architecture.last_convolution else ()
+    return *stage_endpoints(architecture), *last
+
+
+def _stem_channels(architecture: spec.Backbone) -> int:
+    return make_divisible(STEM_CHANNELS * (1.0 if architecture.fixed_ends else architecture.width))
+
+
+def _last_channels(architecture: spec.Backbone) -> int:
+    width = 1.0 if architecture.fixed_ends else max(architecture.width, 1.0)
+    return make_divisible(LAST_CHANNELS * width)
 
 
 class InvertedResidual(nn.Module):
@@ -262,7 +287,7 @@ class Backbone(nn.Module):
         found: dict[str, Any] = {}
 
         y: Any = layer(
-            make_divisible(STEM_CHANNELS * architecture.width),
+            _stem_channels(architecture),
             kernel_size=3,
             stride=architecture.strides[0],
             frozen=mode.frozen_stages >= 0,
@@ -278,7 +303,7 @@ class Backbone(nn.Module):
             )
             found |= {f"{block.name}/expand": expanded, block.name: y}
         if "last" in wanted:
-            found["last"] = layer(_last_channels(architecture.width), name="last")(
+            found["last"] = layer(_last_channels(architecture), name="last")(
                 y, learn
             )  # (N, H/32, W/32, 1280)
         return {name: materialize(found[name]) for name in self.endpoints}
@@ -292,6 +317,8 @@ class Backbone(nn.Module):
             )
         if len(strides) != 1 + len(STAGES) or not set(strides) <= {1, 2}:
             raise ValueError(f"strides must be {1 + len(STAGES)} of 1 or 2, not {strides}")
+        if not self.architecture.depth > 0:
+            raise ValueError(f"depth must be above 0, not {self.architecture.depth}")
         if self.architecture.output_stride not in (8, 16, 32):
             raise ValueError(
                 f"output_stride must be 8, 16 or 32, not {self.architecture.output_stride}"
@@ -299,6 +326,11 @@ class Backbone(nn.Module):
         endpoint_sizes(self.architecture, self.endpoints)
         if train and self.folded:
             raise ValueError("a folded network has no statistics to train with: train it unfolded")
+        if train and self.mode.folded_norm and not self.mode.norm_eval:
+            raise ValueError(
+                "folded_norm: the file of these weights had no statistics of BatchNorm, and those "
+                "here are made up: train with norm_eval=True"
+            )
         if not spec.is_integer(group_size) or group_size < 0:
             raise ValueError(f"bn_group_size must be 0 or more, not {group_size}")
         check_frozen_stages(self.mode.frozen_stages)
@@ -307,6 +339,8 @@ class Backbone(nn.Module):
 class MobileNetV2(nn.Module):
     """The classification network of Table 2: `Backbone` and `Classifier`, with flat fields.
 
+    Without the last convolution, the classifier gets the output of layer7.
+
     Variables: those of both, side by side. Training with dropout takes an rng named 'dropout'.
 
     Attributes:
@@ -314,7 +348,7 @@ class MobileNetV2(nn.Module):
       width: the width multiplier, section 4 ("Trade-off hyper parameters"), by which every layer's
         channels are multiplied; the last convolution's only if it is above 1.
       dropout: the fraction of pooled features dropped before the classifier (torchvision 0.2,
-        mmpretrain 0).
+        mmpretrain 0), and of the outputs of each hidden layer.
       padding: 'torch' (1 on every side of a 3x3) or 'same' (TensorFlow's, asymmetric at stride 2).
       bn_epsilon: 1e-5 in the PyTorch family, 1e-3 in TensorFlow's.
       bn_momentum: share of the running statistics that each step keeps (1 - torch's momentum).
@@ -322,7 +356,8 @@ class MobileNetV2(nn.Module):
         examples, running statistics averaged over the groups (see `layers.BatchNorm`).
       dtype: compute dtype.
       out_indices: the feature maps to return, 0..6 = layer1..layer7, 7 = the last convolution, in
-        the network's order (mmpretrain's field); only read where num_classes is None.
+        the network's order (mmpretrain's field); None returns the last one. Only read where
+        num_classes is None.
       strides: of the stem and layer1..layer7; small images need smaller ones.
       remat: recompute each block in the backward pass instead of keeping its activations
         (mmpretrain's `with_cp`).
@@ -332,6 +367,13 @@ class MobileNetV2(nn.Module):
       norm_eval: normalise with the running statistics everywhere while training, and keep them.
       folded: see `Backbone`.
       output_stride: 8 or 16 turns the strides beyond it into dilation, see `blocks`.
+      depth: the depth multiplier: the blocks of layer2 to layer6 times this, rounded up.
+      fixed_ends: whether the stem and the last convolution have 32 and 1280 channels at any width.
+      last_convolution: whether there is a convolution to 1280 channels after layer7.
+      hidden: widths of dense layers with ReLU before the classifier.
+      folded_norm: whether the statistics of BatchNorm are made up, because the file of the weights
+        had them folded into the convolutions; training then needs `norm_eval`. The arrays here are
+        not folded, which is what `folded` is about.
     """
 
     num_classes: int | None = 1000
@@ -342,13 +384,18 @@ class MobileNetV2(nn.Module):
     bn_momentum: float = spec.TrainingMode.bn_momentum
     bn_group_size: int | str = spec.TrainingMode.bn_group_size
     dtype: Any = jnp.dtype(spec.TrainingMode.dtype)
-    out_indices: Sequence[int] = (7,)
+    out_indices: Sequence[int] | None = None
     strides: Sequence[int] = spec.Backbone.strides
     remat: bool = spec.TrainingMode.remat
     frozen_stages: int = spec.TrainingMode.frozen_stages
     norm_eval: bool = spec.TrainingMode.norm_eval
     folded: bool = False
     output_stride: int = spec.Backbone.output_stride
+    depth: float = spec.Backbone.depth
+    fixed_ends: bool = spec.Backbone.fixed_ends
+    last_convolution: bool = spec.Backbone.last_convolution
+    hidden: Sequence[int] = ()
+    folded_norm: bool = spec.TrainingMode.folded_norm
 
     @property
     def architecture(self) -> spec.Backbone:
@@ -395,17 +442,19 @@ class MobileNetV2(nn.Module):
         features = backbone(x, train)
         if self.num_classes is None:
             return tuple(features[name] for name in names)
-        classifier = Classifier(self.num_classes, self.dropout, self.dtype)
+        classifier = Classifier(self.num_classes, self.dropout, self.dtype, tuple(self.hidden))
         nn.share_scope(self, classifier)
-        return classifier(features["last"], train)
+        return classifier(features[names[0]], train)
 
     def _endpoints(self) -> tuple[str, ...]:
         """Returns the names of the maps of `out_indices`, or of the one that is classified."""
-        last = len(STAGES)
-        if not set(self.out_indices) <= set(range(last + 1)):
+        maps = map_endpoints(self.architecture)
+        last = len(maps) - 1
+        chosen = (last,) if self.out_indices is None else self.out_indices
+        if not set(chosen) <= set(range(last + 1)):
             raise ValueError(f"out_indices must lie in 0..{last}, not {self.out_indices}")
-        indices = (last,) if self.num_classes is not None else sorted(set(self.out_indices))
-        return tuple((*stage_endpoints(), "last")[i] for i in indices)
+        indices = (last,) if self.num_classes is not None else sorted(set(chosen))
+        return tuple(maps[i] for i in indices)
 
     def _endpoint_sizes(self) -> list[FeatureInfo]:
         return endpoint_sizes(self.architecture, self._endpoints())

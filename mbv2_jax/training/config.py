@@ -168,7 +168,9 @@ def resolve(
     before = flatten(previous) if previous else {}
     starting = saved.spec.values() if saved else {}
     values = dict(settings.given)
-    for name, field in spec_lib.inherited().items():
+    if saved and saved.spec.task != settings.run.task:  # whose head has fields of its own
+        starting = {name: starting[name] for name in spec_lib.inherited()}
+    for name, field in spec_lib.inherited(settings.task.Head).items():
         known = (values[name], before.get(name), starting.get(name), field.default)
         values[name] = spec_lib.frozen(next(value for value in known if value is not None))
     task = settings.task.for_training(values, source)
@@ -213,7 +215,8 @@ def evaluated_spec(
         wanted = spec_lib.frozen(overrides.get(name))
         if wanted is None or wanted == value:
             continue
-        if name == "model.width" or name not in spec_lib.inherited():
+        field = spec_lib.inherited().get(name)
+        if field is None or field.metadata["shapes"]:
             raise UserError(
                 f"{name} is {wanted}, but {saved.path} was trained with {value}, and its arrays "
                 "have those shapes"

@@ -12,7 +12,18 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from mbv2_jax import spec, tasks
-from mbv2_jax.spec import Values, choice, declare, flag, integer, is_number, number, numbers, text
+from mbv2_jax.spec import (
+    Values,
+    choice,
+    declare,
+    flag,
+    integer,
+    is_number,
+    number,
+    numbers,
+    sequence,
+    text,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,13 +117,6 @@ class Data:
     )
 
 
-def _rules() -> Values:
-    def accept(value: Any) -> bool:
-        return isinstance(value, (tuple, list)) and all(map(_is_rule, value))
-
-    return Values(tuple, "pairs of (regular expression, factor)", accept)
-
-
 def _is_rule(rule: Any) -> bool:
     if not isinstance(rule, (tuple, list)) or len(rule) != 2 or not is_number(rule[1]):
         return False
@@ -166,7 +170,7 @@ class Optimizer:
     )
     lr_multipliers: tuple[tuple[str, float], ...] = declare(
         (),
-        _rules(),
+        sequence("pairs of (regular expression, factor)", _is_rule),
         "((regular expression, factor), ...): the first expression that matches the beginning of a "
         "parameter's path ('layer7_0/expand/conv/kernel') scales its learning rate",
     )
@@ -197,11 +201,7 @@ class Schedule:
     )
     milestones: tuple[float, ...] = declare(
         (),
-        Values(
-            tuple,
-            "numbers of epochs",
-            lambda v: isinstance(v, (tuple, list)) and all(map(is_number, v)),
-        ),
+        sequence("numbers of epochs", is_number),
         "step: epochs after which the rate is multiplied by factor",
     )
     factor: float = declare(

@@ -2,15 +2,28 @@
 
 import dataclasses
 
-from mbv2_jax.spec import declare, integer, number
+from mbv2_jax.spec import declare, integer, is_integer, number, sequence
 
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """The classifier: average pool, dropout, one dense layer."""
+    """The classifier: average pool, dropout, dense layers."""
 
     num_classes: int | None = declare(
-        None, integer(1), "classes of the classifier; None: as many as the data has", optional=True
+        None,
+        integer(1),
+        "classes of the classifier; None: as many as the data has",
+        optional=True,
+        shapes=True,
+    )
+    hidden: tuple[int, ...] = declare(
+        (),
+        sequence(
+            "whole numbers, 1 or more, such as (256,)", lambda v: is_integer(v) and v >= 1
+        ),
+        "widths of dense layers with ReLU between the pooled features and the classifier",
+        inherited=True,
+        shapes=True,
     )
 
 
