@@ -120,11 +120,12 @@ PUBLISHED: dict[str, PublishedWeights] = {
 
 
 def looks_like_network(name: str) -> bool:
-    """Returns whether `name` is that of a network in any port: mobilenetv2_100, mobilenet_v2_1.0.
+    """Returns whether `name` is that of a network in any port: mobilenetv2_110d, mobilenet_v2_1.0.
 
-    Names of files end in letters, and are not among these.
+    Names of files end in other letters, and are not among these.
     """
-    return bool(re.fullmatch(r"mobile_?net[-_]?v2[-_.0-9]*(\.\w+_in\d+k)?", name, re.IGNORECASE))
+    pattern = r"mobile_?net[-_]?v2[-_.0-9]*d?(\.\w+_in\d+k)?"
+    return bool(re.fullmatch(pattern, name, re.IGNORECASE))
 
 
 def width_in(name: str) -> float:

@@ -26,12 +26,12 @@ from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.model_json import Description
 from mbv2_jax.models import variants
 from mbv2_jax.models.folding import fold
-from mbv2_jax.models.mobilenet_v2 import STAGES, MobileNetV2
+from mbv2_jax.models.mobilenet_v2 import MobileNetV2, map_endpoints
 from mbv2_jax.models.variants import VARIANTS
 from mbv2_jax.ops import lowering
 from mbv2_jax.ops.conv import map_batch
 from mbv2_jax.runtime import memory, processes
-from mbv2_jax.spec import ModelSpec, Preprocessing
+from mbv2_jax.spec import Backbone, ModelSpec, Preprocessing
 from mbv2_jax.tasks.task import Task
 
 # How far normalised floats may lie outside the range of pixels. Standard normal noise, which many
@@ -39,7 +39,6 @@ from mbv2_jax.tasks.task import Task
 # range. Pixels 0-255 that pass are of a picture that is black to the eye.
 _MARGIN = 10.0
 
-LAST = len(STAGES)  # the index of the last convolution's feature map
 BATCH_SIZE = 32
 
 # Held while a program is compiled: threads that ask for the same one wait instead of compiling it
@@ -145,7 +144,7 @@ class Predictor:
         images: ImageLike | Iterable[ImageLike] | jax.Array,
         stage: str = "neck",
         *,
-        out_indices: Sequence[int] = (LAST,),
+        out_indices: Sequence[int] | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> jax.Array | tuple[jax.Array, ...]:
         """Returns features of images (mmpretrain's extract_feat, channels last).
@@ -153,14 +152,16 @@ class Predictor:
         Args:
           images: (N, H, W, 3) as `__call__` takes them, which are not resized; or anything that
             `list_images` takes, which is prepared first.
-          stage: 'neck', the pooled features that the classifier gets; or 'backbone', feature maps.
-          out_indices: the feature maps to return: 0..6 = layer1..layer7, 7 = the last convolution.
-            Only used if stage is 'backbone'.
+          stage: 'neck', the pooled features that the classifier gets, before its hidden layers if
+            it has some; or 'backbone', feature maps.
+          out_indices: the feature maps to return: 0..6 = layer1..layer7, 7 = the last convolution,
+            if the network has one; None returns the last of them. Only used if stage is 'backbone'.
           batch_size: how many prepared images go through the network at once.
 
         Returns:
-          (N, 1280) float32 (wider where the width multiplier is above 1); for 'backbone' a tuple of
-          (N, h, w, channels) float32, in the network's order.
+          (N, 1280) float32 (wider where the width multiplier is above 1, and layer7's channels
+          where there is no last convolution); for 'backbone' a tuple of (N, h, w, channels)
+          float32, in the network's order.
 
         Raises:
           UserError: the stage or an index is unknown, `__call__` would refuse the images, or an
@@ -168,12 +169,10 @@ class Predictor:
         """
         if stage not in ("backbone", "neck"):
             raise UserError(f"there is no stage {stage!r}: {nearest(stage, ('backbone', 'neck'))}")
-        if not out_indices or not set(out_indices) <= set(range(LAST + 1)):
-            raise UserError(f"out_indices={tuple(out_indices)}: give some of 0..{LAST}")
-        indices = (LAST,) if stage == "neck" else tuple(sorted(set(out_indices)))
+        wanted = None if stage == "neck" else out_indices
         backbone = MobileNetV2(
             num_classes=None,
-            out_indices=indices,
+            out_indices=checked_indices(wanted, self._spec.backbone),
             folded=True,
             **dataclasses.asdict(self._spec.backbone),
         )
@@ -270,6 +269,19 @@ class Predictor:
             raise UserError(
                 f"{self._path} has no classifier, only features: extract_feat gives those"
             )
+
+
+def checked_indices(out_indices: Sequence[int] | None, architecture: Backbone) -> tuple[int, ...]:
+    """Returns the indices of feature maps in the network's order; of the last one for None.
+
+    Raises:
+      UserError: there are none, or the network has no such map.
+    """
+    last = len(map_endpoints(architecture)) - 1
+    chosen = (last,) if out_indices is None else tuple(out_indices)
+    if not chosen or not set(chosen) <= set(range(last + 1)):
+        raise UserError(f"out_indices={chosen}: give some of 0..{last}")
+    return tuple(sorted(set(chosen)))
 
 
 def _platform(images: np.ndarray | jax.Array) -> str | None:
@@ -402,13 +414,21 @@ def open_model(checkpoint: str | os.PathLike[str], seed: int) -> SavedModel:
         processes.say(f"{name} has random weights, of seed {seed}; {published.suggest(name)}")
         return _random(name, seed)
     if published.looks_like_network(name):
-        with_size = re.search(r"[0-9]\.[0-9]+_[0-9]", name)
-        variant = name if with_size else variants.name_of(published.width_in(name), 224)
         raise UserError(
             f"{name!r} names no model: {published.suggest(name)}. For random weights, "
-            f"{nearest(variant, VARIANTS)}"
+            f"{nearest(_variant_like(name), VARIANTS)}"
         )
     return model_dir.read(name)
+
+
+def _variant_like(name: str) -> str:
+    """Returns the name that a variant would have which is named like a network of any port."""
+    from mbv2_jax.convert import published  # here: convert/ imports model_dir
+
+    if deep := re.search(r"[0-9]{3}d", name):  # timm's deeper ones
+        return f"mobilenet_v2_{deep[0]}"
+    with_size = re.search(r"[0-9]\.[0-9]+_[0-9]", name)
+    return name if with_size else variants.name_of(published.width_in(name), 224)
 
 
 def _random(name: str, seed: int) -> SavedModel:

@@ -23,10 +23,9 @@ import numpy as np
 from mbv2_jax import inference, model_dir, model_json, tasks
 from mbv2_jax import spec as spec_lib
 from mbv2_jax.errors import UserError, first_line, listed, nearest
-from mbv2_jax.inference import LAST
 from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.model_json import Description
-from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from mbv2_jax.models.mobilenet_v2 import MobileNetV2, map_endpoints
 from mbv2_jax.runtime import processes
 from mbv2_jax.spec import PER_DEVICE, Backbone, ModelSpec, Preprocessing, TrainingMode
 from mbv2_jax.storage import bucket
@@ -68,18 +67,18 @@ def load(
     Args:
       checkpoint: anything that `init_model` takes: a model directory, a training workdir, weights
         of another framework, the name of published weights, or of a variant with random weights.
-      num_classes: of the classifier. Another number than the checkpoint's gives a fresh classifier;
-        None keeps the checkpoint's.
+      num_classes: of the classifier. Another number than the checkpoint's gives a fresh classifier,
+        after the checkpoint's hidden layers if it has some; None keeps the checkpoint's.
       task: another task than the checkpoint's: the name of a built-in one, or 'module:Class'. The
         network is that task's, with the checkpoint's backbone and a fresh head.
       features_only: whether to leave out the head and return feature maps.
       out_indices: with features_only, the maps to return: 0..6 = layer1..layer7, 7 = the last
-        convolution, which is the default. Layers after the last of them are left out. See
-        `MobileNetV2.channels` and `MobileNetV2.reductions`.
+        convolution, if the network has one; None returns the last of them. Layers after the last
+        of them are left out. See `MobileNetV2.channels` and `MobileNetV2.reductions`.
       seed: of fresh parameters.
       **architecture: other values for fields of `spec.Backbone` that leave the arrays as they are
         (output_stride, strides), of `spec.TrainingMode` (frozen_stages, norm_eval, dropout, dtype,
-        remat, bn_momentum, bn_group_size), and of the task's head.
+        remat, bn_momentum, bn_group_size), and of the task's head (hidden).
 
     Returns:
       The module and its variables, with the checkpoint's preprocessing and class names.
@@ -99,12 +98,15 @@ def load(
     backbone, mode = _backbone(saved, fields), _mode(saved, fields)
     head = _head(saved, name, fields)
     if features_only or head is None:
-        return _features(saved, backbone, mode, (LAST,) if out_indices is None else out_indices)
+        return _features(saved, backbone, mode, inference.checked_indices(out_indices, backbone))
     if (name, head) == (saved.spec.task, saved.spec.head):
         classes, variables = saved.classes, saved.variables()
         network = saved.task().network(backbone, mode)
     else:
-        classes, made_for = (), tasks.find(name).for_model(head, ())
+        # Another head of as many classes, such as one with hidden layers, is for the same ones.
+        alike = (name, getattr(head, "num_classes", 0)) == (saved.spec.task, len(saved.classes))
+        classes = saved.classes if alike else ()
+        made_for = tasks.find(name).for_model(head, classes)
         network = made_for.network(backbone, mode)
         variables, note, _ = made_for.transfer(saved, model_dir.shapes_of(network))
         processes.say(note)
@@ -169,14 +171,12 @@ def _head(saved: SavedModel, task: str, fields: Mapping[str, Mapping[str, Any]])
 
 
 def _features(
-    saved: SavedModel, backbone: Backbone, mode: TrainingMode, out_indices: Sequence[int]
+    saved: SavedModel, backbone: Backbone, mode: TrainingMode, out_indices: tuple[int, ...]
 ) -> LoadedModel:
     """Returns the layers up to the last of `out_indices`."""
-    if not out_indices or not set(out_indices) <= set(range(LAST + 1)):
-        raise UserError(f"out_indices={tuple(out_indices)}: give some of 0..{LAST}")
     fields = dataclasses.asdict(backbone) | dataclasses.asdict(mode)
     fields["dtype"] = jnp.dtype(mode.dtype)
-    network = MobileNetV2(num_classes=None, out_indices=tuple(out_indices), **fields)
+    network = MobileNetV2(num_classes=None, out_indices=out_indices, **fields)
     layers = model_dir.shapes_of(network)["params"].keys()
     variables = {
         collection: {name: layer for name, layer in arrays.items() if name in layers}
@@ -226,8 +226,8 @@ def save(
 
     Args:
       path: a new folder, on a disk or in a bucket; an old model directory is replaced.
-      module: a `MobileNetV2` with its classifier or, for a backbone alone, with the last map, 7,
-        among its `out_indices`; or the network of another `task`.
+      module: a `MobileNetV2` with its classifier or, for a backbone alone, with the network's last
+        map among its `out_indices`; or the network of another `task`.
       variables: its {"params", "batch_stats"}, arrays of jax or numpy, of any float dtype. They are
         stored as float32.
       class_names: of the classes, in the order of the outputs; () for a backbone alone.
@@ -274,7 +274,7 @@ def _spec_of(
     if getattr(module, "folded", False):
         raise UserError("module is folded, for inference alone: give the one it was made from")
     if isinstance(module, MobileNetV2):
-        head = {"num_classes": module.num_classes, **head}
+        head = {"num_classes": module.num_classes, "hidden": tuple(module.hidden), **head}
     cls = tasks.settings(task).Head
     known = [field.name for field in dataclasses.fields(cls)]
     for name in head:
@@ -287,10 +287,11 @@ def _spec_of(
     if preprocessing.transform.random:
         raise UserError(f"eval_transforms {preprocessing.eval_transforms!r} is random")
     features_only = isinstance(module, MobileNetV2) and module.num_classes is None
-    if features_only and LAST not in module.out_indices:
+    last = len(map_endpoints(backbone)) - 1
+    if features_only and last not in inference.checked_indices(module.out_indices, backbone):
         raise UserError(
-            f"module returns the maps {module.out_indices}, and ends before the last convolution: "
-            f"a backbone is saved whole, with {LAST} among its out_indices"
+            f"module returns the maps {module.out_indices}, and ends before the last one: a "
+            f"backbone is saved whole, with {last} among its out_indices"
         )
     return ModelSpec(task, backbone, None if features_only else cls(**head), preprocessing, mode)
 

@@ -161,30 +161,6 @@ class Backbone:
         convention=True,
         shapes=True,
     )
-    depth: float = declare(
-        1.0,
-        number(0, above=True),
-        "depth multiplier: layer2 to layer6 have their number of blocks in the paper times this, "
-        "rounded up; layer1 and layer7 keep their one",
-        convention=True,
-        shapes=True,
-    )
-    fixed_ends: bool = declare(
-        False,
-        flag(),
-        "whether the stem and the last convolution have 32 and 1280 channels at any width, as in "
-        "timm's mobilenetv2_110d and mobilenetv2_120d",
-        convention=True,
-        shapes=True,
-    )
-    last_convolution: bool = declare(
-        True,
-        flag(),
-        "whether there is a 1x1 convolution to 1280 channels after layer7; DeepLab's backbone has "
-        "none",
-        convention=True,
-        shapes=True,
-    )
     strides: tuple[int, ...] = declare(
         (2, 1, 2, 2, 2, 1, 2, 1),
         numbers(
@@ -211,6 +187,30 @@ class Backbone:
         "input pixels per output pixel of the last map: 8 and 16 replace later strides by "
         "dilation, 32 leaves the strides as they are",
         inherited=True,
+    )
+    depth: float = declare(
+        1.0,
+        number(0, above=True),
+        "depth multiplier: layer2 to layer6 have their number of blocks in the paper times this, "
+        "rounded up; layer1 and layer7 keep their one",
+        convention=True,
+        shapes=True,
+    )
+    fixed_ends: bool = declare(
+        False,
+        flag(),
+        "whether the stem and the last convolution have 32 and 1280 channels at any width, as in "
+        "timm's mobilenetv2_110d and mobilenetv2_120d",
+        convention=True,
+        shapes=True,
+    )
+    last_convolution: bool = declare(
+        True,
+        flag(),
+        "whether there is a 1x1 convolution to 1280 channels after layer7; DeepLab's backbone has "
+        "none",
+        convention=True,
+        shapes=True,
     )
 
 
@@ -303,7 +303,8 @@ class TrainingMode:
     dropout: float = declare(
         0.0,
         number(0, 1),
-        "probability of dropping a pooled feature before the head, in training",
+        "probability of dropping a pooled feature before the head, and an output of each of its "
+        "hidden layers, in training",
         inherited=True,
     )
     bn_momentum: float = declare(

@@ -6,7 +6,7 @@ from mbv2_jax.spec import Backbone, Preprocessing, TrainingMode
 from .layout import KERAS, OURS, TORCH, Layout
 
 # The widths at which every port rounds its channels alike.
-WIDTHS = frozenset(variant.backbone.width for variant in VARIANTS.values())
+WIDTHS = frozenset(v.backbone.width for v in VARIANTS.values() if not v.backbone.fixed_ends)
 
 _TENSORFLOW = Backbone(padding="same", bn_epsilon=1e-3)
 _FROM_MINUS_1_TO_1 = Preprocessing(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5))

@@ -189,17 +189,19 @@ def endpoint(layer: str, spec: ModelSpec) -> str:
     """Returns the endpoint that a user names.
 
     Args:
-      layer: an endpoint of `mobilenet_v2.feature_info`, or "layer1" to "layer7" for a stage's last.
+      layer: an endpoint of `mobilenet_v2.feature_info`; "layer1" to "layer7" for a stage's last; or
+        "last" for the last of the maps, which is layer7's where there is no last convolution.
       spec: the model's.
 
     Raises:
       UserError: there is no such endpoint.
     """
-    stages = {name.partition("_")[0]: name for name in mobilenet_v2.stage_endpoints()}
+    maps = mobilenet_v2.map_endpoints(spec.backbone)
+    stages = {name.partition("_")[0]: name for name in maps} | {"last": maps[-1]}
     known = list(mobilenet_v2.feature_info(spec.backbone))
     name = stages.get(layer, layer)
     if name not in known:
-        options = ["stem", *stages, "last", *known]
+        options = ["stem", *stages, *known]
         raise UserError(f"there is no layer {layer!r}: {nearest(layer, dict.fromkeys(options))}")
     return name
 
@@ -209,7 +211,7 @@ def _check_map(endpoint: str, size: tuple[int, int], spec: ModelSpec) -> None:
     known = mobilenet_v2.feature_info(spec.backbone)
     if max(size) > known[endpoint].reduction:
         return
-    stages = reversed(mobilenet_v2.stage_endpoints())
+    stages = reversed(mobilenet_v2.stage_endpoints(spec.backbone))
     larger = next((name for name in stages if max(size) > 2 * known[name].reduction), "stem")
     raise UserError(
         f"the map of {endpoint} is a single pixel for images of {size[1]} x {size[0]}: give an "

@@ -91,8 +91,9 @@ COMMANDS = {
             command.text(
                 "layer",
                 "last",
-                "layer of the map: last (the default), stem, layer1 to layer7, or a block such as "
-                "layer3_1 and layer3_1/expand. Earlier layers have finer maps of simpler things.",
+                "layer of the map: last (the default; layer7 in a network without a last "
+                "convolution), stem, layer1 to layer7, or a block such as layer3_1 and "
+                "layer3_1/expand. Earlier layers have finer maps of simpler things.",
             ),
             command.choice(
                 "method",

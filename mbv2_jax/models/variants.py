@@ -1,4 +1,7 @@
-"""The named variants: the paper's grid of widths and resolutions (section 6.1.2, figure 5).
+"""The named variants: the paper's grid of widths and resolutions, and timm's two deeper networks.
+
+The grid is that of section 6.1.2 and figure 5; the deeper ones are timm's mobilenetv2_110d and
+mobilenetv2_120d (timm/models/efficientnet.py).
 
 Plain data, importable without jax. `MobileNetV2(**asdict(VARIANTS[name].backbone))` is the network.
 """
@@ -41,4 +44,18 @@ def _variant(width: float, image_size: int) -> Variant:
 _GRID = [(width, size) for width in (0.35, 0.5, 0.75, 1.0) for size in (96, 128, 160, 192, 224)]
 _GRID += [(width, 224) for width in (0.25, 1.3, 1.4)]
 
-VARIANTS: dict[str, Variant] = {name_of(*cell): _variant(*cell) for cell in sorted(_GRID)}
+
+def _deep(width: float, depth: float) -> Variant:
+    return Variant(
+        backbone=Backbone(width=width, depth=depth, fixed_ends=True),
+        preprocessing=Preprocessing(
+            eval_transforms="resize_edge(256, interpolation='bicubic')|center_crop(224)"
+        ),
+    )
+
+
+VARIANTS: dict[str, Variant] = {
+    **{name_of(*cell): _variant(*cell) for cell in sorted(_GRID)},
+    "mobilenet_v2_110d": _deep(width=1.1, depth=1.2),
+    "mobilenet_v2_120d": _deep(width=1.2, depth=1.4),
+}

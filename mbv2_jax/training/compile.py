@@ -191,6 +191,7 @@ def _resolve(settings: Settings) -> tuple[ModelSpec, Task]:
     spec, task = config_lib.resolve(settings, None)
     if task.head is None:
         raise UserError(task.open_head)
+    config_lib.check_statistics(spec.mode)
     return spec, task
 
 

@@ -185,6 +185,16 @@ def resolve(
     return spec, task
 
 
+def check_statistics(mode: TrainingMode) -> None:
+    """Raises UserError for a training mode that would train with made-up statistics."""
+    if mode.folded_norm and not mode.norm_eval:
+        raise UserError(
+            "model.folded_norm is True: the file of these weights had BatchNorm folded into its "
+            "convolutions, and training with a batch's statistics would destroy them. Give "
+            "--config.model.norm_eval=true"
+        )
+
+
 def on_devices(mode: TrainingMode, batch_size: int, devices: int) -> TrainingMode:
     """Returns a training mode whose bn_group_size is a number of examples, also for 'device'."""
     if mode.bn_group_size != PER_DEVICE:

@@ -155,6 +155,8 @@ def plan(config: ConfigDict, workdir: str | None, checkpoint: str | None, group:
             f"model.frozen_stages is {spec.mode.frozen_stages}: frozen layers would stay random. "
             "Give --checkpoint=PATH to start from, or --config.model.frozen_stages=-1"
         )
+    if settings.run.num_epochs:
+        config_lib.check_statistics(spec.mode)
     batch_size = settings.run.batch_size
     steps_per_epoch = loader.steps_per_epoch(
         len(train_source), batch_size, settings.data.last_batch

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict, config_dict
 
 from mbv2_jax import spec, tasks
 from mbv2_jax.spec import (
-    Values,
     choice,
     declare,
     flag,

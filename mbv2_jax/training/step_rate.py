@@ -35,6 +35,7 @@ def measure(settings: Settings, source: Source, mesh: Mesh, seconds: float = 5.0
     batch_size = settings.run.batch_size
     mesh_lib.check_batch(mesh, batch_size)
     spec, task = config_lib.resolve(settings, source)
+    config_lib.check_statistics(spec.mode)
     program = program_lib.build(settings, spec, task, mesh, len(source), len(source))
     size = spec.preprocessing.image_size
     transform = pipeline.make_transform(settings.data.train_transforms, size)

@@ -18,9 +18,7 @@ class Head:
     )
     hidden: tuple[int, ...] = declare(
         (),
-        sequence(
-            "whole numbers, 1 or more, such as (256,)", lambda v: is_integer(v) and v >= 1
-        ),
+        sequence("whole numbers, 1 or more, such as (256,)", lambda v: is_integer(v) and v >= 1),
         "widths of dense layers with ReLU between the pooled features and the classifier",
         inherited=True,
         shapes=True,

@@ -1,6 +1,7 @@
 """Image classification as training, evaluation and prediction see it."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -63,7 +64,7 @@ class Classification(Task):
                 f"model.num_classes is {count}, but the data has {len(names)} classes: leave it "
                 f"unset, or set it to {len(names)}"
             )
-        head = None if count is None else Head(count)
+        head = None if count is None else Head(count, settings["model.hidden"])
         fields = [field.name for field in dataclasses.fields(Settings)]
         return cls(head, names, Settings(**{name: settings[name] for name in fields}))
 
@@ -81,8 +82,10 @@ class Classification(Task):
         """Returns the network: logits (N, classes); feature maps where there is no head."""
         fields = dataclasses.asdict(backbone) | dataclasses.asdict(mode)
         fields["dtype"] = jnp.dtype(mode.dtype)
-        count = None if self.head is None else self.head.num_classes
-        return MobileNetV2(num_classes=count, folded=folded, **fields)
+        head = self.head or Head()
+        return MobileNetV2(
+            num_classes=head.num_classes, hidden=head.hidden, folded=folded, **fields
+        )
 
     def batch_spec(self, size: tuple[int, int]) -> dict[str, ArraySpec]:
         """Returns {"image": (H, W, 3) uint8, "label": () int32}."""
@@ -195,10 +198,19 @@ class Classification(Task):
         return drawing.annotate(picture, [(entry["class"], entry["score"]) for entry in best])
 
     def transfer(self, saved: "SavedModel", fresh: Mapping[str, Any]) -> Transferred:
-        """Keeps a saved model's classifier only where its classes are this task's."""
-        params = dict(saved.params)
+        """Keeps a saved model's classifier only where its classes are this task's.
+
+        Hidden layers are kept up to the first whose width is another one.
+        """
+        params, ours = dict(saved.params), self.head.hidden
+        theirs = saved.spec.head.hidden if isinstance(saved.spec.head, Head) else ()
+        for number in range(_equal_first(theirs, ours), len(theirs)):
+            del params[f"hidden_{number}"]
         if "classifier" not in params:
             why = "it has none"
+        elif theirs != ours:
+            del params["classifier"]
+            why = f"its hidden layers are {theirs}, not {ours}"
         elif labels.same(self.classes, saved.classes):
             kept = super().transfer(saved, fresh)
             return kept._replace(note=f"{kept.note}, classifier included")
@@ -211,7 +223,16 @@ class Classification(Task):
     def features(
         self, network: nn.Module, variables: Mapping[str, Any], images: jax.Array
     ) -> jax.Array:
-        """Returns the pooled features (N, channels) that the classifier gets."""
+        """Returns the pooled features (N, channels) that the classifier gets.
+
+        Raises:
+          UserError: the classifier has hidden layers, which cannot be fitted in closed form.
+        """
+        if self.head.hidden:
+            raise UserError(
+                f"fit_head fits a single dense layer, and model.hidden is {self.head.hidden}: give "
+                "--config.fit_head=false, or --config.model.hidden='()'"
+            )
         backbone = network.clone(num_classes=None)
         return backbone.apply(variables, images)[0].astype(jnp.float32).mean((1, 2))
 
@@ -263,3 +284,9 @@ class Classification(Task):
 
     def _entry(self, label: int, score: float) -> dict[str, Any]:
         return {"label": label, "class": self.classes[label], "score": score}
+
+
+def _equal_first(first: Sequence[int], second: Sequence[int]) -> int:
+    """Returns the number of items at the beginning that two sequences have in common."""
+    pairs = zip(first, second, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
