@@ -59,7 +59,10 @@ def test_every_field_refuses_another_type(field):
         (TrainingMode, "remat", 1, "remat is 1: it must be True or False"),
         (TrainingMode, "frozen_stages", 8, "it must be a whole number, -1 or more, at most 7"),
         (TrainingMode, "bn_group_size", "devise", "'device' (each device's share of it) or a num"),
+        (Backbone, "depth", 0, "depth is 0: it must be above 0"),
         (Head, "num_classes", 0, "num_classes is 0: it must be a whole number, 1 or more"),
+        (Head, "hidden", (64, 0), "hidden is (64, 0): it must be whole numbers, 1 or more, such"),
+        (Head, "hidden", 64, "hidden is 64: it must be whole numbers"),
         (settings.Run, "seed", -1, "it must be a whole number, 0 or more, at most 4294967295"),
         (settings.Optimizer, "lr_multipliers", (("(", 1.0),), "it must be pairs of (regular"),
         (settings.Schedule, "milestones", ("3",), "it must be numbers of epochs"),
@@ -79,7 +82,7 @@ def test_faults_name_the_field_and_its_values(cls, name, value, fault):
         (Backbone, {"width": 1, "strides": [1] * 8, "bn_epsilon": 1e-3}),
         (TrainingMode, {"dropout": 1, "bn_group_size": "device", "frozen_stages": 7}),
         (TrainingMode, {"dropout": 0, "bn_group_size": 32, "frozen_stages": -1}),
-        (Head, {"num_classes": None}),
+        (Head, {"num_classes": None, "hidden": [256, 1]}),
         (settings.Run, {"seed": 2**32 - 1, "profile": None}),
         (settings.Optimizer, {"lr_multipliers": [["classifier", 2]], "clip_norm": None}),
         (settings.Schedule, {"milestones": [], "warmup_steps": 0}),
@@ -104,7 +107,7 @@ def test_strides_of_the_backbone_are_those_of_table_2():
         Backbone(width=0.5, strides=(1,) * 8),
         Preprocessing(image_size=96),
         TrainingMode(bn_group_size="device"),
-        Head(10),
+        Head(10, hidden=(64, 32)),
     ],
     ids=lambda values: type(values).__name__,
 )
@@ -120,7 +123,7 @@ def test_values_of_a_model_are_named_as_in_a_config():
     assert values["model.width"] == 0.5
     assert values["model.num_classes"] == 7
     assert values["data.image_size"] == 224
-    assert spec.KEPT == ("dropout", "bn_momentum")
+    assert spec.KEPT == ("dropout", "bn_momentum", "folded_norm")
     assert "model.dropout" in values and "model.remat" not in values
     changed = model.replace({"model.width": 1.0, "data.image_size": 96, "model.dropout": 0.2})
     assert changed == ModelSpec(
@@ -142,12 +145,17 @@ def test_inherited_fields_are_those_of_a_checkpoint():
         *(f"data.{f.name}" for f in dataclasses.fields(Preprocessing)),
         *(f"model.{name}" for name in spec.KEPT),
     }
+    assert set(spec.inherited(Head)) - set(inherited) == {"model.hidden"}
     conventions = {name for name, field in inherited.items() if field.metadata["convention"]}
     assert conventions == {
         "model.width",
+        "model.depth",
+        "model.fixed_ends",
+        "model.last_convolution",
         "model.padding",
         "model.bn_epsilon",
         "model.bn_momentum",
+        "model.folded_norm",
         "data.mean",
         "data.std",
     }

@@ -109,7 +109,8 @@ def _parts(settings: Settings, source: sources.Source | None) -> dict[float, str
 
 def _by_stage(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a network's tree in the network's order, with the blocks of a stage in one branch."""
-    first = ("stem", *(f"layer{i}" for i in range(1, len(mobilenet_v2.STAGES) + 1)), "last")
+    stages_of = (f"layer{i}" for i in range(1, len(mobilenet_v2.STAGES) + 1))
+    first = ("stem", *stages_of, "last", "hidden")
     stages: dict[str, Any] = {name: {} for name in first}
     for name, branch in tree.items():
         stage = name.partition("_")[0]

@@ -9,8 +9,12 @@ from mbv2_jax.spec import Backbone, ModelSpec, Preprocessing, TrainingMode
 SPEC = ModelSpec("classification", Backbone(width=0.5), None, Preprocessing())
 
 
-def test_settable_fields_are_all_that_a_model_keeps_but_the_width():
-    assert {*fields.SETTABLE, "model.width"} == set(SPEC.values())
+# The fields that the arrays of a file determine.
+SHAPES = ("model.width", "model.depth", "model.fixed_ends", "model.last_convolution")
+
+
+def test_settable_fields_are_all_that_a_model_keeps_but_those_of_its_arrays():
+    assert {*fields.SETTABLE, *SHAPES} == set(SPEC.values())
     assert fields.settable(SPEC) == {name: SPEC.values()[name] for name in fields.SETTABLE}
 
 
@@ -27,7 +31,7 @@ def test_each_part_gets_its_own_values():
     )
 
 
-@pytest.mark.parametrize("name", ["model.width", "model.num_classes", "model.dtype", "seed"])
+@pytest.mark.parametrize("name", [*SHAPES, "model.num_classes", "model.dtype", "seed"])
 def test_other_fields_cannot_be_set(name):
     with pytest.raises(UserError, match=f"{name} cannot be set"):
         fields.replace(SPEC, {name: 1})

@@ -13,7 +13,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mbv2_jax import spec
 from mbv2_jax.models.layers import ConvNorm
-from mbv2_jax.models.mobilenet_v2 import Backbone, MobileNetV2, blocks, feature_info, trainable
+from mbv2_jax.models.mobilenet_v2 import (
+    Backbone,
+    MobileNetV2,
+    blocks,
+    feature_info,
+    map_endpoints,
+    trainable,
+)
 from mbv2_jax.ops.normalization import materialize
 
 STRIDES = (1, 1, 1, 2, 2, 1, 2, 1)
@@ -104,6 +111,9 @@ ARCHITECTURES = {
     "wide": spec.Backbone(width=1.4, padding="same"),
     "output stride 8": spec.Backbone(output_stride=8),
     "output stride 16": spec.Backbone(output_stride=16, padding="same"),
+    "deep": spec.Backbone(width=1.1, depth=1.2, fixed_ends=True, output_stride=16),
+    "shallow": spec.Backbone(depth=0.3),
+    "no last convolution": spec.Backbone(last_convolution=False),
 }
 
 
@@ -130,6 +140,111 @@ def test_feature_info_by_hand():
     assert info["layer6_0/expand"] == (576, 16)  # SSDLite's first tap (section 6.2)
     assert info["layer7_0"] == (320, 32)
     assert info["last"] == (1280, 32)
+
+
+@pytest.mark.parametrize(
+    ("depth", "counts"),
+    [
+        (0.3, (1, 1, 1, 2, 1, 1, 1)),
+        (1.2, (1, 3, 4, 5, 4, 4, 1)),  # of 2, 3, 4, 3 and 3 blocks: 2.4, 3.6, 4.8, 3.6, 3.6
+        (1.4, (1, 3, 5, 6, 5, 5, 1)),
+    ],
+)
+def test_depth_multiplies_the_blocks_of_the_inner_stages(depth, counts):
+    architecture = spec.Backbone(depth=depth)
+    names = [f"layer{i}_{j}" for i, count in enumerate(counts, start=1) for j in range(count)]
+    assert [block.name for block in blocks(architecture)] == names
+    for block in blocks(architecture):  # the first block of a stage has its stride
+        first = block.name.endswith("_0")
+        assert block.stride == (architecture.strides[block.stage] if first else 1)
+    shapes = jax.eval_shape(MobileNetV2(depth=depth).init, jax.random.key(0), images())
+    assert shapes["params"].keys() == {"stem", *names, "last", "classifier"}
+    ends = tuple(f"layer{i}_{count - 1}" for i, count in enumerate(counts, start=1))
+    assert map_endpoints(architecture) == (*ends, "last")
+
+
+@pytest.mark.parametrize("width", [0.5, 1.2])
+def test_fixed_ends_have_the_same_channels_at_any_width(width):
+    fixed, scaled = (
+        feature_info(spec.Backbone(width=width, fixed_ends=fixed)) for fixed in (True, False)
+    )
+    assert (fixed["stem"].channels, fixed["last"].channels) == (32, 1280)
+    assert scaled["stem"].channels != 32
+    inner = [name for name in scaled if not name.startswith(("stem", "last", "layer2_0/expand"))]
+    assert [fixed[name] for name in inner] == [scaled[name] for name in inner]
+
+
+def test_without_the_last_convolution_layer7_is_the_last_map(few_layers):
+    x = images()
+    whole, short = network(), network(last_convolution=False)
+    variables = random_variables(whole)
+    variables = {kind: variables[kind] for kind in ("params", "batch_stats")}
+    (layer7,) = jax.jit(whole.clone(num_classes=None, out_indices=(6,)).apply)(variables, x)
+    kernel, bias = np.full((layer7.shape[-1], 5), 0.1), np.arange(5.0)
+    del variables["params"]["last"], variables["batch_stats"]["last"]
+    variables["params"]["classifier"] = {"kernel": kernel, "bias": bias}
+    shapes = jax.eval_shape(short.init, jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, shapes)
+    assert short.channels == layer7.shape[-1:]
+    (features,) = jax.jit(short.clone(num_classes=None).apply)(variables, x)
+    # The same float32 operations, fused otherwise.
+    np.testing.assert_allclose(features, layer7, atol=1e-4)
+    expected = np.asarray(layer7).mean((1, 2)) @ kernel + bias
+    np.testing.assert_allclose(jax.jit(short.apply)(variables, x), expected, atol=1e-3)
+
+
+def test_hidden_layers_are_dense_with_relu(few_layers):
+    x = images()
+    model = network(hidden=(6, 4))
+    variables = random_variables(model)
+    params = variables["params"]
+    assert params["hidden_0"]["kernel"].shape == (1280, 6)
+    assert params["classifier"]["kernel"].shape == (4, 5)
+    (features,) = jax.jit(model.clone(num_classes=None).apply)(variables, x)
+    expected = np.asarray(features, np.float64).mean((1, 2))
+    for name in ("hidden_0", "hidden_1"):
+        expected = expected @ params[name]["kernel"] + params[name]["bias"]
+        assert 0 < (expected > 0).mean() < 1
+        expected = np.maximum(expected, 0)
+    expected = expected @ params["classifier"]["kernel"] + params["classifier"]["bias"]
+    # Features reach 6, and two programs round the same float32 operations differently.
+    np.testing.assert_allclose(jax.jit(model.apply)(variables, x), expected, atol=1e-4)
+
+
+def test_dropout_is_before_each_dense_layer(few_layers):
+    model, x = network(hidden=(64,), dropout=0.5, norm_eval=True), images()
+    variables = random_variables(model)
+    found: dict[str, Any] = {}
+
+    def watch(run, args, kwargs, context):
+        if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
+            found[context.module.name] = np.asarray(args[0])
+        return run(*args, **kwargs)
+
+    def zeros(train: bool) -> list[float]:
+        with nn.intercept_methods(watch):
+            model.apply(variables, x, train=train, rngs={"dropout": jax.random.key(2)})
+        return [float((found[name] == 0).mean()) for name in ("hidden_0", "classifier")]
+
+    evaluated, trained = zeros(False), zeros(True)
+    # ReLU makes some zeros of its own. Of 4 x 64 outputs, half of the rest is 6 standard errors
+    # from less than a third.
+    for before, after in zip(evaluated, trained, strict=True):
+        assert after > before + (1 - before) / 3
+
+
+@pytest.mark.parametrize("head", [{}, {"num_classes": None}])
+def test_made_up_statistics_are_not_trained_with(head):
+    def trace(**fields: Any) -> Any:
+        model = network(**head, folded_norm=True, **fields)
+        variables = jax.eval_shape(model.init, jax.random.key(0), images())
+        return jax.eval_shape(
+            lambda v: model.apply(v, images(), train=True, mutable=["batch_stats"]), variables
+        )
+
+    with pytest.raises(ValueError, match=r"folded_norm: .*: train with norm_eval=True"):
+        trace()
+    assert trace(norm_eval=True)
 
 
 @pytest.mark.parametrize("train", [False, True])
@@ -355,6 +470,8 @@ def test_dropout_drops_pooled_features_in_training_only():
         ({"strides": (2, 1)}, "strides must be 8 of 1 or 2"),
         ({"strides": (2, 1, 2, 2, 2, 1, 2, 4)}, "strides must be 8 of 1 or 2"),
         ({"out_indices": (8,)}, "out_indices must lie in 0..7"),
+        ({"out_indices": (7,), "last_convolution": False}, "out_indices must lie in 0..6"),
+        ({"depth": 0}, "depth must be above 0, not 0"),
         ({"output_stride": 4}, "output_stride must be 8, 16 or 32, not 4"),
         ({"frozen_stages": 8}, "frozen_stages must lie in -1..7, not 8"),
         ({"bn_group_size": -1}, "bn_group_size must be 0 or more, not -1"),

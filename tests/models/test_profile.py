@@ -70,6 +70,20 @@ def test_strides_classes_and_features_only():
     assert whole.page_count - features.page_count == 4 * 4 * 1280
 
 
+def test_hidden_layers_and_no_last_convolution():
+    model = MobileNetV2(num_classes=10, hidden=(256, 64), last_convolution=False)
+    rows = profile(model, 224).rows
+    assert [row.name for row in rows[-4:]] == [
+        "layer7_0/project",
+        "hidden_0",
+        "hidden_1",
+        "classifier",
+    ]
+    assert [row.params for row in rows[-3:]] == [320 * 256 + 256, 256 * 64 + 64, 64 * 10 + 10]
+    assert [row.multiply_adds for row in rows[-3:]] == [320 * 256, 256 * 64, 64 * 10]
+    assert [row.output_shape for row in rows[-3:]] == [(256,), (64,), (10,)]
+
+
 class Detector(nn.Module):
     """A network with a head of plain convolutions."""
 

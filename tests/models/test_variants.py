@@ -18,7 +18,8 @@ def test_the_papers_grid_is_complete():
         for size in (96, 128, 160, 192, 224)
     }
     ports = {f"mobilenet_v2_{width}_224" for width in ("0.25", "1.3", "1.4")}
-    assert set(VARIANTS) == grid | ports
+    deeper = {"mobilenet_v2_110d", "mobilenet_v2_120d"}
+    assert set(VARIANTS) == grid | ports | deeper
 
 
 def test_the_published_model():
@@ -43,6 +44,20 @@ def test_a_variant_makes_its_network():
     model = MobileNetV2(**dataclasses.asdict(variant.backbone))
     assert (model.width, model.padding, model.bn_epsilon) == (0.35, "torch", 1e-5)
     assert profile(model, variant.preprocessing.image_size).params == 1_677_128
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("mobilenet_v2_110d", 4_516_520), ("mobilenet_v2_120d", 5_831_144)]
+)
+def test_the_deeper_variants_are_timms(name, parameters):
+    # The counts are timm's, whose blocks are compared in tests/parity/models/test_depth.py.
+    variant = VARIANTS[name]
+    model = MobileNetV2(**dataclasses.asdict(variant.backbone))
+    assert profile(model, variant.preprocessing.image_size).params == parameters
+    # crop_pct 0.875 and bicubic interpolation, as in timm's default_cfg
+    assert variant.preprocessing.eval_transforms == (
+        "resize_edge(256, interpolation='bicubic')|center_crop(224)"
+    )
 
 
 def test_variants_need_no_jax():

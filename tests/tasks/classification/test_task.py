@@ -142,7 +142,7 @@ def test_examples_are_counted_without_padding(mask):
 
 
 def settings(**values: Any) -> dict[str, Any]:
-    own = {"model.num_classes": None} | spec_lib.to_json(Settings())
+    own = {"model.num_classes": None, "model.hidden": ()} | spec_lib.to_json(Settings())
     return own | {name.replace("__", "."): value for name, value in values.items()}
 
 
@@ -152,6 +152,8 @@ def test_data_decide_the_number_of_classes():
     assert task == Classification(Head(3), COLOURS, Settings(label_smoothing=0.1))
     assert Classification.for_training(settings(model__num_classes=3), source).head == Head(3)
     assert Classification.for_training(settings(model__num_classes=7), None).head == Head(7)
+    with_hidden = settings(model__num_classes=7, model__hidden=(4, 2))
+    assert Classification.for_training(with_hidden, None).head == Head(7, hidden=(4, 2))
     assert Classification.for_training(settings(), None).head is None
     with pytest.raises(UserError, match=r"num_classes is 7, but the data has 3 classes: .* to 3"):
         Classification.for_training(settings(model__num_classes=7), source)
@@ -165,6 +167,13 @@ def test_features_to_which_no_head_can_be_fitted_are_refused(features, fault):
     rows = {"features": features, "label": np.zeros(len(features), np.int32)}
     with pytest.raises(UserError, match=fault):
         Classification(Head(3), COLOURS).fit_head({"params": {}}, rows)
+
+
+def test_a_head_with_hidden_layers_is_not_fitted():
+    task = Classification(Head(3, hidden=(4,)), COLOURS)
+    network = task.network(Backbone(), TrainingMode())
+    with pytest.raises(UserError, match=r"model\.hidden is \(4,\): give --config\.fit_head=false"):
+        task.features(network, {}, jnp.zeros((1, 32, 32, 3)))
 
 
 def test_splits_of_other_classes_do_not_belong_together():
@@ -192,19 +201,34 @@ def test_collate_stacks_images_and_labels_and_refuses_a_missing_label():
 
 
 def test_network_has_the_fields_of_its_specs():
-    backbone = Backbone(width=0.5, strides=(1,) * 8, padding="same", bn_epsilon=1e-3)
-    mode = TrainingMode(dropout=0.3, bn_momentum=0.8, dtype="bfloat16", frozen_stages=2)
-    network = Classification(Head(3)).network(backbone, mode, folded=True)
+    backbone = Backbone(
+        width=0.5,
+        strides=(1,) * 8,
+        padding="same",
+        bn_epsilon=1e-3,
+        depth=1.2,
+        fixed_ends=True,
+        last_convolution=False,
+    )
+    mode = TrainingMode(
+        dropout=0.3, bn_momentum=0.8, dtype="bfloat16", frozen_stages=2, folded_norm=True
+    )
+    network = Classification(Head(3, hidden=(4,))).network(backbone, mode, folded=True)
     assert network == MobileNetV2(
         num_classes=3,
         width=0.5,
         strides=(1,) * 8,
         padding="same",
         bn_epsilon=1e-3,
+        depth=1.2,
+        fixed_ends=True,
+        last_convolution=False,
+        hidden=(4,),
         dropout=0.3,
         bn_momentum=0.8,
         dtype=jnp.dtype("bfloat16"),
         frozen_stages=2,
+        folded_norm=True,
         folded=True,
     )
     assert Classification().network(backbone, mode).num_classes is None
