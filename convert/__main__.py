@@ -82,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
         help="remove class 0 of a head with 1001 classes",
     )
     reading.add_argument(
+        "--features-only",
+        action="store_true",
+        help="convert the backbone alone, and leave out whatever head the file has",
+    )
+    reading.add_argument(
         "--class-names", metavar="FILE", help="one name a line, in the order of the classes"
     )
     reading.add_argument(
@@ -110,6 +115,7 @@ def _refuse_import_flags(arguments: argparse.Namespace) -> None:
         "--layout": arguments.layout != "auto",
         "--ema": arguments.ema is not None,
         "--drop-background": arguments.drop_background,
+        "--features-only": arguments.features_only,
         "--class-names": arguments.class_names,
         "--set": arguments.set,
         "--check": arguments.check,
@@ -167,6 +173,7 @@ def _import(arguments: argparse.Namespace, output: pathlib.Path) -> None:
         layout=arguments.layout,
         ema=arguments.ema,
         drop_background=arguments.drop_background,
+        features_only=arguments.features_only,
         fields=fields,
         class_names=names,
     )

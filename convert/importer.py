@@ -13,7 +13,7 @@ from mbv2_jax import model_json
 from mbv2_jax import spec as spec_lib
 from mbv2_jax.data import classes
 from mbv2_jax.data.transforms import pipeline
-from mbv2_jax.errors import UserError
+from mbv2_jax.errors import UserError, listed
 from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.model_json import Description
 from mbv2_jax.spec import ModelSpec, Preprocessing
@@ -48,6 +48,7 @@ def load(
     layout: str = "auto",
     ema: bool | None = None,
     drop_background: bool = False,
+    features_only: bool = False,
     fields: Mapping[str, Any] | None = None,
     class_names: tuple[str, ...] = (),
 ) -> Imported:
@@ -59,7 +60,8 @@ def load(
       ema: selects the averaged weights (True) or the raw ones (False) of a file that holds both;
         None selects those that its own framework would use.
       drop_background: whether to remove class 0 of a head with 1001 classes.
-      fields: values of fields.SETTABLE, to use instead of the layout's conventions.
+      features_only: whether to leave out whatever follows the backbone.
+      fields: values of fields.SETTABLE, to use instead of the file's and of the layout's.
       class_names: names to use instead of the file's, one for each class that is kept.
 
     Raises:
@@ -67,20 +69,21 @@ def load(
     """
     fields = dict(fields or {})
     file = readers.read(download.locate(os.fspath(source)), ema=ema)
-    match = matching.match(file, layout)
+    match = matching.match(file, layout, features_only=features_only)
     if drop_background:
         head, variables = classifier.without_background(file.path, match.head, match.variables)
         match = dataclasses.replace(match, head=head, variables=variables)
     stated = _stated(file, match)
-    spec = _spec(match, stated.fields, fields)
+    spec = _spec(file, match, stated.fields, fields)
     own = stated.class_names[1:] if drop_background else stated.class_names
     names = classifier.choose_names(class_names, own, match.head)
     # Published figures hold only for the original classes and conventions.
-    card = None if fields or drop_background else stated.published
+    card = None if fields or drop_background or features_only else stated.published
     description = Description(spec, names.names, _origin(file, match), card)
     saved = SavedModel(**match.variables, description=description, path=file.path)
     warnings = [
         *file.contents.guesses,
+        *match.notes,
         *_assumptions(match, spec, stated.fields.keys() | fields.keys()),
         *classifier.warnings(names, own, match.head, COMMAND),
     ]
@@ -108,12 +111,13 @@ def _stated(file: ForeignFile, match: Match) -> _Stated:
         return _own_description(file)
     if match.name == "transformers":
         return _Stated(*transformers_config.read(file.path))
+    contents = file.contents
     known = published.identify(file.sha256)
     if known is None:
-        return _Stated(class_names=file.contents.class_names)
+        return _Stated(contents.stated, contents.class_names)
     _, weights = known
-    conventions = dataclasses.replace(_usual_spec(match), preprocessing=weights.preprocessing)
-    names = file.contents.class_names or classes.IMAGENET_NAMES  # all have 1000 classes
+    conventions = dataclasses.replace(_usual_spec(file, match), preprocessing=weights.preprocessing)
+    names = contents.class_names or classes.IMAGENET_NAMES  # all have 1000 classes
     return _Stated(fields_lib.settable(conventions), names, weights.card())
 
 
@@ -129,25 +133,28 @@ def _own_description(file: ForeignFile) -> _Stated:
     return _Stated(fields, description.classes, description.published)
 
 
-def _usual_spec(match: Match) -> ModelSpec:
+def _usual_spec(file: ForeignFile, match: Match) -> ModelSpec:
     """Returns the network in a file with the conventions of its layout."""
     layout = match.layout
-    backbone = dataclasses.replace(layout.backbone, width=match.width)
-    return ModelSpec(layout.task, backbone, match.head, layout.preprocessing, layout.mode)
+    mode = dataclasses.replace(layout.mode, folded_norm=file.contents.folded)
+    return ModelSpec(layout.task, match.backbone, match.head, layout.preprocessing, mode)
 
 
-def _spec(match: Match, stated: Mapping[str, Any], given: Mapping[str, Any]) -> ModelSpec:
+def _spec(
+    file: ForeignFile, match: Match, stated: Mapping[str, Any], given: Mapping[str, Any]
+) -> ModelSpec:
     """Returns the network in a file with all its conventions.
 
     If only the image size is given, evaluation still sees the same share of an image: the edge in
     the usual evaluation transform is scaled with the size.
 
     Args:
-      match: the file's; its layout's conventions apply where nothing else is known.
+      file, match: the file and its match, whose layout's conventions apply where nothing else is
+        known.
       stated: the fields that are known for the file.
       given: the user's fields.
     """
-    usual = _usual_spec(match)
+    usual = _usual_spec(file, match)
     spec = fields_lib.replace(usual, {**stated, **given})
     preprocessing = spec.preprocessing
     transforms, size = preprocessing.eval_transforms, preprocessing.image_size
@@ -198,24 +205,37 @@ def _summary(
 ) -> dict[str, str]:
     """Returns the facts about an imported model, by name."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(saved.params))
+    ignored = sum(match.ignored.values())
+    used = len(file.tensors) - ignored - len(match.dropped)
     head = classifier.summarize(match.head)
-    ignored = f" ({', '.join(match.layout.ignored.values())})" if match.ignored else ""
+    unused = f"{ignored} ignored" + (f" ({', '.join(match.ignored)})" if ignored else "")
     card = saved.description.published
     first_and_last = f": {names.names[0]!r} ... {names.names[-1]!r}" if names.names else ""
     backbone, mode, images = saved.spec.backbone, saved.spec.mode, saved.spec.preprocessing
+    layout = f"{match.name} ({match.layout.owner})"
+    if match.prefix != match.layout.prefix:
+        layout += f", its backbone's names begin with {match.prefix!r}"
+    if match.dropped:
+        unused += f", left out: {listed(match.dropped, 20, ', ')}"
     return {
         "file": f"{file.path} ({file.container})",
         "SHA-256": file.sha256,
         "published": f"{classifier.figures(card)} ({card['source']})"
         if card
         else "no figures are known of these weights",
-        "layout": f"{match.name} ({match.layout.owner})",
+        "layout": layout,
         "weights": file.contents.selection or "all of the file",
-        "network": f"MobileNetV2, width {match.width}, {head}, {parameters:,} parameters",
-        "arrays": f"{len(file.tensors) - match.ignored} used, {match.ignored} ignored{ignored}",
+        "network": f"MobileNetV2, {_size(saved.spec)}, {head}, {parameters:,} parameters",
+        "arrays": f"{used} used, {unused}",
         "classes": names.origin + first_and_last,
         "conventions": f"padding {backbone.padding}, bn_epsilon {backbone.bn_epsilon}, "
         f"bn_momentum {mode.bn_momentum}, dropout {mode.dropout}",
         "evaluation": f"{images.eval_transforms} with size={images.image_size}, then "
         f"(pixel - {images.mean}) / {images.std}",
     }
+
+
+def _size(spec: ModelSpec) -> str:
+    """Returns the width and, where it is not the paper's, the depth in words."""
+    depth = spec.backbone.depth
+    return f"width {spec.backbone.width}" + (f", depth {depth}" if depth != 1 else "")

@@ -1,21 +1,23 @@
 """The match between the arrays of a file and those of the network, checked in both directions.
 
-Every array of the file is used once or is on its layout's list of ignored ones, every array of the
-network is filled, and every shape is the network's: otherwise the error lists all faults.
+Every array of the file is used once, is on its layout's list of ignored ones or is dropped by the
+user's wish, every array of the network is filled, and every shape is the network's: otherwise the
+error lists all faults.
 """
 
 import dataclasses
-import re
-from collections.abc import Mapping
-from typing import Any
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from mbv2_jax import model_dir, tasks
 from mbv2_jax.errors import UserError, listed, nearest
-from mbv2_jax.models.layers import make_divisible
-from mbv2_jax.models.mobilenet_v2 import LAST_CHANNELS, STAGES, STEM_CHANNELS
+from mbv2_jax.models.mobilenet_v2 import feature_info
+from mbv2_jax.spec import Backbone
 
 from . import classifier
 from .layouts import LAYOUTS, Array, Layout
@@ -30,13 +32,16 @@ Shapes = Mapping[tuple[str, ...], tuple[int, ...]]
 _RECOGNISED = 0.5
 
 # Several widths have the same channel counts; the first is taken: common ones, then round ones.
-_CANDIDATES = (
+_WIDTHS = (
     *sorted(WIDTHS, reverse=True),
     *(tenths / 10 for tenths in range(1, 41)),
     *(hundredths / 100 for hundredths in range(5, 401)),
 )
+# The same for depths: the paper's, timm's, then round ones.
+_DEPTHS = (1.0, 1.2, 1.4, *(tenths / 10 for tenths in range(1, 41)))
 
 _LISTED = 20  # names in a message, of each kind of fault
+_MOST_PREFIXES = 20  # that are tried for each layout; a file has one, or a few
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,99 +50,222 @@ class Match:
 
     Attributes:
       name, layout: the layout of the file, a key of LAYOUTS and its value.
-      width: of the network.
-      head: the task's dataclass; None where the file holds a backbone alone.
+      prefix: the beginning of the names of the backbone's arrays in the file.
+      backbone: of the network: the layout's, with the sizes that the arrays show.
+      head: the task's dataclass; None where there is a backbone alone.
       variables: {"params", "batch_stats"}, nested dicts of float32 numpy arrays.
-      ignored: the number of the file's arrays that are not used.
+      ignored: the meanings of the file's arrays that are not needed here, and how many have each.
+      dropped: the names of the head's arrays that the user wanted to leave out.
+      notes: the assumptions about the head, one line each.
     """
 
     name: str
     layout: Layout
-    width: float
+    prefix: str
+    backbone: Backbone
     head: Any
     variables: dict[str, Any]
-    ignored: int
+    ignored: Counter[str]
+    dropped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def match(file: ForeignFile, layout: str = "auto") -> Match:
+def match(file: ForeignFile, layout: str = "auto", *, features_only: bool = False) -> Match:
     """Matches the arrays of a file with the network's variables.
 
     Args:
       file: from readers.read.
       layout: a key of LAYOUTS, or "auto" to recognise it by the names.
+      features_only: whether to leave out whatever follows the backbone.
 
     Raises:
       UserError: the file is not of this network, or not of that layout; lists every fault.
     """
-    name, chosen = _recognise(file, layout)
-    tensors = {chosen.canonical(name): tensor for name, tensor in file.tensors.items()}
-    arrays = chosen.arrays()
-    head = classifier.read_head(tensors, arrays)
-    if head is None:
-        arrays = {n: array for n, array in arrays.items() if classifier.LAYER not in array.path}
-    width = _width(tensors, arrays)
-    shapes = _shapes(chosen, width, head)
-    faults = _name_faults(tensors, arrays, chosen) + _array_faults(tensors, arrays, shapes)
+    found = _recognise(file, layout)
+    chosen = found.layout
+    tensors = _without_copies(file, found)
+    arrays = {
+        found.prefix + chosen.relative(n): a for n, a in chosen.arrays(found.backbone).items()
+    }
+    backbone = _sized(found.backbone, tensors, arrays)
+    reasons = {name: chosen.ignores(name) for name in tensors if name not in arrays}
+    ignored = Counter(why for why in reasons.values() if why)
+    rest = {name: tensors[name] for name, why in reasons.items() if not why}
+    faults = _backbone_faults(tensors, arrays, _shapes(chosen, backbone))
     if faults:
+        others = classifier.no_dense(rest, chosen.framework)
         raise UserError(
-            f"{file.path} is not a MobileNetV2 of width {width} (layout: {chosen.owner}): "
-            + "; ".join(faults)
+            f"{file.path} is not a MobileNetV2 of width {backbone.width} (layout: {chosen.owner}): "
+            + "; ".join([*faults, *_named("not of this network", others)])
         )
-    return Match(name, chosen, width, head, _to_tree(tensors, arrays), len(tensors) - len(arrays))
+    variables = _to_tree(tensors, arrays)
+    if features_only:
+        return Match(
+            found.name,
+            chosen,
+            found.prefix,
+            backbone,
+            None,
+            variables,
+            ignored,
+            tuple(rest),
+        )
+    head = _head(file, rest, found, backbone)
+    variables["params"] |= head.params
+    return Match(
+        found.name,
+        chosen,
+        found.prefix,
+        backbone,
+        head.spec,
+        variables,
+        ignored,
+        notes=head.notes,
+    )
 
 
-def _recognise(file: ForeignFile, wanted: str) -> tuple[str, Layout]:
-    """Returns the layout whose names the file has, for a whole network or for a backbone alone."""
+class _Recognised(NamedTuple):
+    """A layout whose names a file has.
+
+    Attributes:
+      name, layout: a key of LAYOUTS and its value.
+      prefix: the beginning of the names of the backbone's arrays.
+      others: prefixes behind which there is another such backbone.
+      share: of the layout's names of the paper's backbone that the file has.
+      backbone: the layout's, with the blocks that the names show.
+    """
+
+    name: str
+    layout: Layout
+    prefix: str
+    others: tuple[str, ...]
+    share: float
+    backbone: Backbone
+
+
+def _recognise(file: ForeignFile, wanted: str) -> _Recognised:
+    """Returns the layout whose names the file has, behind whatever prefix."""
     if wanted != "auto" and wanted not in LAYOUTS:
         raise UserError(f"unknown layout {wanted!r}; {nearest(wanted, ['auto', *LAYOUTS])}")
-    shares: dict[str, tuple[float, Layout]] = {}
-    for name, layout in LAYOUTS.items():
-        for variant in (layout, layout.without_prefix()):
-            names = variant.arrays().keys()
-            share = len(names & file.tensors.keys()) / len(names)
-            if name not in shares or share > shares[name][0]:
-                shares[name] = (share, variant)
-    best = max(shares, key=lambda name: shares[name][0])
+    found = {name: _find(file.tensors, name, layout) for name, layout in LAYOUTS.items()}
+    best = max(found, key=lambda name: found[name].share)
     chosen = best if wanted == "auto" else wanted
-    if shares[chosen][0] >= _RECOGNISED:
-        return chosen, shares[chosen][1]
+    if found[chosen].share >= _RECOGNISED:
+        return found[chosen]
     some = listed(sorted(file.tensors), 3, ", ")
-    found = f"{file.path} holds {len(file.tensors)} arrays ({some})"
-    if shares[best][0] >= _RECOGNISED:
-        raise UserError(f"{found}: not layout {wanted!r}, but {best!r}; leave out --layout")
+    held = f"{file.path} holds {len(file.tensors)} arrays ({some})"
+    if found[best].share >= _RECOGNISED:
+        raise UserError(f"{held}: not layout {wanted!r}, but {best!r}; leave out --layout")
     raise UserError(
-        f"{found}, which are not those of a MobileNetV2 in a layout that is known here: "
+        f"{held}, which are not those of a MobileNetV2 in a layout that is known here: "
         f"{', '.join(LAYOUTS)}"
     )
 
 
-def _width(tensors: Tensors, arrays: Arrays) -> float:
-    """Returns the width multiplier that explains the channels of the most layers."""
+def _find(tensors: Tensors, name: str, layout: Layout) -> _Recognised:
+    """Returns the prefix behind which a file has the most of a layout's names."""
+
+    def relative(backbone: Backbone) -> list[str]:
+        return [layout.relative(name) for name in layout.arrays(backbone)]
+
+    paper = relative(layout.backbone)
+
+    def share(prefix: str) -> float:
+        return sum(prefix + name in tensors for name in paper) / len(paper)
+
+    prefixes = [layout.prefix, *_prefixes(tensors, paper, layout.framework.separator)]
+    shares = {prefix: share(prefix) for prefix in prefixes}
+    best = max(shares, key=lambda prefix: shares[prefix])
+    others = tuple(p for p in shares if p != best and shares[p] >= _RECOGNISED)
+    backbone = layout.backbone
+    if shares[best] >= _RECOGNISED:
+        backbone = _with_depth(backbone, layout, {n for n in tensors if n.startswith(best)}, best)
+    return _Recognised(name, layout, best, others, shares[best], backbone)
+
+
+def _prefixes(tensors: Tensors, names: list[str], separator: str) -> list[str]:
+    """Returns what stands before the names of some of a layout's arrays, the most common first."""
+    anchors = {names[0], names[len(names) // 2], names[-1]}
+    counts = Counter(
+        tensor.removesuffix(anchor)
+        for tensor in tensors
+        for anchor in anchors
+        if tensor == anchor or tensor.endswith(separator + anchor)
+    )
+    return [prefix for prefix, _ in counts.most_common(_MOST_PREFIXES)]
+
+
+def _with_depth(backbone: Backbone, layout: Layout, names: set[str], prefix: str) -> Backbone:
+    """Returns a backbone with the depth that explains the names best, and the last layer if any."""
+
+    def agreeing(depth: float) -> int:
+        deep = dataclasses.replace(backbone, depth=depth)
+        wanted = {prefix + layout.relative(name) for name in layout.arrays(deep)}
+        return len(wanted & names) - len(wanted - names)
+
+    deep = dataclasses.replace(backbone, depth=max(_DEPTHS, key=agreeing))
+    last = [
+        prefix + layout.relative(name)
+        for name, array in layout.arrays(deep).items()
+        if array.path[1] == "last"
+    ]
+    return dataclasses.replace(deep, last_convolution=any(name in names for name in last))
+
+
+def _without_copies(file: ForeignFile, found: _Recognised) -> Tensors:
+    """Returns the arrays without those of another backbone that has the same values.
+
+    PyTorch saves a module twice that has two names.
+
+    Raises:
+      UserError: another backbone has other values.
+    """
+    tensors = file.tensors
+    for other in found.others:
+        copies = {
+            name: found.prefix + name.removeprefix(other)
+            for name in tensors
+            if name.startswith(other)
+        }
+        pairs = [(a, b) for a, b in copies.items() if b in tensors and a != b]
+        if not all(np.array_equal(tensors[a], tensors[b]) for a, b in pairs):
+            raise UserError(
+                f"{file.path} holds several networks, behind the prefixes {found.prefix!r} and "
+                f"{other!r}: save the right one to a file of its own"
+            )
+        removed = {a for a, _ in pairs}
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in removed}
+    return tensors
+
+
+def _sized(backbone: Backbone, tensors: Tensors, arrays: Arrays) -> Backbone:
+    """Returns a backbone with the width that explains the channels of the most layers."""
     found = {
         array.path[1:-2]: tensors[name].shape[0]
         for name, array in arrays.items()
         if array.path[-1] == "scale" and name in tensors and tensors[name].ndim == 1
     }
 
-    def agreeing(width: float) -> int:
-        return sum(found.get(layer) == count for layer, count in _channels(width).items())
+    def candidates() -> Iterator[Backbone]:
+        for fixed_ends, width in itertools.product((False, True), _WIDTHS):
+            yield dataclasses.replace(backbone, width=width, fixed_ends=fixed_ends)
 
-    return max(_CANDIDATES, key=agreeing)  # the first of equally good ones
+    def agreeing(candidate: Backbone) -> int:
+        sizes = {
+            (
+                *name.split("/"),
+                *(() if name in ("stem", "last") or "/" in name else ("project",)),
+            ): s
+            for name, s in feature_info(candidate).items()
+        }
+        return sum(layer in found and found[layer] == s.channels for layer, s in sizes.items())
+
+    return max(candidates(), key=agreeing)  # the first of equally good ones
 
 
-def _channels(width: float) -> dict[tuple[str, ...], int]:
-    """Returns the output channels of the layers that the width multiplier decides directly."""
-    counts: dict[tuple[str, ...], int] = {("stem",): make_divisible(STEM_CHANNELS * width)}
-    for stage, row in enumerate(STAGES, start=1):
-        for block in range(row.blocks):
-            counts[f"layer{stage}_{block}", "project"] = make_divisible(row.channels * width)
-    return counts | {("last",): make_divisible(LAST_CHANNELS * max(width, 1.0))}
-
-
-def _shapes(layout: Layout, width: float, head: Any) -> Shapes:
-    """Returns the shape of each of the network's arrays by its path."""
-    task = tasks.find(layout.task).for_model(head, ())
-    network = task.network(dataclasses.replace(layout.backbone, width=width), layout.mode)
+def _shapes(layout: Layout, backbone: Backbone) -> Shapes:
+    """Returns the shape of each of the backbone's arrays by its path."""
+    network = tasks.find(layout.task).for_model(None, ()).network(backbone, layout.mode)
     tree = model_dir.shapes_of(network)
     return {
         tuple(entry.key for entry in path): leaf.shape
@@ -145,23 +273,28 @@ def _shapes(layout: Layout, width: float, head: Any) -> Shapes:
     }
 
 
-def _name_faults(tensors: Tensors, arrays: Arrays, layout: Layout) -> list[str]:
-    """Returns a line for each kind of array that is missing or superfluous."""
-    ignored = [re.compile(pattern) for pattern in layout.ignored]
+def _head(
+    file: ForeignFile, rest: Tensors, found: _Recognised, backbone: Backbone
+) -> "classifier.FoundHead":
+    """Returns the head that the rest of a file's arrays are.
+
+    Raises:
+      UserError: they are another head than a classifier; names the remedy.
+    """
+    channels = list(feature_info(backbone).values())[-1].channels
+    head = classifier.find_head(file.contents, rest, found.layout.framework, channels)
+    if head.faults:
+        raise UserError(
+            f"{file.path} is a MobileNetV2 (layout: {found.layout.owner}), but its head is not a "
+            f"classifier of dense layers: {'; '.join(head.faults)}. --features-only converts the "
+            "backbone alone"
+        )
+    return head
+
+
+def _backbone_faults(tensors: Tensors, arrays: Arrays, shapes: Shapes) -> list[str]:
+    """Returns lines about the backbone's arrays that are missing, or of a wrong shape or type."""
     missing = [name for name in arrays if name not in tensors]
-    extra = [
-        name
-        for name in tensors
-        if name not in arrays and not any(pattern.fullmatch(name) for pattern in ignored)
-    ]
-    faults = []
-    if any(layout.is_further_block(name) for name in extra):
-        faults.append("it has more blocks than the paper's network")
-    return [*faults, *_named("missing", missing), *_named("not of this network", extra)]
-
-
-def _array_faults(tensors: Tensors, arrays: Arrays, shapes: Shapes) -> list[str]:
-    """Returns a line about the arrays whose shape or type is not the network's."""
     unfit = []
     for name in arrays.keys() & tensors.keys():
         tensor, array = tensors[name], arrays[name]
@@ -171,7 +304,7 @@ def _array_faults(tensors: Tensors, arrays: Arrays, shapes: Shapes) -> list[str]
             unfit.append(f"{name} is {tensor.dtype} {tensor.shape}, not {theirs}")
         elif array.path[-1] == "var" and (tensor < 0).any():
             unfit.append(f"{name}, a variance, is negative in places")
-    return _named("unfit", unfit)
+    return [*_named("missing", missing), *_named("unfit", unfit)]
 
 
 def _named(kind: str, names: list[str]) -> list[str]:

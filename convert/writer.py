@@ -1,7 +1,6 @@
 """The export of a model to a weight file of another framework."""
 
 import dataclasses
-import io
 import json
 import os
 import pathlib
@@ -11,11 +10,10 @@ import numpy as np
 
 from mbv2_jax import spec as spec_lib
 from mbv2_jax.errors import UserError, first_line
-from mbv2_jax.installed import require
 from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.storage import atomic
 
-from . import classifier
+from . import classifier, torch_file
 from .layouts import LAYOUTS, TARGETS, TORCH, Layout
 
 
@@ -50,8 +48,6 @@ def write(saved: SavedModel, to: str, output: pathlib.Path) -> dict[str, str]:
         )
     if to != "safetensors":
         _check_conventions(saved, to, layout)
-    library = "safetensors" if output.suffix == ".safetensors" else "torch"
-    require(f"writing {output}", library, extra="convert")
     tensors = _tensors(saved, layout)
     output = pathlib.Path(os.path.realpath(output))  # the target of a link
     encode = _to_safetensors if output.suffix == ".safetensors" else _to_pytorch
@@ -81,6 +77,8 @@ def _check_conventions(saved: SavedModel, to: str, layout: Layout) -> None:
         for name, value in ours.items()
         if value != theirs[name]
     ]
+    if saved.spec.head is not None and saved.spec.head.hidden:
+        faults.append("its classifier there has no hidden layers")
     if not layout.has_width(width):
         faults.append(f"it has no network of width {width} with these channels")
     if faults:
@@ -92,10 +90,11 @@ def _check_conventions(saved: SavedModel, to: str, layout: Layout) -> None:
 
 def _tensors(saved: SavedModel, layout: Layout) -> dict[str, np.ndarray]:
     """Returns the arrays of a model with a layout's names and axes."""
+    arrays = layout.arrays(saved.spec.backbone)
+    for layer in classifier.layers(saved.spec.head):
+        arrays |= layout.dense(layer)
     tensors = {}
-    for name, array in layout.arrays().items():
-        if classifier.LAYER in array.path and saved.features_only:
-            continue
+    for name, array in arrays.items():
         value: Any = saved.variables()
         for key in array.path:
             value = value[key]
@@ -117,15 +116,10 @@ def _to_safetensors(tensors: dict[str, np.ndarray], saved: SavedModel, to: str) 
 
 
 def _to_pytorch(tensors: dict[str, np.ndarray], saved: SavedModel, to: str) -> bytes:
-    import torch
-
-    checkpoint: dict[str, Any] = {name: torch.from_numpy(value) for name, value in tensors.items()}
-    if to == "mmpretrain":
-        meta = {"dataset_meta": {"classes": list(saved.classes)}} if saved.classes else {}
-        checkpoint = {"meta": meta, "state_dict": checkpoint}
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    return buffer.getvalue()
+    if to != "mmpretrain":
+        return torch_file.encode(tensors)
+    meta = {"dataset_meta": {"classes": list(saved.classes)}} if saved.classes else {}
+    return torch_file.encode({"meta": meta, "state_dict": tensors})
 
 
 def _summary(

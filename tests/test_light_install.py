@@ -14,7 +14,7 @@ from tests.support import REPOSITORY, commands, tiny_model
 
 LIGHT, LOCK = (REPOSITORY / "requirements" / name for name in ("light.txt", "lock.txt"))
 
-# What only training and its data import, and torch, which a light install may have or not.
+# What only training and its data import.
 BEYOND = {
     "array-record",
     "fsspec",
@@ -24,7 +24,6 @@ BEYOND = {
     "scipy",
     "tensorboardx",
     "tensorflow-datasets",
-    "torch",
 }
 
 # Hides every installed distribution that is not named on the command line.
@@ -57,11 +56,10 @@ command_line.run(importlib.import_module(sys.argv.pop(1)).main)
 
 USE = """
 import json, pathlib
-import jax, mbv2_jax, optax
+import jax, mbv2_jax, numpy as np, optax
 from mbv2_jax import drawing, model_dir
-from mbv2_jax.convert import importer
+from mbv2_jax.convert import importer, writer
 from mbv2_jax.training import optimizer, schedule, state, step
-import h5py
 
 model, weights, photo = sys.argv[1:4]
 predictor = mbv2_jax.init_model(model)
@@ -70,6 +68,11 @@ predictor.task.draw(drawing.Image.open(photo), prediction, 3)
 imported = importer.load(weights).saved
 copy = pathlib.Path(model).with_name("copy")
 model_dir.write(copy, imported.params, imported.batch_stats, imported.description)
+torchs = copy.with_suffix(".pth")
+writer.write(imported, "torchvision", torchs)
+again = importer.load(torchs).saved
+jax.tree.map(np.testing.assert_array_equal, again.variables(), imported.variables())
+assert "torch" not in sys.modules
 print(json.dumps({
     "scores": prediction["pred_scores"].tolist(),
     "features": predictor.extract_feat(photo).shape,
@@ -125,7 +128,7 @@ def test_light_is_a_part_of_the_lock():
 def test_every_requirement_is_light_or_known_to_be_more():
     setup = configparser.ConfigParser()
     setup.read(REPOSITORY / "setup.cfg")
-    lines = setup["options"]["install_requires"] + setup["options.extras_require"]["convert"]
+    lines = setup["options"]["install_requires"]
     needed = {normalised(line) for line in lines.splitlines() if re.match(r"\w", line)}
     assert needed - set(map(normalised, pins(LIGHT))) == BEYOND
 
@@ -166,16 +169,9 @@ def test_predict_writes_pictures(run, tmp_path):
             "dataset 'cifar10' needs tensorflow_datasets, array_record, google_crc32c, which are "
             "not installed: run pip install . in the clone of mbv2_jax",
         ),
-        (
-            ["mbv2_jax.convert.__main__", "net.pth", "--output=net"],
-            "reading net.pth needs torch, which is not installed: run pip install '.[convert]' in "
-            "the clone of mbv2_jax",
-        ),
     ],
 )
 def test_what_else_a_command_needs_is_named(run, tmp_path, arguments, line):
-    legacy = REPOSITORY / "tests" / "golden" / "weights" / "legacy.pth"
-    (tmp_path / "net.pth").write_bytes(legacy.read_bytes())
     done = run(COMMAND, *arguments)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"error: {line}"

@@ -92,9 +92,9 @@ class Layout:
       backbone, preprocessing, mode: the values that its files do not hold. Width comes from the
         arrays.
       guesses: config names of the values that the framework itself leaves open.
-      prefix: of all names but the head's; files that hold only a backbone may lack it.
+      prefix: the beginning of all names but the head's. Files whose names have another one in its
+        place, or none, are read as well.
       ignored: arrays that are not needed here: regular expression -> their meaning.
-      aliases: other names of layers in some files: name there -> name in the table.
       network: Python code that creates the network there; {width}, {percent} (of width 1),
         {classes} and {last} (channels of the last convolution) are filled in.
       has_width: whether the framework's network of a given width has the same channels as ours.
@@ -110,65 +110,65 @@ class Layout:
     guesses: tuple[str, ...] = ()
     prefix: str = ""
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     network: str = ""
     has_width: Callable[[float], bool] = lambda width: True
 
-    def arrays(self) -> dict[str, Array]:
-        """Returns the position of each array in our tree, by its name in a file."""
+    def arrays(self, backbone: Backbone) -> dict[str, Array]:
+        """Returns the position of each array of the backbone in our tree, by its whole name there.
+
+        Args:
+          backbone: decides which layers there are; the layout's own padding and epsilon are not
+            asked for.
+        """
         found: dict[str, Array] = {}
-        for layer, names in self.layers():
+        for layer, (conv, norm) in self.layers(backbone):
             scope = tuple(layer.split("/"))
-            if len(names) == 1:
-                found |= self._variables(names[0], scope, self.framework.linear)
-                continue
-            conv, norm = names
             depthwise = layer.endswith("depthwise")
             kernels = self.framework.depthwise if depthwise else self.framework.conv
             found |= self._variables(conv, (*scope, "conv"), kernels)
             found |= self._variables(norm, (*scope, "norm"), self.framework.norm)
         return found
 
-    def layers(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Yields each layer of ours with its names there, in the network's order."""
+    def relative(self, name: str) -> str:
+        """Returns the name of an array of the backbone without `prefix`."""
+        return name.removeprefix(self.prefix)
+
+    def dense(self, layer: str) -> dict[str, Array]:
+        """Returns the position of each array of a dense layer of ours, by its whole name there."""
+        (name,) = self.table.get(layer) or (layer,)
+        return self._variables(name, (layer,), self.framework.linear)
+
+    def layers(self, backbone: Backbone) -> Iterator[tuple[str, tuple[str, str]]]:
+        """Yields each convolution of ours with its two names there, in the network's order."""
         # Imported here, since it imports jax, which takes seconds; --help lists the layouts.
-        from mbv2_jax.models.mobilenet_v2 import STAGES
+        from mbv2_jax.models.mobilenet_v2 import blocks
 
-        yield "stem", self.table["stem"]
-        index = 0
-        for stage, row in enumerate(STAGES, start=1):
-            for block in range(row.blocks):
-                for part in ("expand", "depthwise", "project"):
-                    layer = f"layer{stage}_{block}/{part}"
-                    names = self.table.get(layer) or self.table[f"layer*/{part}"]
-                    if part != "expand" or row.expansion != 1:
-                        yield layer, tuple(_numbered(name, stage, block, index) for name in names)
-                index += 1
-        for layer, names in self.table.items():
-            if layer != "stem" and not layer.startswith("layer"):
-                yield layer, names
+        yield "stem", self._pair("stem")
+        first: dict[int, int] = {}  # of each stage, the number of its first block
+        for index, block in enumerate(blocks(backbone)):
+            number = index - first.setdefault(block.stage, index)
+            for part in ("expand", "depthwise", "project"):
+                layer = f"{block.name}/{part}"
+                conv, norm = self._pair(layer if layer in self.table else f"layer*/{part}")
+                if part != "expand" or block.expansion != 1:
+                    yield (
+                        layer,
+                        (
+                            _numbered(conv, block.stage, number, index),
+                            _numbered(norm, block.stage, number, index),
+                        ),
+                    )
+        if backbone.last_convolution:
+            yield "last", self._pair("last")
 
-    def canonical(self, name: str) -> str:
-        """Returns the name of an array with its layer named as in the table."""
-        layer, separator, variable = name.rpartition(self.framework.separator)
-        return self.aliases.get(layer, layer) + separator + variable
+    def _pair(self, row: str) -> tuple[str, str]:
+        conv, norm = self.table[row]
+        return conv, norm
 
-    def without_prefix(self) -> "Layout":
-        """Returns the layout of files that hold the backbone alone, under its own names."""
-        table = {
-            layer: tuple(name.removeprefix(self.prefix) for name in names)
-            for layer, names in self.table.items()
-        }
-        return dataclasses.replace(self, table=table)
-
-    def is_further_block(self, name: str) -> bool:
-        """Returns whether an array has the name of one in a block of any number."""
-        rows = [names for layer, names in self.table.items() if layer.startswith("layer*")]
-        layers = "|".join(
-            re.sub(r"\\\{[^}]*\}", r"\\d+", re.escape(row)) for names in rows for row in names
-        )
-        separator = re.escape(self.framework.separator)
-        return re.fullmatch(rf"({layers}){separator}\w+", name) is not None
+    def ignores(self, name: str) -> str:
+        """Returns the meaning of an array of a file that is not needed here; "" for another one."""
+        matching = (why for pattern, why in self.ignored.items() if re.fullmatch(pattern, name))
+        return next(matching, "")
 
     def _variables(
         self, name: str, scope: tuple[str, ...], variables: Mapping[str, Variable]

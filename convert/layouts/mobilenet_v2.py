@@ -10,7 +10,10 @@ WIDTHS = frozenset(v.backbone.width for v in VARIANTS.values() if not v.backbone
 
 _TENSORFLOW = Backbone(padding="same", bn_epsilon=1e-3)
 _FROM_MINUS_1_TO_1 = Preprocessing(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5))
-_COUNTERS = {r".*\.num_batches_tracked": "BatchNorm's counters of training steps"}
+_COUNTERS = {
+    r".*\.num_batches_tracked": "BatchNorm's counters of training steps",
+    r"(.*\.)?(criterion|loss|loss_fn)\.(weight|pos_weight)": "the loss's weights of the classes",
+}
 
 # tonylins's port, from which others were copied.
 _TONYLINS = {
@@ -91,6 +94,7 @@ LAYOUTS: dict[str, Layout] = {
             "classifier": ("classifier.1",),
         },
         mode=TrainingMode(dropout=0.2),
+        prefix="features.",
         ignored=_COUNTERS,
         network="torchvision.models.mobilenet_v2(width_mult={width}, num_classes={classes})",
     ),
@@ -121,6 +125,7 @@ LAYOUTS: dict[str, Layout] = {
         owner="tonylins/pytorch-mobilenet-v2",
         framework=TORCH,
         table=_TONYLINS,
+        prefix="features.",
         ignored=_COUNTERS,
         has_width=lambda width: width == 1.0,  # its other widths do not scale the first layers
         network="MobileNetV2.MobileNetV2(n_class={classes}, width_mult={width})",
@@ -150,7 +155,6 @@ LAYOUTS: dict[str, Layout] = {
         preprocessing=_FROM_MINUS_1_TO_1,
         mode=TrainingMode(bn_momentum=0.999),
         guesses=("data.eval_transforms",),  # Keras ships a normalisation, but no crop
-        aliases={"Logits": "predictions"},  # in the first published files, of 2018
     ),
     "transformers": Layout(
         owner="Hugging Face transformers, MobileNetV2",

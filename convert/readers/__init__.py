@@ -22,6 +22,10 @@ from mbv2_jax.errors import UserError, listed
 from . import identify, keras, pytorch, safetensors
 from .contents import Contents
 
+# A byte or more for each number, of which the zip archives allow eight times as many.
+_RATIO = 8
+_PLAIN = 1 << 22
+
 _READERS: dict[str, Callable[[pathlib.Path, bool | None], Contents]] = {
     "torch": pytorch.read,
     "safetensors": safetensors.read,
@@ -70,9 +74,21 @@ def read(path: str | os.PathLike[str], *, ema: bool | None = None) -> ForeignFil
     contents = _READERS[container](path, ema)
     if not contents.tensors:
         raise UserError(f"{path} holds no weights")
+    _check_size(path, contents.tensors)
     tensors = {name: _to_float32(array) for name, array in contents.tensors.items()}
     _check_finite(path, tensors)
     return ForeignFile(path, sha256, container, dataclasses.replace(contents, tensors=tensors))
+
+
+def _check_size(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
+    """Refuses arrays that a file of this size cannot hold, since they would fill the memory."""
+    most = _RATIO * path.stat().st_size + _PLAIN
+    size = sum(array.size for array in tensors.values())
+    if size > most:
+        raise UserError(
+            f"{path} was refused: it has {path.stat().st_size:,} bytes, and its arrays {size:,} "
+            "numbers"
+        )
 
 
 def _to_float32(array: np.ndarray) -> np.ndarray:

@@ -212,13 +212,11 @@ def _name_by_order(layers: list[_Layer]) -> list[_Layer]:
 def _names_by_class(layout: Layout) -> dict[str, list[str]]:
     """Returns the names of a network's layers in its order, by class as files write it."""
     names: dict[str, list[str]] = {kind: [] for kind in _VARIABLES}
-    for layer, row in layout.layers():
-        if len(row) == 1:
-            names["dense"].append(row[0])
-            continue
+    for layer, row in layout.layers(layout.backbone):
         kind = "depthwise_conv2d" if layer.endswith("depthwise") else "conv2d"
         names[kind].append(row[0])
         names["batch_normalization"].append(row[1])
+    names["dense"] += layout.table["classifier"]
     return names
 
 

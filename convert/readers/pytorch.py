@@ -1,190 +1,234 @@
-"""PyTorch's weight files, opened without executing anything in them."""
+"""PyTorch's weight files, read without PyTorch: pickles and the numbers of their tensors.
 
-import contextlib
+torch.save has written two structures:
+
+  a zip archive (since torch 1.6)   NAME/data.pkl, and NAME/data/0, NAME/data/1, ... for numbers
+  the "legacy" one before           five pickles one after another (a magic number, the version,
+                                    the system, the object, the keys of its storages), then the
+                                    count, 8 bytes, and the numbers of each storage
+
+Nothing that a pickle names is imported or run, see torch_pickle.py.
+"""
+
+import dataclasses
+import io
 import pathlib
-import pickle
-import re
-import threading
-import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from mbv2_jax.errors import UserError, first_line, listed
-from mbv2_jax.installed import require
+from mbv2_jax.errors import UserError, listed
 
-from .contents import Contents, no_averages, strip_wrappers
-
-# In older versions a file could run code in spite of weights_only (CVE-2025-32434).
-_SAFE_TORCH = (2, 6)
-
-# Types of the logs, counters and options that training programs write beside the weights. A file
-# may name them, and gets `_Inert` in their place, whether or not mmengine and the others are
-# installed.
-_HARMLESS = (
-    # mmengine's Runner: message_hub. HistoryBuffer pickles its methods by `getattr`, which leads to
-    # any code, and therefore must never be the real one.
-    "builtins.getattr",
-    "mmengine.logging.history_buffer.HistoryBuffer",
-    "numpy.core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray._reconstruct",
-    "numpy._core.multiarray.scalar",
-    "numpy.dtype",
-    "numpy.ndarray",
-    # torchvision's and timm's training scripts: args
-    "argparse.Namespace",
-)
+from . import torch_modules
+from .archive import Archive, open_archive
+from .contents import Contents, damage_named, no_averages, strip_wrappers
+from .torch_pickle import STORAGES, Machine, Made, Name, Refused, Storage, Tensor
 
 # The keys under which training programs keep the weights, and their moving average.
 _RAW = ("state_dict", "model", "model_state_dict", "net")
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict")
-
-# torch has one list of allowed names for the whole process.
-_ALLOWING = threading.Lock()
-
-
-class _Inert:
-    """A stand-in for an object that a file names; it can be created and filled, and does nothing.
-
-    torch's loader calls the allowed names (REDUCE, NEWOBJ) and sets the state of the objects that
-    they return (BUILD); it refuses to call those objects.
-    """
-
-    def __new__(cls, *args: object) -> "_Inert":
-        return object.__new__(cls)
-
-    def __init__(self, *args: object):
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-    def __repr__(self) -> str:
-        return f"the result of {type(self).__name__}"
-
-
-_STAND_INS = [(type(name, (_Inert,), {}), name) for name in _HARMLESS]
 
 
 def read(path: pathlib.Path, ema: bool | None) -> Contents:
     """Reads the weights in a file of torch.save, and the class names beside them.
 
     Args:
-      path: the file, in either of torch's serialisations.
+      path: the file, in either of torch's serialisations. It holds arrays by name, a whole model,
+        or a training program's checkpoint with either of them.
       ema: None selects the weights that the program which wrote the file would load for use: the
         averaged ones where there are some (timm's load_checkpoint; torchvision publishes those;
         mmengine puts them under `state_dict`). True selects the averaged weights, False the others.
 
     Raises:
-      UserError: the file would run code, is damaged, or does not hold such weights; or torch is not
-        installed.
+      UserError: the file would run code, is damaged, or does not hold such weights.
     """
-    checkpoint = _load(path)
+    with damage_named(path):
+        try:
+            if not zipfile.is_zipfile(path):
+                return _contents(path, _load_legacy(path.read_bytes()), ema)
+            with open_archive(path) as archive:
+                return _contents(path, _load_zip(archive), ema)
+        except Refused as error:
+            raise UserError(f"{path} was refused: opening it would run {error}") from None
+
+
+def _load_zip(archive: Archive) -> Any:
+    """Returns the object in an archive, whose tensors are read from it when they are used."""
+    (pickled,) = (name for name in archive.names if name.rpartition("/")[2] == "data.pkl")
+    folder = pickled.removesuffix("data.pkl")
+    if f"{folder}byteorder" in archive.names:
+        _check_byte_order(archive.read(f"{folder}byteorder") == b"little")
+    storages: dict[str, Storage] = {}
+
+    def persistent(identity: Any) -> Storage:
+        _, kind, key, _, count = identity
+        dtype = _element(kind)
+
+        def numbers() -> np.ndarray:
+            return np.frombuffer(archive.read(f"{folder}data/{key}"), dtype, count)
+
+        return storages.setdefault(str(key), Storage(dtype, count, numbers))
+
+    return Machine(persistent).load(archive.read(pickled))
+
+
+def _load_legacy(content: bytes) -> Any:
+    """Returns the object in a file of the older structure."""
+    file = io.BytesIO(content)
+    storages: dict[str, Storage] = {}
+    places: dict[str, int] = {}
+
+    def persistent(identity: Any) -> Any:
+        kind, *fields = identity
+        if kind == "module":  # of a whole model: its class, and the source code of that
+            return fields[0]
+        storage_type, key, _, count, view = fields
+        dtype = _element(storage_type)
+
+        def numbers() -> np.ndarray:
+            return np.frombuffer(content, dtype, count, places[str(key)])
+
+        storage = storages.setdefault(str(key), Storage(dtype, count, numbers))
+        if view is None:
+            return storage
+        _, first, length = view
+        if not 0 <= first <= first + length <= storage.count:
+            raise ValueError("a part of a storage that lies outside it")
+        return Storage(dtype, length, lambda: storage.array()[first : first + length])
+
+    for _ in range(2):  # the magic number and the version
+        Machine(persistent).load(file)
+    system = Machine(persistent).load(file)
+    _check_byte_order(system.get("little_endian", True) is True)
+    checkpoint = Machine(persistent).load(file)
+    for key in map(str, Machine(persistent).load(file)):
+        count = int.from_bytes(file.read(8), "little")
+        storage = storages[key]
+        # A storage of bytes is counted in bytes, in files of torch 1.10 and later.
+        if count != storage.count:
+            raise ValueError(f"storage {key} has {count} numbers, not {storage.count}")
+        places[key] = file.tell()
+        file.seek(storage.count * storage.dtype.itemsize, io.SEEK_CUR)
+    if file.tell() > len(content):
+        raise ValueError("the last numbers are missing")
+    return checkpoint
+
+
+def _element(storage_type: Any) -> np.dtype[Any]:
+    """Returns the type of the elements of a torch.FloatStorage and its like."""
+    if not isinstance(storage_type, Name):
+        raise ValueError("a storage without a type")
+    return np.dtype(STORAGES[storage_type.name.removesuffix("Storage")])
+
+
+def _check_byte_order(little: bool) -> None:
+    if not little:
+        raise ValueError("its numbers are big-endian")
+
+
+def _contents(path: pathlib.Path, checkpoint: Any, ema: bool | None) -> Contents:
+    """Returns the weights of a checkpoint, with their arrays."""
     selection, weights = _select(path, checkpoint, ema)
-    tensors = strip_wrappers(path, _to_arrays(path, weights))
-    return Contents(tensors, selection, _class_names(checkpoint))
+    model = torch_modules.find(weights)
+    if model is not None:
+        weights = model.state
+    contents = Contents(
+        strip_wrappers(path, _to_arrays(path, weights)), selection, _class_names(checkpoint)
+    )
+    if model is None:
+        return contents
+    return dataclasses.replace(contents, head=model.head, obstacles=model.obstacles)
 
 
-def _load(path: pathlib.Path) -> Any:
-    """Returns the object in a file of torch.save, on the CPU, with `_Inert` in place of logs.
-
-    Raises:
-      UserError: the file would run code, is damaged, or torch is not installed.
-    """
-    require(f"reading {path}", "torch", extra="convert")
-    import torch
-
-    if tuple(map(int, torch.__version__.split(".")[:2])) < _SAFE_TORCH:
-        raise UserError(
-            f"reading {path} needs torch {'.'.join(map(str, _SAFE_TORCH))} or newer, here is"
-            f" {torch.__version__}: run pip install '.[convert]' in the clone of mbv2_jax"
-        )
-    _check_crcs(path)
-    try:
-        with (
-            open(path, "rb") as file,
-            _only_harmless_names(torch.serialization),
-            warnings.catch_warnings(action="ignore"),  # on types of storage, pickle's protocol, ...
-        ):
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
-    except pickle.UnpicklingError as error:
-        raise UserError(_refusal(path, str(error))) from None
-    # The type of error depends on the damage: RuntimeError, EOFError, struct.error, ...
-    except Exception as error:
-        raise UserError(f"{path} is damaged or cut off: {first_line(error)}") from None
-
-
-def _select(path: pathlib.Path, checkpoint: Any, ema: bool | None) -> tuple[str, dict[str, Any]]:
+def _select(path: pathlib.Path, checkpoint: Any, ema: bool | None) -> tuple[str, Any]:
     """Returns a clause that names the weights, "" where there are no others; and the weights.
+
+    The weights are arrays by name, or a whole model.
 
     Raises:
       UserError: there are no such weights, or there are several sets of them.
     """
+    if torch_modules.is_module(checkpoint) or _holds_tensors(checkpoint):
+        if ema:
+            raise no_averages(path)
+        return "", checkpoint
     if not isinstance(checkpoint, dict):
         raise UserError(
-            f"{path} holds a {type(checkpoint).__name__} instead of weights by name; in the program"
-            " that wrote it, save model.state_dict()"
+            f"{path} holds {_article(checkpoint)} instead of weights by name; in the program that "
+            "wrote it, save model.state_dict()"
         )
-    held = [key for key in (*_RAW, *_AVERAGED) if isinstance(checkpoint.get(key), dict)]
+    held = [key for key in (*_RAW, *_AVERAGED) if _is_weights(checkpoint.get(key))]
+    if not held:
+        return _only_weights(path, checkpoint, ema)
     averaged = [key for key in held if key in _AVERAGED]
     if "ema_state_dict" in held and "steps" in checkpoint["ema_state_dict"]:
         # mmengine's EMAHook swaps the two when it saves: `state_dict` holds the averaged weights.
         averaged = [key for key in held if key == "state_dict"]
     raw = [key for key in held if key not in averaged]
-    if not held:
-        if not any(_is_tensor(value) for value in checkpoint.values()):
-            raise UserError(
-                f"{path} holds no weights, neither directly nor under"
-                f" {_quoted((*_RAW, *_AVERAGED))}; it holds {_quoted(checkpoint) or 'nothing'}"
-            )
-        if ema:
-            raise no_averages(path)
-        return "", checkpoint
     found = averaged if ema or (ema is None and averaged) else raw
     if not found:
         wanted, others = ("averaged (EMA)", raw) if ema else ("raw", averaged)
         raise UserError(f"{path} holds no {wanted} weights: only {_quoted(others)}")
     if len(found) > 1:
-        raise UserError(
-            f"{path} holds several sets of weights: {_quoted(found)}; save the right one"
-            f" to a file of its own: torch.save(torch.load({path.name!r})[{found[0]!r}], ...)"
-        )
+        raise _several(path, found)
     (key,) = found
     note = " (averaged: EMA)" if found is averaged else " (not the averaged ones)"
     return key + (note if averaged else ""), checkpoint[key]
 
 
-def _to_arrays(path: pathlib.Path, weights: Mapping[Any, Any]) -> dict[str, np.ndarray]:
-    """Returns copies of the weights as numpy arrays; 16-bit floats become float32.
+def _only_weights(
+    path: pathlib.Path, checkpoint: Mapping[str, Any], ema: bool | None
+) -> tuple[str, Any]:
+    """Returns the only weights in a checkpoint, whatever their key."""
+    held = [
+        key
+        for key, value in checkpoint.items()
+        if torch_modules.is_module(value) or _holds_tensors(value)
+    ]
+    if not held:
+        raise UserError(
+            f"{path} holds no weights, neither directly nor under"
+            f" {_quoted((*_RAW, *_AVERAGED))}; it holds {_quoted(checkpoint) or 'nothing'}"
+        )
+    if len(held) > 1:
+        raise _several(path, held)
+    if ema:
+        raise no_averages(path)
+    return held[0], checkpoint[held[0]]
+
+
+def _several(path: pathlib.Path, keys: list[str]) -> UserError:
+    return UserError(
+        f"{path} holds several sets of weights: {_quoted(keys)}; save the right one to a file of"
+        f" its own: torch.save(torch.load({path.name!r})[{keys[0]!r}], ...)"
+    )
+
+
+def _is_weights(value: Any) -> bool:
+    return isinstance(value, dict) or torch_modules.is_module(value)
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(entry, Tensor) for entry in value.values())
+
+
+def _to_arrays(path: pathlib.Path, weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the weights as numpy arrays.
 
     Raises:
       UserError: some values are not tensors, or tensors that numpy cannot hold; lists them.
     """
-    import torch
-
     faults = []
     found = {}
     for name, value in weights.items():
-        if not isinstance(name, str):
-            faults.append(f"{name!r} is not a name")
-        elif not isinstance(value, torch.Tensor):
-            faults.append(f"{name} is a {type(value).__name__}, not a tensor")
-        elif value.layout != torch.strided:
-            faults.append(f"{name} is a {str(value.layout).removeprefix('torch.')} tensor")
-        elif value.is_quantized:
-            faults.append(f"{name} is a quantized tensor")
-        elif value.is_meta:
-            faults.append(f"{name} is a tensor without data")
-        elif value.is_complex():
-            faults.append(f"{name} is a tensor of complex numbers")
+        if not isinstance(value, Tensor):
+            faults.append(f"{name} is {_article(value)}, not a tensor")
+        elif value.fault:
+            faults.append(f"{name} {value.fault}")
         else:
-            value = value.detach()
-            if value.is_floating_point() and value.dtype.itemsize < 4:
-                value = value.float()  # numpy has no bfloat16
-            found[name] = value.numpy().copy()
+            found[name] = value.array()
     if faults:
         raise UserError(f"{path} does not hold plain weights: {listed(faults)}")
     return found
@@ -202,75 +246,16 @@ def _class_names(checkpoint: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-@contextlib.contextmanager
-def _only_harmless_names(serialization: Any) -> Iterator[None]:
-    """Restricts torch's weights-only loader to the harmless names.
-
-    Names that the user's own program has allowed, such as `getattr`, would let a file run code.
-    """
-    with _ALLOWING:
-        others = serialization.get_safe_globals()
-        serialization.clear_safe_globals()
-        try:
-            serialization.add_safe_globals(_STAND_INS)
-            yield
-        finally:
-            serialization.clear_safe_globals()
-            serialization.add_safe_globals(others)
-
-
-def _check_crcs(path: pathlib.Path) -> None:
-    """Checks the CRC of each member of a zip archive, which torch does not do.
-
-    A user can switch the CRCs off: then torch.save writes 0.
-    """
-    if not zipfile.is_zipfile(path):
-        return  # torch's older serialisation has no checksums
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if member.external_attr & 0x10:  # torch would skip it silently
-                    raise zipfile.BadZipFile(f"{member.filename} is marked as a folder")
-                if member.CRC:
-                    with archive.open(member) as file:
-                        while file.read(1 << 20):
-                            pass
-    # The type of error depends on the damage: BadZipFile, EOFError, zlib.error, ...
-    except Exception as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-
-
-def _refusal(path: pathlib.Path, error: str) -> str:
-    """Returns the line that explains why torch's loader refused a file.
-
-    Args:
-      error: torch's message, of several paragraphs.
-    """
-    match = re.search(r"GLOBAL (.+?) (?:was not an allowed|whose module)", error)
-    if not match:
-        reason = error.rpartition("WeightsUnpickler error:")[2].partition("\n\nCheck the")[0]
-        reason = " ".join(reason.split())
-        if "operand" in reason:
-            reason += ": it is damaged, or written in another pickle protocol than torch.save's"
-        return f"{path} was refused: {reason}"
-    name = match[1] if "." in match[1] else f"builtins.{match[1]}"
-    if not name.isprintable():
-        name = repr(name)
-    line = f"{path} was refused: opening it would run {name}"
-    if name.rpartition(".")[2][:1].isupper():
-        line += (
-            "; if it is a whole model, open it in the program that wrote it, and save"
-            " model.state_dict()"
-        )
-    return line
+def _article(value: Any) -> str:
+    """Returns the kind of a value that a pickle holds, such as "a list"."""
+    if isinstance(value, Made):
+        return f"an object of {value.name}"
+    if isinstance(value, Tensor):
+        return "a tensor"
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
 def _quoted(names: Iterable[object], limit: int = 8) -> str:
     quoted = [repr(name) for name in names]
     return ", ".join(quoted[:limit]) + (", ..." if len(quoted) > limit else "")
-
-
-def _is_tensor(value: object) -> bool:
-    import torch
-
-    return isinstance(value, torch.Tensor)

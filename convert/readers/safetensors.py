@@ -7,7 +7,6 @@ import ml_dtypes
 import numpy as np
 
 from mbv2_jax.errors import UserError, listed
-from mbv2_jax.installed import require
 
 from .contents import Contents, no_averages, strip_wrappers
 
@@ -30,11 +29,10 @@ def read(path: pathlib.Path, ema: bool | None) -> Contents:
 
     Raises:
       UserError: the file is damaged, has arrays of another type than numbers, or no averaged
-        weights where `ema` asks for them; or safetensors is not installed.
+        weights where `ema` asks for them.
     """
     if ema:
         raise no_averages(path)
-    require(f"reading {path}", "safetensors", extra="convert")
     import safetensors
 
     content = path.read_bytes()

@@ -136,7 +136,9 @@ def test_our_own_file_with_a_description_of_format_1_is_read(run, tmp_path):
     assert saved.classes == tiny_model.CLASSES
     assert saved.spec == ModelSpec(
         task="classification",
-        backbone=Backbone(0.1, (2, 1, 2, 2, 2, 1, 2, 2), "same", 1e-3),
+        backbone=Backbone(
+            width=0.1, strides=(2, 1, 2, 2, 2, 1, 2, 2), padding="same", bn_epsilon=1e-3
+        ),
         head=tiny_model.SPEC.head,
         preprocessing=Preprocessing(48, "resize(size)", (1, 2, 3), (4, 5, 6)),
         mode=TrainingMode(dropout=0.3, bn_momentum=0.99),

@@ -5,9 +5,7 @@ file, and both see the same images, in float64 (Keras: float32). This also compa
 that files do not hold (padding, epsilon).
 """
 
-import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,96 +13,26 @@ import jax
 import numpy as np
 import pytest
 import torch
-from flax import linen as nn
 
 from mbv2_jax.convert import importer
 from mbv2_jax.model_dir import SavedModel
-from mbv2_jax.spec import TrainingMode
 from tests.support import peers
+from tests.support.outputs import (
+    SIZE,
+    TOLERANCE,
+    Outputs,
+    assert_same,
+    images,
+    of_converted,
+    of_torch,
+)
 
-# Small images keep this quick; 64 halves evenly five times, Keras is tested with odd sizes.
-SIZE = 64
 CLASSES = 7
-# Relative to a map's largest value. float64 rounds at 1e-16, which 53 layers enlarge to 2e-13.
-# Any wrong array, padding or epsilon gives 1e-4 and more.
-TOLERANCE = 1e-11
 # Keras computes in float32, which rounds at 6e-8: measured, 9e-7.
 KERAS_TOLERANCE = 1e-5
 
 # Keras itself warns, on the torch backend.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:keras")
-BLOCKS = (1, 2, 3, 4, 3, 3, 1)  # of layer1..layer7 in Table 2 of the paper (column n)
-# Our modules whose outputs are the feature maps 0..7: the last block of layer1..7, the last conv.
-ENDS = (*(f"layer{i}_{blocks - 1}" for i, blocks in enumerate(BLOCKS, start=1)), "last")
-
-
-@dataclasses.dataclass(frozen=True)
-class Outputs:
-    """The outputs of a network, as float64 numpy arrays.
-
-    Attributes:
-      maps: of layer1..7 and the last convolution, (N, H, W, C).
-      logits: (N, classes); None where there is no classifier.
-    """
-
-    maps: Sequence[np.ndarray]
-    logits: np.ndarray | None
-
-
-def images(size: int = SIZE) -> np.ndarray:
-    return np.random.default_rng(size).standard_normal((2, size, size, 3))
-
-
-def of_torch(model: torch.nn.Module, ends: Sequence[torch.nn.Module], x: np.ndarray) -> Outputs:
-    """Runs a torch network in float64; `ends` are its modules whose outputs are the maps."""
-    model.double().eval()
-    maps: list[np.ndarray] = []
-    hooks = [
-        end.register_forward_hook(lambda _, __, y: maps.append(peers.nhwc(y.clone())))
-        for end in ends
-    ]
-    with torch.no_grad():
-        y = model(peers.nchw(x))
-    for hook in hooks:
-        hook.remove()
-    y = getattr(y, "logits", y)
-    return Outputs(maps, y.numpy() if isinstance(y, torch.Tensor) and y.ndim == 2 else None)
-
-
-def of_converted(saved: SavedModel, x: np.ndarray) -> Outputs:
-    """Runs a converted network in float64."""
-    with jax.enable_x64(True):
-        # The training mode has no effect here; one for all files lets them share compiled programs.
-        model = saved.task().network(saved.spec.backbone, TrainingMode(dtype="float64"))
-        y, maps = _forward(model, jax.tree.map(np.float64, saved.variables()), x)
-    return Outputs([np.asarray(m) for m in maps], None if saved.features_only else np.asarray(y))
-
-
-@partial(jax.jit, static_argnums=0)
-def _forward(
-    model: nn.Module, variables: Mapping[str, Any], x: jax.Array
-) -> tuple[Any, list[jax.Array]]:
-    def is_end(module: nn.Module, _: str) -> bool:
-        return module.name in ENDS
-
-    y, state = model.apply(variables, x, capture_intermediates=is_end, mutable=["intermediates"])
-    captured = [state["intermediates"][end]["__call__"][0] for end in ENDS]
-    # A block returns its output and its expansion.
-    return y, [each[0] if isinstance(each, tuple) else each for each in captured]
-
-
-def assert_same(got: Outputs, expected: Outputs, tolerance: float = TOLERANCE) -> None:
-    assert len(expected.maps) == len(ENDS)
-    assert (got.logits is None) == (expected.logits is None)
-    names = [*ENDS, "logits"]
-    pairs = zip((*got.maps, got.logits), (*expected.maps, expected.logits), strict=True)
-    for name, (ours, theirs) in zip(names, pairs, strict=True):
-        if ours is None or theirs is None:
-            continue
-        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype), name
-        assert theirs.std() > 0.01, f"{name}: the peer's are all alike, and would hide anything"
-        error = abs(ours - theirs).max() / abs(theirs).max()
-        assert error <= tolerance, name
 
 
 def convert(file: pathlib.Path, layout: str, width: float, **options: Any) -> SavedModel:
@@ -129,25 +57,31 @@ def test_torchvision(width, tmp_path):
     assert_same(of_converted(saved, images()), of_torch(model, ends, images()))
 
 
-@pytest.mark.parametrize(
-    ("name", "width"), [("035", 0.35), ("050", 0.5), ("075", 0.75), ("100", 1.0), ("140", 1.4)]
-)
-def test_timm(name, width, tmp_path):
-    model = peers.timm().create_model(f"mobilenetv2_{name}", num_classes=CLASSES)
+TIMM = {  # its name -> width and depth
+    "mobilenetv2_035": (0.35, 1.0),
+    "mobilenetv2_050": (0.5, 1.0),
+    "mobilenetv2_075": (0.75, 1.0),
+    "mobilenetv2_100": (1.0, 1.0),
+    "mobilenetv2_110d": (1.1, 1.2),
+    "mobilenetv2_120d": (1.2, 1.4),
+    "mobilenetv2_140": (1.4, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_timm(name, tmp_path):
+    model = peers.timm().create_model(name, num_classes=CLASSES)
     peers.randomize(model, seed=1)
     peers.timm().models.save_for_hf(model, tmp_path, safe_serialization=True)
+    width, depth = TIMM[name]
     saved = convert(tmp_path / "model.safetensors", "timm", width)
+    assert saved.spec.backbone.depth == depth
     ends = [*model.blocks, model.bn2]  # the activation is in the norm
     assert_same(of_converted(saved, images()), of_torch(model, ends, images()))
 
 
 def test_every_mobilenetv2_of_timm_is_tried():
-    """Networks whose names end in d have more blocks than the paper's: see test_refusals.py."""
-    names = peers.timm().list_models("mobilenetv2_*")
-    assert {name.removeprefix("mobilenetv2_") for name in names} == {
-        *("035", "050", "075", "100", "140"),
-        *("110d", "120d"),
-    }
+    assert set(peers.timm().list_models("mobilenetv2_*")) == set(TIMM)
 
 
 def mmpretrain() -> tuple[torch.nn.Module, list[torch.nn.Module]]:

@@ -171,7 +171,8 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
             uniform(module.running_var, 0.5, 1.5)
         elif isinstance(module, torch.nn.Linear):
             uniform(module.weight, -0.5, 0.5)
-            uniform(module.bias, -0.5, 0.5)
+            if module.bias is not None:
+                uniform(module.bias, -0.5, 0.5)
         elif isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
 

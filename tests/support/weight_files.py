@@ -1,7 +1,9 @@
 """Assertions about weight files, for the tests of convert/readers."""
 
+import contextlib
 import pathlib
 import random
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -41,3 +43,17 @@ def flipped(whole: bytes, tries: int) -> Iterator[bytes]:
         content = bytearray(whole)
         content[chosen.randrange(len(whole))] ^= 1 << chosen.randrange(8)
         yield bytes(content)
+
+
+@contextlib.contextmanager
+def forbidden(*modules: str) -> Iterator[None]:
+    """Makes each import of some modules an ImportError in the body."""
+    hidden = {name: sys.modules.pop(name, None) for name in modules}
+    sys.modules.update(dict.fromkeys(modules))  # type: ignore[arg-type] # None forbids it
+    try:
+        yield
+    finally:
+        for name, module in hidden.items():
+            del sys.modules[name]
+            if module is not None:
+                sys.modules[name] = module

@@ -1,8 +1,6 @@
 """Faults that the readers have in common."""
 
 import contextlib
-import sys
-from collections import OrderedDict
 
 import pytest
 import safetensors.torch
@@ -47,13 +45,3 @@ def test_a_flipped_bit_is_never_a_traceback(suffix, net, tmp_path):
         with contextlib.suppress(UserError):
             read += len(readers.read(path).tensors) > 0
     assert 0 < read < 300
-
-
-@pytest.mark.parametrize(
-    ("library", "save"), [("torch", torch.save), ("safetensors", safetensors.torch.save_file)]
-)
-def test_a_missing_library_is_named(library, save, net, tmp_path, monkeypatch):
-    save(OrderedDict(net.state_dict()), tmp_path / "net")
-    monkeypatch.setitem(sys.modules, library, None)
-    line = refusal(tmp_path / "net")
-    assert f"needs {library}, which is not installed: run pip install '.[convert]'" in line
