@@ -3,6 +3,7 @@
     torch          pytorch.py       torch.save, in either of its serialisations
     safetensors    safetensors.py
     keras          keras.py         .keras, .weights.h5 and .h5
+    tfjs           tfjs.py          model.json with files of weights beside it, or both in a zip
 
 To read another container, add a file here with a function `read(path, ema)`, an entry to
 `_READERS`, and a check to identify.py.
@@ -19,7 +20,7 @@ import numpy as np
 
 from mbv2_jax.errors import UserError, listed
 
-from . import identify, keras, pytorch, safetensors
+from . import identify, keras, pytorch, safetensors, tfjs
 from .contents import Contents
 
 # A byte or more for each number, of which the zip archives allow eight times as many.
@@ -30,6 +31,7 @@ _READERS: dict[str, Callable[[pathlib.Path, bool | None], Contents]] = {
     "torch": pytorch.read,
     "safetensors": safetensors.read,
     "keras": keras.read,
+    "tfjs": tfjs.read,
 }
 
 
@@ -40,7 +42,7 @@ class ForeignFile:
     Attributes:
       path: the file.
       sha256: of the whole file, hex.
-      container: "torch", "safetensors" or "keras".
+      container: "torch", "safetensors", "keras" or "tfjs".
       contents: its weights; float16 and bfloat16 as float32, other types as they are; every number
         is finite.
     """
@@ -60,7 +62,8 @@ def read(path: str | os.PathLike[str], *, ema: bool | None = None) -> ForeignFil
     """Reads the weights in a file, whose container is recognised by its content.
 
     Args:
-      path: a file of torch.save, a safetensors file, or Keras's .keras, .weights.h5 or .h5.
+      path: a file of torch.save, a safetensors file, Keras's .keras, .weights.h5 or .h5, or
+        TensorFlow.js's model.json.
       ema: for a file that holds averaged weights beside the raw ones: True selects the averaged
         ones, False the raw ones, and None those that the program which wrote it would load for use.
 

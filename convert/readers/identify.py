@@ -6,7 +6,10 @@ import zipfile
 
 from mbv2_jax.errors import UserError
 
-READABLE = "PyTorch (.pth, .pt), safetensors (.safetensors) and Keras (.keras, .weights.h5, .h5)"
+READABLE = (
+    "PyTorch (.pth, .pt), safetensors (.safetensors), Keras (.keras, .weights.h5, .h5) and "
+    "TensorFlow.js (model.json)"
+)
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, pickled
@@ -40,12 +43,14 @@ _SUFFIXES = {
 
 
 def container(path: pathlib.Path) -> str:
-    """Returns the container of a weight file: "torch", "safetensors" or "keras".
+    """Returns the container of a weight file: "torch", "safetensors", "keras" or "tfjs".
 
     Raises:
       UserError: it is none of them; the message names the kind that it seems to be.
     """
     if os.path.isdir(path):
+        if os.path.isfile(path / "model.json"):
+            raise UserError(f"{path} is a folder; give its {path / 'model.json'}")
         raise UserError(f"{path} is a folder; give the file of weights in it")
     if not os.path.isfile(path):
         raise UserError(f"there is no file {path}")
@@ -65,7 +70,15 @@ def container(path: pathlib.Path) -> str:
     length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and length < 100_000_000:
         return "safetensors"
+    if head.lstrip().startswith(b"{") and _has_topology(path):
+        return "tfjs"
     raise UserError(f"{path} {_other_kind(path, head)}; readable are {READABLE}")
+
+
+def _has_topology(path: pathlib.Path) -> bool:
+    """Returns whether a JSON file has the key of a TensorFlow.js model."""
+    with open(path, "rb") as file:
+        return b'"modelTopology"' in file.read(4 << 20)
 
 
 def _other_kind(path: pathlib.Path, head: bytes) -> str:
@@ -89,7 +102,7 @@ def _other_kind(path: pathlib.Path, head: bytes) -> str:
 
 
 def _zip_container(path: pathlib.Path) -> str:
-    """Returns the container of a zip archive: "torch" or "keras"."""
+    """Returns the container of a zip archive: "torch", "keras" or "tfjs"."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -109,9 +122,11 @@ def _zip_container(path: pathlib.Path) -> str:
         )
     if "data.pkl" in members:
         return "torch"
+    if "model.json" in members:
+        return "tfjs"
     if all(name.endswith(".npy") for name in names):
         raise UserError(f"{path} is a numpy archive (.npz); readable are {READABLE}")
     raise UserError(
-        f"{path} is a zip archive, but not one of torch.save or Keras: unpack it first; readable"
-        f" are {READABLE}"
+        f"{path} is a zip archive, but not one of torch.save, Keras or TensorFlow.js: unpack it "
+        f"first; readable are {READABLE}"
     )
