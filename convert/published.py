@@ -2,7 +2,8 @@
 
 The figures are the publishers' own, on ImageNet's 50,000 validation images, in percent:
 mmpretrain's model zoo, the `meta` of torchvision's weights, timm's results-imagenet.csv, and the
-README of d-li14/mobilenetv2.pytorch.
+READMEs of d-li14/mobilenetv2.pytorch and of TF-slim (tensorflow/models,
+research/slim/nets/mobilenet).
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ _EXAMPLES = 50_000  # ImageNet's validation images
 _ZOO = "https://download.openmmlab.com/mmclassification/v0/mobilenet_v2/"
 _TORCHVISION = "https://download.pytorch.org/models/"
 _TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
+_TF_SLIM = "https://storage.googleapis.com/mobilenet_v2/checkpoints/"
 _D_LI14 = "https://github.com/d-li14/mobilenetv2.pytorch/raw/master/pretrained/"
 
 
@@ -48,8 +50,12 @@ class PublishedWeights:
 
     @property
     def sha256(self) -> str:
-        """The first 8 hex digits of the file's SHA-256, with which its name ends."""
-        return self.file.rpartition("-")[2].removesuffix(".pth")
+        """The first 8 hex digits of the file's SHA-256, with which its name ends.
+
+        It is "" for TF-slim's, whose names hold none, and which publishes none.
+        """
+        name, _, digits = self.file.rpartition("-")
+        return digits.removesuffix(".pth") if name else ""
 
     def card(self) -> dict[str, Any]:
         """Returns the figures as model.json has them."""
@@ -86,6 +92,47 @@ def _timm(file: str, top1: float, top5: float, model: str, width: float = 1.0) -
     return PublishedWeights(_TIMM + file, top1, top5, f"timm, {model}", preprocessing, width)
 
 
+def _tf_slim(size: int, width: float, top1: float, top5: float) -> PublishedWeights:
+    images = LAYOUTS["tf-slim"].preprocessing
+    edge = int(size / 0.875)
+    return PublishedWeights(
+        f"{_TF_SLIM}mobilenet_v2_{width}_{size}.tgz",
+        top1,
+        top5,
+        f"TF-slim, mobilenet_v2_{width}_{size}",
+        dataclasses.replace(
+            images, image_size=size, eval_transforms=f"resize_edge({edge})|center_crop(size)"
+        ),
+        width,
+    )
+
+
+# Width, size, top-1, top-5.
+_TF_SLIM_FIGURES = (
+    (1.4, 224, 75.0, 92.5),
+    (1.3, 224, 74.4, 92.1),
+    (1.0, 224, 71.8, 91.0),
+    (1.0, 192, 70.7, 90.1),
+    (1.0, 160, 68.8, 89.0),
+    (1.0, 128, 65.3, 86.9),
+    (1.0, 96, 60.3, 83.2),
+    (0.75, 224, 69.8, 89.6),
+    (0.75, 192, 68.7, 88.9),
+    (0.75, 160, 66.4, 87.3),
+    (0.75, 128, 63.2, 85.3),
+    (0.75, 96, 58.8, 81.6),
+    (0.5, 224, 65.4, 86.4),
+    (0.5, 192, 63.9, 85.4),
+    (0.5, 160, 61.0, 83.2),
+    (0.5, 128, 57.7, 80.8),
+    (0.5, 96, 51.2, 75.8),
+    (0.35, 224, 60.3, 82.9),
+    (0.35, 192, 58.2, 81.2),
+    (0.35, 160, 55.7, 79.1),
+    (0.35, 128, 50.8, 75.0),
+    (0.35, 96, 45.5, 70.4),
+)
+
 # d-li14's width 0.1 is left out, since its channel counts are multiples of 4: another network. So
 # are timm's 110d and 120d, which are deeper.
 PUBLISHED: dict[str, PublishedWeights] = {
@@ -116,6 +163,10 @@ PUBLISHED: dict[str, PublishedWeights] = {
     "d-li14_160": _d_li14("mobilenetv2_160x160-64dc7fa1.pth", 69.504, 88.848, 160),
     "d-li14_128": _d_li14("mobilenetv2_128x128-fd66a69d.pth", 66.740, 86.952, 128),
     "d-li14_96": _d_li14("mobilenetv2_96x96-ff0e83d8.pth", 62.696, 84.046, 96),
+    **{
+        f"tf-slim_{width}_{size}": _tf_slim(size, width, top1, top5)
+        for width, size, top1, top5 in _TF_SLIM_FIGURES
+    },
 }
 
 
@@ -153,6 +204,6 @@ def suggest(name: str) -> str:
 def identify(sha256: str) -> tuple[str, PublishedWeights] | None:
     """Returns the name and the entry of the file with this SHA-256 (hex); None without one."""
     for name, weights in PUBLISHED.items():
-        if sha256.startswith(weights.sha256):
+        if weights.sha256 and sha256.startswith(weights.sha256):
             return name, weights
     return None

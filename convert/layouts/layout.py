@@ -67,6 +67,20 @@ KERAS = Framework(
     },
     linear={"kernel": Variable("kernel", (0, 1)), "bias": Variable("bias", (0,))},
 )
+TF_SLIM = Framework(
+    separator="/",
+    conv={"kernel": Variable("weights", (0, 1, 2, 3))},
+    depthwise={"kernel": Variable("depthwise_weights", (0, 1, 3, 2))},  # (3, 3, C, 1)
+    norm=KERAS.norm,
+    linear={"kernel": Variable("weights", (0, 1)), "bias": Variable("biases", (0,))},
+)
+TFLITE = Framework(
+    separator="/",
+    conv={"kernel": Variable("kernel", (1, 2, 3, 0))},  # OHWI -> HWIO
+    depthwise={"kernel": Variable("kernel", (1, 2, 0, 3))},  # (1, 3, 3, C) -> (3, 3, 1, C)
+    norm={name: Variable(name, (0,)) for name in ("scale", "bias", "mean", "var")},
+    linear={"kernel": Variable("kernel", (1, 0)), "bias": Variable("bias", (0,))},
+)
 OURS = Framework(
     separator="/",
     conv={"kernel": Variable("kernel", (0, 1, 2, 3))},

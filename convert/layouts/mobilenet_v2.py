@@ -1,9 +1,11 @@
 """The layouts of MobileNetV2 with a classifier."""
 
+import dataclasses
+
 from mbv2_jax.models.variants import VARIANTS
 from mbv2_jax.spec import Backbone, Preprocessing, TrainingMode
 
-from .layout import KERAS, OURS, TORCH, Layout
+from .layout import KERAS, OURS, TF_SLIM, TFLITE, TORCH, Layout
 
 # The widths at which every port rounds its channels alike.
 WIDTHS = frozenset(v.backbone.width for v in VARIANTS.values() if not v.backbone.fixed_ends)
@@ -14,6 +16,14 @@ _COUNTERS = {
     r".*\.num_batches_tracked": "BatchNorm's counters of training steps",
     r"(.*\.)?(criterion|loss|loss_fn)\.(weight|pos_weight)": "the loss's weights of the classes",
 }
+
+# TF-slim's, whose evaluation crops 0.875 of each side and resizes that to a square; here the square
+# is cropped after the resizing, as in the ports of these weights.
+_TF_SLIM_IMAGES = dataclasses.replace(
+    _FROM_MINUS_1_TO_1, eval_transforms="resize_edge(256)|center_crop(size)"
+)
+# TF-slim keeps 0.997 of the statistics and 0.8 of the features.
+_TF_SLIM_MODE = TrainingMode(bn_momentum=0.997, dropout=0.2)
 
 # tonylins's port, from which others were copied.
 _TONYLINS = {
@@ -156,6 +166,64 @@ LAYOUTS: dict[str, Layout] = {
         mode=TrainingMode(bn_momentum=0.999),
         guesses=("data.eval_transforms",),  # Keras ships a normalisation, but no crop
     ),
+    "tf-slim": Layout(
+        owner="TensorFlow's TF-slim, in a frozen graph",
+        framework=TF_SLIM,
+        table={
+            "stem": ("MobilenetV2/Conv", "MobilenetV2/Conv/BatchNorm"),
+            "layer1_0/depthwise": (
+                "MobilenetV2/expanded_conv/depthwise",
+                "MobilenetV2/expanded_conv/depthwise/BatchNorm",
+            ),
+            "layer1_0/project": (
+                "MobilenetV2/expanded_conv/project",
+                "MobilenetV2/expanded_conv/project/BatchNorm",
+            ),
+            "layer*/expand": (
+                "MobilenetV2/expanded_conv_{index}/expand",
+                "MobilenetV2/expanded_conv_{index}/expand/BatchNorm",
+            ),
+            "layer*/depthwise": (
+                "MobilenetV2/expanded_conv_{index}/depthwise",
+                "MobilenetV2/expanded_conv_{index}/depthwise/BatchNorm",
+            ),
+            "layer*/project": (
+                "MobilenetV2/expanded_conv_{index}/project",
+                "MobilenetV2/expanded_conv_{index}/project/BatchNorm",
+            ),
+            "last": ("MobilenetV2/Conv_1", "MobilenetV2/Conv_1/BatchNorm"),
+            "classifier": ("MobilenetV2/Logits/Conv2d_1c_1x1",),
+        },
+        backbone=_TENSORFLOW,
+        preprocessing=_TF_SLIM_IMAGES,
+        mode=_TF_SLIM_MODE,
+        prefix="MobilenetV2/",
+    ),
+    "tflite": Layout(
+        owner="a .tflite file of any program; the layers are named by the order of its operators",
+        framework=TFLITE,
+        table={
+            "stem": ("stem", "stem/norm"),
+            "layer*/expand": (
+                "layer{stage}_{block}/expand",
+                "layer{stage}_{block}/expand/norm",
+            ),
+            "layer*/depthwise": (
+                "layer{stage}_{block}/depthwise",
+                "layer{stage}_{block}/depthwise/norm",
+            ),
+            "layer*/project": (
+                "layer{stage}_{block}/project",
+                "layer{stage}_{block}/project/norm",
+            ),
+            "last": ("last", "last/norm"),
+            "classifier": ("classifier",),
+        },
+        backbone=_TENSORFLOW,
+        preprocessing=_TF_SLIM_IMAGES,
+        mode=_TF_SLIM_MODE,
+        guesses=("model.padding",),
+    ),
     "transformers": Layout(
         owner="Hugging Face transformers, MobileNetV2",
         framework=TORCH,
@@ -192,9 +260,9 @@ LAYOUTS: dict[str, Layout] = {
         },
         backbone=_TENSORFLOW,
         preprocessing=_FROM_MINUS_1_TO_1,
-        # TF-slim keeps 0.997 of the statistics and 0.8 of the features. transformers passes both to
-        # torch, which takes them as the shares of the *new* statistics and of the dropped features.
-        mode=TrainingMode(bn_momentum=0.997, dropout=0.2),
+        # transformers passes what TF-slim keeps to torch, which takes the numbers as the shares of
+        # the *new* statistics and of the dropped features.
+        mode=_TF_SLIM_MODE,
         guesses=("model.padding",),  # config.json beside the file has tf_padding
         prefix="mobilenet_v2.",
         ignored=_COUNTERS,

@@ -4,6 +4,8 @@
     safetensors    safetensors.py
     keras          keras.py         .keras, .weights.h5 and .h5
     tfjs           tfjs.py          model.json with files of weights beside it, or both in a zip
+    frozen graph   frozen_graph.py  TensorFlow's .pb, also in a .tgz
+    tflite         tflite.py        .tflite
 
 To read another container, add a file here with a function `read(path, ema)`, an entry to
 `_READERS`, and a check to identify.py.
@@ -20,7 +22,7 @@ import numpy as np
 
 from mbv2_jax.errors import UserError, listed
 
-from . import identify, keras, pytorch, safetensors, tfjs
+from . import frozen_graph, identify, keras, pytorch, safetensors, tfjs, tflite
 from .contents import Contents
 
 # A byte or more for each number, of which the zip archives allow eight times as many.
@@ -32,6 +34,8 @@ _READERS: dict[str, Callable[[pathlib.Path, bool | None], Contents]] = {
     "safetensors": safetensors.read,
     "keras": keras.read,
     "tfjs": tfjs.read,
+    "frozen graph": frozen_graph.read,
+    "tflite": tflite.read,
 }
 
 
@@ -42,7 +46,7 @@ class ForeignFile:
     Attributes:
       path: the file.
       sha256: of the whole file, hex.
-      container: "torch", "safetensors", "keras" or "tfjs".
+      container: a key of `_READERS`, such as "torch".
       contents: its weights; float16 and bfloat16 as float32, other types as they are; every number
         is finite.
     """
@@ -62,8 +66,9 @@ def read(path: str | os.PathLike[str], *, ema: bool | None = None) -> ForeignFil
     """Reads the weights in a file, whose container is recognised by its content.
 
     Args:
-      path: a file of torch.save, a safetensors file, Keras's .keras, .weights.h5 or .h5, or
-        TensorFlow.js's model.json.
+      path: a file of torch.save, a safetensors file, Keras's .keras, .weights.h5 or .h5,
+        TensorFlow.js's model.json or a .zip of it, TensorFlow's frozen graph (.pb, or a .tgz that
+        holds one), or a .tflite file.
       ema: for a file that holds averaged weights beside the raw ones: True selects the averaged
         ones, False the raw ones, and None those that the program which wrote it would load for use.
 

@@ -1,9 +1,12 @@
-"""Zip archives of weights: members with checked sizes and CRCs."""
+"""Archives of weights: zip with checked sizes and CRCs, and tar, read as a stream."""
 
+import gzip
 import pathlib
+import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import IO
 
 from mbv2_jax.errors import UserError
 
@@ -13,6 +16,7 @@ from .contents import damage_named
 # its own size, was made to fill the memory.
 _PLAIN = 64 << 20
 _RATIO = 8
+_TAR_RATIO = 2  # where the archive's other files are weights, too
 
 
 class Archive:
@@ -64,3 +68,63 @@ def _check_sizes(path: pathlib.Path, archive: zipfile.ZipFile) -> None:
             f"{path} was refused: it unpacks to {total / 2**30:.1f} GiB, its {largest.filename} to "
             f"{largest.file_size / 2**30:.1f}, and weights do not compress so well"
         )
+
+
+def is_tar(path: pathlib.Path) -> bool:
+    """Returns whether a file is a tar archive, also one that gzip compressed."""
+    try:
+        with _decompressed(path) as file:
+            return file.read(512)[257:262] == b"ustar"
+    # The type of error depends on the damage: OSError, EOFError, zlib.error
+    except Exception:
+        return False
+
+
+def read_tar(path: pathlib.Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+    """Returns the files with wanted names in a tar archive; links and folders are left out.
+
+    Raises:
+      UserError: the archive is damaged, or unpacks to an implausible size.
+    """
+    found = {}
+    with damage_named(path), _decompressed(path) as file:
+        bounded = _Bounded(path, file)
+        with tarfile.open(fileobj=bounded, mode="r|") as archive:  # type: ignore[call-overload]
+            for member in archive:
+                if member.isreg() and wanted(member.name):
+                    content = archive.extractfile(member)
+                    found[member.name] = content.read() if content else b""
+    return found
+
+
+class _Bounded:
+    """A file that is read once, and not beyond the plausible size of an archive's content."""
+
+    def __init__(self, path: pathlib.Path, file: IO[bytes] | gzip.GzipFile):
+        self._path = path
+        self._file = file
+        self._left = _PLAIN + _TAR_RATIO * path.stat().st_size
+
+    def read(self, size: int) -> bytes:
+        """Returns the next bytes, `size` at most."""
+        content = self._file.read(min(size, self._left + 1))
+        self._left -= len(content)
+        if self._left < 0:
+            raise UserError(
+                f"{self._path} was refused: it unpacks to more than {_TAR_RATIO} times its size, "
+                "and weights do not compress so well"
+            )
+        return content
+
+
+@contextmanager
+def _decompressed(path: pathlib.Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    """Opens a file, through gzip if it begins as gzip's files do."""
+    with open(path, "rb") as plain:
+        compressed = plain.read(2) == b"\x1f\x8b"
+        plain.seek(0)
+        if not compressed:
+            yield plain
+            return
+        with gzip.open(plain) as file:
+            yield file

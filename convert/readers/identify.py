@@ -2,13 +2,16 @@
 
 import os
 import pathlib
+import re
 import zipfile
 
 from mbv2_jax.errors import UserError
 
+from . import archive
+
 READABLE = (
-    "PyTorch (.pth, .pt), safetensors (.safetensors), Keras (.keras, .weights.h5, .h5) and "
-    "TensorFlow.js (model.json)"
+    "PyTorch (.pth, .pt), safetensors (.safetensors), Keras (.keras, .weights.h5, .h5), "
+    "TensorFlow.js (model.json) and TensorFlow (a frozen graph's .pb or .tgz, .tflite)"
 )
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -34,16 +37,15 @@ _OTHERS = (
 # The same by suffix, for formats that have no magic number.
 _SUFFIXES = {
     ".onnx": "an ONNX model: convert the weights that it was made from",
-    ".pb": "a TensorFlow graph: load it in Keras, and save the model as .keras",
+    ".pb": "not a frozen graph of TensorFlow: load the model in Keras, and save it as .keras",
     ".ckpt": "a TensorFlow checkpoint: load it in Keras, and save the model as .keras",
     ".index": "a TensorFlow checkpoint: load it in Keras, and save the model as .keras",
     ".data-00000-of-00001": "a TensorFlow checkpoint: load it in Keras, and save it as .keras",
-    ".tflite": "a TFLite model: convert the weights that it was made from",
 }
 
 
 def container(path: pathlib.Path) -> str:
-    """Returns the container of a weight file: "torch", "safetensors", "keras" or "tfjs".
+    """Returns the container of a weight file, a key of readers' table, such as "torch".
 
     Raises:
       UserError: it is none of them; the message names the kind that it seems to be.
@@ -67,6 +69,10 @@ def container(path: pathlib.Path) -> str:
         return "keras"
     if _TORCH_LEGACY in head[:32]:
         return "torch"
+    if head[4:8] == b"TFL3":
+        return "tflite"
+    if _begins_graph(head) or archive.is_tar(path):
+        return "frozen graph"
     length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and length < 100_000_000:
         return "safetensors"
@@ -81,16 +87,25 @@ def _has_topology(path: pathlib.Path) -> bool:
         return b'"modelTopology"' in file.read(4 << 20)
 
 
+def _begins_graph(head: bytes) -> bool:
+    """Returns whether a file begins with a node of a GraphDef, which has no magic number.
+
+    That is a message (0a, its length), and first in it a name (0a, its length, the name), then an
+    operator (12, its length, the operator).
+    """
+    node = re.match(rb"\n[\x80-\xff]{0,4}[\x00-\x7f]\n([\x01-\x7f])", head)
+    if not node:
+        return False
+    operator = head[node.end() + node[1][0] :]
+    return re.match(rb"\x12[\x01-\x7f]\w", operator) is not None
+
+
 def _other_kind(path: pathlib.Path, head: bytes) -> str:
     """Returns a clause on the kind of a file that cannot be read, such as "is a text file"."""
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for mark, kind in _OTHERS:
         if start.startswith(mark):
             return f"is {kind}"
-    if head[257:262] == b"ustar":
-        return "is a tar archive: unpack it first"
-    if head[4:8] == b"TFL3":
-        return f"is {_SUFFIXES['.tflite']}"
     for suffix, kind in _SUFFIXES.items():
         if path.name.endswith(suffix):
             return f"is {kind}"

@@ -1,0 +1,240 @@
+"""TensorFlow's frozen graphs, read without TensorFlow: a GraphDef whose constants are the weights.
+
+The graph is a file of its own (.pb), or the one with "frozen" in its name in an archive (.tgz), as
+TF-slim, TensorFlow's detection models and its DeepLab are published. BatchNorm has to be separate:
+a graph that folded it into the convolutions, or simulates 8-bit numbers, is refused.
+
+The numbers of the fields are those of tensorflow/core/framework: graph.proto, node_def.proto,
+attr_value.proto and tensor.proto.
+"""
+
+import functools
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from mbv2_jax.errors import UserError, listed
+
+from . import archive, strides, wire_format
+from .contents import Contents, damage_named, no_averages
+
+# The last parts of the names of weights, of TF-slim and of Keras. Other constants are shapes,
+# paddings, anchors, ...
+_WEIGHTS = re.compile(
+    r"(.+/)?(weights|depthwise_weights|biases|kernel|depthwise_kernel|bias"
+    r"|gamma|beta|moving_mean|moving_variance)"
+)
+_DEPTHWISE = ("depthwise_weights", "depthwise_kernel")
+
+_FLOATS = {1: np.dtype("<f4"), 2: np.dtype("<f8"), 14: ml_dtypes.bfloat16, 19: np.dtype("<f2")}
+
+_NODES = 100_000  # a published detection graph has 5,000
+# Weights hardly repeat: one number that stands for more than this many bytes, and for this many
+# times the file, was written to fill the memory.
+_PLAIN = 64 << 20
+_RATIO = 4
+
+
+class _Node:
+    """A node of a graph: an operator, or a constant."""
+
+    def __init__(self, message: memoryview):
+        self._message = message
+        self.name = bytes(wire_format.view(message, 1)).decode()
+        self.op = bytes(wire_format.view(message, 2)).decode()
+
+    @functools.cached_property
+    def inputs(self) -> list[str]:
+        """The names of the nodes that it reads, without the numbers of their outputs."""
+        names = (bytes(name).decode() for name in wire_format.views(self._message, 3))
+        return [name.partition(":")[0] for name in names]
+
+    @functools.cached_property
+    def attributes(self) -> dict[str, memoryview]:
+        """The attributes by name, as messages."""
+        entries = wire_format.views(self._message, 5)
+        return {
+            bytes(wire_format.view(entry, 1)).decode(): wire_format.view(entry, 2)
+            for entry in entries
+        }
+
+    def message(self, attribute: str, number: int) -> memoryview:
+        """Returns a message in an attribute; an empty one where it is not there."""
+        return wire_format.view(self.attributes.get(attribute, memoryview(b"")), number)
+
+    def integers(self, attribute: str) -> list[int]:
+        """Returns an attribute that is a list of integers; [] where it is not there."""
+        return wire_format.integers(self.message(attribute, 1), 3)
+
+
+def read(path: pathlib.Path, ema: bool | None) -> Contents:
+    """Reads the weights in a frozen graph, and the image size and strides that it shows.
+
+    Args:
+      path: a GraphDef, or a tar archive (compressed or not) that holds one.
+      ema: True is refused: a graph holds one set of weights.
+
+    Raises:
+      UserError: the file is damaged, holds no weights, simulates 8-bit numbers, or has BatchNorm
+        folded into its convolutions.
+    """
+    if ema:
+        raise no_averages(path)
+    member, content = _content(path)
+    with damage_named(path):
+        nodes = {node.name: node for node in _nodes(path, memoryview(content))}
+        tensors = dict(_tensors(path, nodes, len(content)))
+        _check(path, nodes, tensors)
+        stated = _image_size(nodes) | _strides(path, nodes)
+    return Contents(tensors, member, stated=stated)
+
+
+def _content(path: pathlib.Path) -> tuple[str, bytes]:
+    """Returns the graph, and its name in an archive; "" for a file of its own."""
+    if not archive.is_tar(path):
+        return "", path.read_bytes()
+    wanted = re.compile(r"[^/]*frozen[^/]*\.pb")
+    found = archive.read_tar(path, lambda name: bool(wanted.fullmatch(name.rpartition("/")[2])))
+    if len(found) != 1:
+        raise UserError(
+            f"{path} is an archive with {len(found) or 'no'} frozen graphs "
+            f"({listed(found, 3, ', ') or 'such as frozen_inference_graph.pb'}): unpack it, and "
+            "give the file of weights in it"
+        )
+    return next(iter(found.items()))
+
+
+def _nodes(path: pathlib.Path, graph: memoryview) -> Iterator[_Node]:
+    for count, message in enumerate(wire_format.views(graph, 1)):
+        if count == _NODES:
+            raise UserError(f"{path} was refused: its graph has more than {_NODES:,} nodes")
+        yield _Node(message)
+
+
+def _tensors(
+    path: pathlib.Path, nodes: Mapping[str, _Node], size: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the weights by name; of a file of `size` bytes."""
+    left = _PLAIN + _RATIO * size
+    for node in nodes.values():
+        if node.op != "Const" or not _WEIGHTS.fullmatch(node.name):
+            continue
+        message = node.message("value", 8)
+        if _type(message) not in _FLOATS:
+            continue
+        array = _array(message)
+        left -= 4 * array.size
+        if left < 0:
+            raise UserError(f"{path} was refused: {node.name} has {array.size:,} numbers")
+        yield node.name, array
+
+
+def _type(message: memoryview) -> int:
+    """Returns the number of a tensor's type."""
+    return next(iter(wire_format.integers(message, 1)), 0)
+
+
+def _array(message: memoryview) -> np.ndarray:
+    """Returns a tensor of floats; a view, also where one number stands for all of them."""
+    dtype = np.dtype(_FLOATS[_type(message)])
+    shape = _shape(wire_format.view(message, 2))
+    content = wire_format.view(message, 4)
+    if content:
+        return np.frombuffer(content, dtype).reshape(shape)
+    if dtype.itemsize == 2:  # half_val: the bits of a number in an integer
+        bits = np.array(wire_format.integers(message, 13), np.uint16)
+        values = bits.view(dtype)
+    else:
+        number = 5 if dtype.itemsize == 4 else 6
+        views = [np.frombuffer(view, dtype) for view in wire_format.views(message, number)]
+        values = np.concatenate(views) if views else np.zeros(0, dtype)
+    if len(values) == 1:  # it stands for all of them
+        return np.broadcast_to(values, shape)
+    return values.reshape(shape)
+
+
+def _shape(message: memoryview) -> tuple[int, ...]:
+    """Returns the sizes in a TensorShapeProto; -1 for an unknown one."""
+    sizes = (wire_format.integers(dimension, 1) for dimension in wire_format.views(message, 2))
+    return tuple(size[0] if size else 0 for size in sizes)
+
+
+def _check(
+    path: pathlib.Path, nodes: Mapping[str, _Node], tensors: Mapping[str, np.ndarray]
+) -> None:
+    """Raises UserError for a graph whose constants are not the weights of a float network."""
+    ops = {node.op for node in nodes.values()}
+    quantized = sorted(op for op in ops if op.startswith(("FakeQuant", "Quantize")))
+    if quantized:
+        raise UserError(
+            f"{path} simulates 8-bit numbers ({quantized[0]}), which no network here does: convert "
+            "the graph of the float network, or the .tflite file made from this one"
+        )
+    if not tensors:
+        variables = ops & {"Variable", "VariableV2", "VarHandleOp"}
+        found = "a graph whose weights are in a checkpoint" if variables else "no frozen graph"
+        raise UserError(f"{path} holds {found}: give the frozen graph, whose constants are weights")
+    last = {name.rpartition("/")[2] for name in tensors}
+    if last.intersection(_DEPTHWISE) and "moving_variance" not in last:
+        raise UserError(
+            f"{path} has its BatchNorm folded into the convolutions, in a way that its names do "
+            "not tell: convert the graph before that, or a .tflite file of it"
+        )
+
+
+def _image_size(nodes: Mapping[str, _Node]) -> dict[str, Any]:
+    """Returns the side of the images, if the graph takes squares of one size."""
+    inputs = [node for node in nodes.values() if node.op == "Placeholder"]
+    shapes = [_shape(node.message("shape", 7)) for node in inputs]
+    sides = {shape[1] for shape in shapes if len(shape) == 4 and shape[1] == shape[2] > 0}
+    return {"data.image_size": sides.pop()} if len(sides) == 1 else {}
+
+
+def _strides(path: pathlib.Path, nodes: Mapping[str, _Node]) -> dict[str, Any]:
+    """Returns the fields of the strides and dilations of TF-slim's network; {} of another one.
+
+    Raises:
+      UserError: no network here has them.
+    """
+    stems, blocks = [], {}
+    for node in nodes.values():
+        if node.op == "Conv2D" and re.fullmatch(r"(.+/)?MobilenetV2/Conv/Conv2D", node.name):
+            stems.append(node)
+        if node.op == "DepthwiseConv2dNative":
+            block = re.fullmatch(r".*MobilenetV2/expanded_conv(?:_(\d+))?/.+", node.name)
+            if block:
+                blocks[int(block[1] or 0)] = node
+    if len(stems) != 1 or not blocks:
+        return {}
+    steps = [
+        strides.Step(_along_height(blocks[index], "strides"), _dilation(blocks[index], nodes))
+        for index in sorted(blocks)
+    ]
+    found = strides.fields(_along_height(stems[0], "strides"), steps)
+    if found is None:
+        raise UserError(
+            f"{path} has strides and dilations that no network here has: "
+            + ", ".join(f"{step.stride} and {step.dilation}" for step in steps)
+        )
+    return found
+
+
+def _along_height(node: _Node, attribute: str) -> int:
+    """Returns a stride or dilation; 1 where the node has none."""
+    numbers = node.integers(attribute)
+    return numbers[1] if len(numbers) == 4 else 1
+
+
+def _dilation(node: _Node, nodes: Mapping[str, _Node]) -> int:
+    """Returns a convolution's dilation, its own or that of a SpaceToBatchND around it."""
+    before = nodes.get(node.inputs[0]) if node.inputs else None
+    if before is None or before.op != "SpaceToBatchND":
+        return _along_height(node, "dilations")
+    block = nodes[before.inputs[1]].message("value", 8)
+    content = wire_format.view(block, 4)
+    sizes = np.frombuffer(content, "<i4") if content else wire_format.integers(block, 7)
+    return int(sizes[0])

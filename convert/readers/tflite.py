@@ -1,0 +1,336 @@
+"""TFLite's files (.tflite), read without TensorFlow: operators in order -> {"LAYER/ARRAY": array}.
+
+The names in such files are those of the program that wrote them. What tells the layers is the
+network's structure: from the input, the trunk is followed from one convolution to the next, and
+each has to be the one of MobileNetV2 that comes next. BatchNorm is folded into the convolutions;
+its arrays are made up, so that it changes nothing.
+"""
+
+import pathlib
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mbv2_jax.errors import listed
+
+from ..layouts import LAYOUTS
+from . import archive, strides
+from .contents import Contents, Dense, damage_named, no_averages
+from .tflite_graph import Graph, Operator
+from .tflite_walk import QUANTIZING, Unit, Walk, pools_globally
+
+_LAYOUT = LAYOUTS["tflite"]
+_AFFINE = ("MUL", "ADD", "SUB", "DIV")
+_CASTS = (*QUANTIZING, "CAST", "TRANSPOSE")
+_FLATTENING = (*QUANTIZING, "RESHAPE", "SQUEEZE")
+
+
+class _Entrance(NamedTuple):
+    """What a graph does before its first convolution.
+
+    Attributes:
+      tensor: the number of the convolution's input.
+      operators: those before it.
+      stated, guesses: as in `Contents`.
+    """
+
+    tensor: int
+    operators: list[Operator]
+    stated: dict[str, Any]
+    guesses: tuple[str, ...]
+
+
+class _Trunk(NamedTuple):
+    """The backbone in a graph.
+
+    Attributes:
+      units: the convolutions by our names of the layers.
+      operators: all of the backbone's.
+      output: the number of the last tensor.
+    """
+
+    units: dict[str, Unit]
+    operators: list[Operator]
+    output: int
+
+
+def read(path: pathlib.Path, ema: bool | None) -> Contents:
+    """Reads the weights in a .tflite file, and the facts that its graph and its labels tell.
+
+    Weights of 16 and of 8 bits become float32.
+
+    Args:
+      path: the file.
+      ema: True is refused: such a file holds one set of weights.
+
+    Raises:
+      UserError: the file is damaged, or its graph does not begin with MobileNetV2's layers.
+    """
+    if ema:
+        raise no_averages(path)
+    with damage_named(path):
+        walk = Walk(Graph(path, path.read_bytes()))
+        entrance = _entrance(walk)
+        trunk = _trunk(walk, entrance.tensor)
+        tensors = _folded(trunk.units)
+        head, more, obstacles = _after(walk, trunk, entrance.operators)
+        stated = entrance.stated | _strides(walk, trunk.units) | _padding(walk, trunk.units)
+        return Contents(
+            tensors | more,
+            class_names=_labels(path),
+            guesses=entrance.guesses,
+            stated=stated,
+            head=head,
+            obstacles=obstacles,
+            folded=True,
+        )
+
+
+def _entrance(walk: Walk) -> _Entrance:
+    """Follows the input to the first convolution, and returns the normalisation on the way."""
+    graph = walk.graph
+    if len(graph.inputs) != 1:
+        raise walk.refusal(f"it takes {len(graph.inputs)} inputs, and not images alone")
+    (tensor,) = graph.inputs
+    limits = graph.tensors[tensor].range
+    factor, shift = np.ones(3), np.zeros(3)  # the network sees factor * input + shift
+    operators: list[Operator] = []
+    while following := walk.follow(tensor, (*_CASTS, *_AFFINE)):
+        (operator,) = following
+        if operator.kind in _AFFINE:
+            factor, shift = _applied(walk, operator, tensor, factor, shift)
+        operators.append(operator)
+        tensor = operator.outputs[0]
+    stated, guesses = _normalization(factor, shift)
+    if limits and not stated and max(abs(limits[0] + 1), abs(limits[1] - 1)) > 0.1:
+        low, high = limits
+        guesses = (f"the 8-bit input stands for numbers from {low:.2f} to {high:.2f}",)
+    shape = graph.tensors[tensor].shape
+    if len(shape) == 4 and shape[1] == shape[2] > 1:
+        stated["data.image_size"] = shape[1]
+    return _Entrance(tensor, operators, stated, guesses)
+
+
+def _applied(
+    walk: Walk, operator: Operator, tensor: int, factor: np.ndarray, shift: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns factor and shift after an operator of arithmetic on the images."""
+    swapped = operator.inputs[0] != tensor
+    constant = walk.graph.constant(operator.inputs[0 if swapped else 1])
+    if constant is None or constant.size not in (1, 3):
+        raise walk.refusal(f"{walk.name(operator)} is not a normalisation of the images")
+    if (swapped and operator.kind in ("SUB", "DIV")) or walk.activation(operator) != "linear":
+        raise walk.refusal(f"{walk.name(operator)} is not a normalisation of the images")
+    value = np.broadcast_to(constant.ravel().astype(float), 3)
+    if operator.kind == "ADD":
+        return factor, shift + value
+    if operator.kind == "SUB":
+        return factor, shift - value
+    scale = value if operator.kind == "MUL" else 1 / value
+    return factor * scale, shift * scale
+
+
+def _normalization(factor: np.ndarray, shift: np.ndarray) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Returns the mean and the standard deviation, and the assumption about their unit."""
+    if (factor == 1).all() and (shift == 0).all():
+        return {}, ()
+    mean, std = -shift / factor, 1 / factor
+    guesses: tuple[str, ...] = ()
+    if (std < 2).all():  # of pixels, it would make numbers of more than 100
+        mean, std = 255 * mean, 255 * std
+        guesses = ("the graph normalises pixels from 0 to 1; here they are from 0 to 255",)
+    # Rounded, because the file holds factors of 24 bits.
+    stated = {
+        "data.mean": tuple(round(float(value), 4) for value in mean),
+        "data.std": tuple(round(float(value), 4) for value in std),
+    }
+    return stated, guesses
+
+
+def _trunk(walk: Walk, tensor: int) -> _Trunk:
+    """Follows the network's layers from the first convolution on."""
+    units: dict[str, Unit] = {}
+    operators: list[Operator] = []
+    channels, block = 3, ""
+    for layer, _ in _LAYOUT.layers():
+        if layer == "last":
+            break
+        if layer.rpartition("/")[0] != block:
+            block, block_input, block_channels = layer.rpartition("/")[0], tensor, channels
+        unit = units[layer] = _expected(walk, tensor, layer, channels)
+        operators += unit.operators
+        tensor, channels = unit.output, len(unit.bias)
+        if layer.endswith("/project"):
+            residual = units[f"{block}/depthwise"].step.stride == 1 and channels == block_channels
+            addition = [
+                op for op in walk.readers(tensor) if set(op.inputs) == {tensor, block_input}
+            ]
+            if residual != (len(addition) == 1 and addition[0].kind == "ADD"):
+                raise walk.refusal(
+                    f"the input of {block} is {'not ' if residual else ''}added to its output"
+                )
+            for operator in addition:
+                operators.append(operator)
+                (tensor,) = operator.outputs
+    last = walk.unit(tensor, ("CONV_2D",))
+    if last and last.kernel.shape[1:] == (1, 1, channels) and last.is_relu6:
+        units["last"] = last
+        operators += last.operators
+        tensor = last.output
+    return _Trunk(units, operators, tensor)
+
+
+def _expected(walk: Walk, tensor: int, layer: str, channels: int) -> Unit:
+    """Returns the convolution after a tensor, which has to be the one of a layer.
+
+    Args:
+      walk: the graph.
+      tensor: the number of the layer's input.
+      layer: our name, such as "layer2_0/expand".
+      channels: of the input.
+    """
+    depthwise, linear = layer.endswith("/depthwise"), layer.endswith("/project")
+    unit = walk.unit(tensor, ("DEPTHWISE_CONV_2D" if depthwise else "CONV_2D",))
+    if unit is None:
+        found = walk.follow(tensor, None)
+        follows = walk.name(found[0]) if found else "nothing"
+        raise walk.refusal(f"where {layer} should be, there is {follows}")
+    shape, side = unit.kernel.shape, 3 if depthwise or layer == "stem" else 1
+    if shape != ((1, 3, 3, channels) if depthwise else (shape[0], side, side, channels)):
+        raise walk.refusal(
+            f"{layer} should be a {side}x{side} convolution of {channels} channels, and its "
+            f"kernel is {shape}"
+        )
+    if not (unit.activation == "linear" if linear else unit.is_relu6):
+        wanted = "none" if linear else "relu6"
+        raise walk.refusal(f"the activation after {layer} is {unit.activation}, not {wanted}")
+    return unit
+
+
+def _folded(units: Mapping[str, Unit]) -> dict[str, np.ndarray]:
+    """Returns the arrays of convolutions by the layout's names, with those of BatchNorm."""
+    tensors: dict[str, np.ndarray] = {}
+    for layer, names in _LAYOUT.layers():
+        if layer not in units:
+            continue
+        kernel, bias = units[layer].kernel, units[layer].bias
+        conv, norm = names
+        tensors |= {
+            f"{conv}/kernel": kernel,
+            f"{norm}/scale": np.ones_like(bias),
+            f"{norm}/bias": bias,
+            f"{norm}/mean": np.zeros_like(bias),
+            # With epsilon it is 1, in float32 exactly.
+            f"{norm}/var": np.full_like(bias, 1 - _LAYOUT.backbone.bn_epsilon),
+        }
+    return tensors
+
+
+def _strides(walk: Walk, units: Mapping[str, Unit]) -> dict[str, Any]:
+    """Returns the fields of the strides and dilations."""
+    steps = [unit.step for layer, unit in units.items() if layer.endswith("/depthwise")]
+    others = [unit for layer, unit in units.items() if not layer.endswith("/depthwise")]
+    found = strides.fields(others[0].step.stride, steps)
+    if found is None or any(unit.step != (1, 1) for unit in others[1:]):
+        raise walk.refusal(
+            "no network here has its strides and dilations: "
+            + ", ".join(f"{step.stride} and {step.dilation}" for step in steps)
+        )
+    return found
+
+
+def _padding(walk: Walk, units: Mapping[str, Unit]) -> dict[str, Any]:
+    """Returns the padding, where the convolutions tell it."""
+    found = {unit.padding: layer for layer, unit in units.items() if unit.padding}
+    if len(found) > 1 or not found.keys() <= {"same", "torch"}:
+        places = ", ".join(f"{padding} at {layer}" for padding, layer in found.items())
+        raise walk.refusal(f"no network here pads as it does: {places}")
+    return {"model.padding": next(iter(found))} if found else {}
+
+
+def _after(
+    walk: Walk, trunk: _Trunk, before: Sequence[Operator]
+) -> tuple[tuple[Dense, ...] | None, dict[str, np.ndarray], tuple[str, ...]]:
+    """Returns what follows the backbone, as in `Contents`: head, its arrays, and obstacles.
+
+    If anything but a chain of dense layers follows, head is None and the arrays have the names of
+    their tensors.
+    """
+    chain, operators = _chain(walk, trunk.output)
+    known = {operator.place for operator in (*before, *trunk.operators)}
+    rest = [op for op in _working(walk) if op.place not in known]
+    if {op.place for op in rest} <= {op.place for op in operators}:
+        arrays: dict[str, np.ndarray] = {}
+        for dense, unit in chain.items():
+            kernel = unit.kernel.reshape(len(unit.kernel), -1)
+            arrays |= {f"{dense.name}/kernel": kernel, f"{dense.name}/bias": unit.bias}
+        return tuple(chain), arrays, ()
+    kinds = listed(dict.fromkeys(operator.kind for operator in rest), 8, ", ")
+    return None, dict(_constants(walk, rest)), (f"a head of the operators {kinds}",)
+
+
+def _chain(walk: Walk, tensor: int) -> tuple[dict[Dense, Unit], list[Operator]]:
+    """Returns the dense layers after the global pooling, and all the operators up to them."""
+    operators = walk.follow(tensor, ("MEAN", "AVERAGE_POOL_2D"), QUANTIZING)
+    if not operators or not pools_globally(walk.graph, operators[-1]):
+        return {}, []
+    units: list[Unit] = []
+    activations: list[str] = []
+    (tensor,) = operators[-1].outputs
+    while unit := walk.unit(tensor, ("FULLY_CONNECTED", "CONV_2D"), _FLATTENING):
+        if unit.kernel.size != unit.kernel.shape[0] * unit.kernel.shape[-1]:
+            break  # not a 1x1 convolution
+        operators += unit.operators
+        units.append(unit)
+        activations.append(unit.activation)
+        tensor = unit.output
+    while following := walk.follow(tensor, (*_FLATTENING, "SOFTMAX", "LOGISTIC")):
+        operators += following
+        if following[-1].kind not in _FLATTENING and activations:
+            activations[-1] = {"SOFTMAX": "softmax", "LOGISTIC": "sigmoid"}[following[-1].kind]
+        (tensor,) = following[-1].outputs
+    names = [*(f"hidden{index}" for index in range(1, len(units))), "classifier"]
+    layers = map(Dense, names, activations)
+    return dict(zip(layers, units, strict=True)), operators
+
+
+def _working(walk: Walk) -> Iterator[Operator]:
+    """Yields the operators that compute with images, and not with constants or shapes alone."""
+    graph = walk.graph
+    results: set[int] = set(graph.inputs)
+    for operator in graph.operators:
+        if results.isdisjoint(operator.inputs):
+            continue
+        results.update(operator.outputs)
+        types = {graph.tensors[out].dtype for out in operator.outputs}
+        if not types <= {np.int32, np.int64}:
+            yield operator
+
+
+def _constants(walk: Walk, operators: Sequence[Operator]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the weights of operators by the names of their tensors."""
+    seen: set[str] = set()
+    for operator in operators:
+        for index in operator.inputs:
+            array = walk.graph.constant(index)
+            if array is None or np.issubdtype(array.dtype, np.integer):
+                continue
+            name = walk.graph.tensors[index].name or f"tensor {index}"
+            if name in seen:
+                name = f"{name} (tensor {index})"
+            seen.add(name)
+            yield name, array
+
+
+def _labels(path: pathlib.Path) -> tuple[str, ...]:
+    """Returns the class names in the zip archive that may be appended to the file."""
+    if not zipfile.is_zipfile(path):
+        return ()
+    with archive.open_archive(path) as found:
+        texts = [name for name in found.names if name.endswith(".txt")]
+        if len(texts) != 1:
+            return ()
+        lines = found.read(texts[0]).decode("utf-8").splitlines()
+    return tuple(line.strip() for line in lines if line.strip())
