@@ -151,35 +151,38 @@ def _normalization(factor: np.ndarray, shift: np.ndarray) -> tuple[dict[str, Any
 
 def _trunk(walk: Walk, tensor: int) -> _Trunk:
     """Follows the network's layers from the first convolution on."""
-    units: dict[str, Unit] = {}
-    operators: list[Operator] = []
-    channels, block = 3, ""
-    for layer, _ in _LAYOUT.layers():
-        if layer == "last":
-            break
-        if layer.rpartition("/")[0] != block:
-            block, block_input, block_channels = layer.rpartition("/")[0], tensor, channels
-        unit = units[layer] = _expected(walk, tensor, layer, channels)
-        operators += unit.operators
-        tensor, channels = unit.output, len(unit.bias)
-        if layer.endswith("/project"):
-            residual = units[f"{block}/depthwise"].step.stride == 1 and channels == block_channels
-            addition = [
-                op for op in walk.readers(tensor) if set(op.inputs) == {tensor, block_input}
-            ]
-            if residual != (len(addition) == 1 and addition[0].kind == "ADD"):
-                raise walk.refusal(
-                    f"the input of {block} is {'not ' if residual else ''}added to its output"
-                )
-            for operator in addition:
-                operators.append(operator)
-                (tensor,) = operator.outputs
+    # Imported here, since it imports jax, which takes seconds.
+    from mbv2_jax.models.mobilenet_v2 import blocks
+
+    units = {"stem": _expected(walk, tensor, "stem", 3)}
+    additions: list[Operator] = []
+    tensor = units["stem"].output
+    for block in blocks(_LAYOUT.backbone):
+        before, inputs = tensor, units[next(reversed(units))].channels
+        for part in ("expand", "depthwise", "project")[block.expansion == 1 :]:
+            layer = f"{block.name}/{part}"
+            channels = units[next(reversed(units))].channels
+            units[layer] = _expected(walk, tensor, layer, channels)
+            tensor = units[layer].output
+        same = units[layer].channels == inputs
+        if same and units[f"{block.name}/depthwise"].step.stride == 1:
+            additions.append(_addition(walk, block.name, before, tensor))
+            (tensor,) = additions[-1].outputs
     last = walk.unit(tensor, ("CONV_2D",))
-    if last and last.kernel.shape[1:] == (1, 1, channels) and last.is_relu6:
+    if last and last.kernel.shape[1:] == (1, 1, units[layer].channels) and last.is_relu6:
         units["last"] = last
-        operators += last.operators
         tensor = last.output
-    return _Trunk(units, operators, tensor)
+    convolutions = [operator for unit in units.values() for operator in unit.operators]
+    return _Trunk(units, [*convolutions, *additions], tensor)
+
+
+def _addition(walk: Walk, block: str, before: int, after: int) -> Operator:
+    """Returns the operator that adds the input of a block to its output."""
+    for operator in walk.readers(after):
+        if operator.kind == "ADD" and set(operator.inputs) == {before, after}:
+            if walk.activation(operator) == "linear":
+                return operator
+    raise walk.refusal(f"the input of {block} is not added to its output")
 
 
 def _expected(walk: Walk, tensor: int, layer: str, channels: int) -> Unit:
@@ -212,18 +215,14 @@ def _expected(walk: Walk, tensor: int, layer: str, channels: int) -> Unit:
 def _folded(units: Mapping[str, Unit]) -> dict[str, np.ndarray]:
     """Returns the arrays of convolutions by the layout's names, with those of BatchNorm."""
     tensors: dict[str, np.ndarray] = {}
-    for layer, names in _LAYOUT.layers():
-        if layer not in units:
-            continue
-        kernel, bias = units[layer].kernel, units[layer].bias
-        conv, norm = names
+    for layer, unit in units.items():
         tensors |= {
-            f"{conv}/kernel": kernel,
-            f"{norm}/scale": np.ones_like(bias),
-            f"{norm}/bias": bias,
-            f"{norm}/mean": np.zeros_like(bias),
+            f"{layer}/kernel": unit.kernel,
+            f"{layer}/norm/scale": np.ones_like(unit.bias),
+            f"{layer}/norm/bias": unit.bias,
+            f"{layer}/norm/mean": np.zeros_like(unit.bias),
             # With epsilon it is 1, in float32 exactly.
-            f"{norm}/var": np.full_like(bias, 1 - _LAYOUT.backbone.bn_epsilon),
+            f"{layer}/norm/var": np.full_like(unit.bias, 1 - _LAYOUT.backbone.bn_epsilon),
         }
     return tensors
 

@@ -61,6 +61,11 @@ class Unit(NamedTuple):
     operators: tuple[Operator, ...]
 
     @property
+    def channels(self) -> int:
+        """The number of the results' channels."""
+        return self.bias.size
+
+    @property
     def is_relu6(self) -> bool:
         """Whether the activation is ReLU6, or equals it in 8 bits."""
         clamped = self.clamped and self.activation in ("linear", "relu")
