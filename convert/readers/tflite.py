@@ -179,9 +179,9 @@ def _trunk(walk: Walk, tensor: int) -> _Trunk:
 def _addition(walk: Walk, block: str, before: int, after: int) -> Operator:
     """Returns the operator that adds the input of a block to its output."""
     for operator in walk.readers(after):
-        if operator.kind == "ADD" and set(operator.inputs) == {before, after}:
-            if walk.activation(operator) == "linear":
-                return operator
+        adds = operator.kind == "ADD" and set(operator.inputs) == {before, after}
+        if adds and walk.activation(operator) == "linear":
+            return operator
     raise walk.refusal(f"the input of {block} is not added to its output")
 
 
