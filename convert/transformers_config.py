@@ -1,15 +1,18 @@
-"""Hugging Face transformers' config and image processor, in JSON files beside the weights."""
+"""Hugging Face transformers' config and image processor beside the weights: read, and written."""
 
-import json
 import pathlib
 from typing import Any
 
 from mbv2_jax.errors import UserError
+from mbv2_jax.model_dir import SavedModel
 
+from . import beside
+from . import crop as crop_lib
+from .crop import Crop
 from .layouts import LAYOUTS
 
 _USUAL = LAYOUTS["transformers"]
-_INTERPOLATIONS = {2: "", 3: ", interpolation='bicubic'"}  # Pillow's numbers
+_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 def read(weights: pathlib.Path) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -25,7 +28,7 @@ def read(weights: pathlib.Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     Raises:
       UserError: the files cannot be read, or describe another network.
     """
-    config = _json(weights.with_name("config.json"))
+    config = beside.read(weights, "config.json")
     if config is None:
         return {}, ()
     for key, ours in (("output_stride", 32), ("hidden_act", "relu6")):
@@ -39,12 +42,12 @@ def read(weights: pathlib.Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         "model.padding": "same" if config.get("tf_padding", True) else "torch",
         "model.bn_epsilon": config.get("layer_norm_eps", _USUAL.backbone.bn_epsilon),
         "data.image_size": size,
-        "data.eval_transforms": f"resize_edge({size + 32})|center_crop(size)",
+        "data.eval_transforms": Crop(size + 32).transforms(),
     }
     dropout = config.get("classifier_dropout_prob", 0.8)
     if dropout != 0.8:  # the default, which means 0.2: see layouts/mobilenet_v2.py
         fields["model.dropout"] = dropout
-    processor = _json(weights.with_name("preprocessor_config.json"))
+    processor = beside.read(weights, "preprocessor_config.json")
     if processor is not None:
         fields |= _processor(weights, processor, size)
     return fields, _names(weights, config.get("id2label") or {})
@@ -74,12 +77,14 @@ def _processor(weights: pathlib.Path, processor: dict[str, Any], size: int) -> d
             "file away, and give the right values with --set"
         )
     wanted = processor.get("size", size + 32)
-    exact = isinstance(wanted, dict) and "height" in wanted
-    resize = "resize" if exact else "resize_edge"
-    edge, interpolation = _side(weights, wanted), _INTERPOLATIONS[processor.get("resample", 2)]
+    crop = Crop(
+        _side(weights, wanted),
+        _INTERPOLATIONS[processor.get("resample", 2)],
+        both=isinstance(wanted, dict) and "height" in wanted,
+    )
     fields: dict[str, Any] = {
         "data.image_size": _side(weights, processor.get("crop_size", size)),
-        "data.eval_transforms": f"{resize}({edge}{interpolation})|center_crop(size)",
+        "data.eval_transforms": crop.transforms(),
     }
     factor = processor.get("rescale_factor", 1 / 255)
     for key, field in (("image_mean", "data.mean"), ("image_std", "data.std")):
@@ -93,20 +98,66 @@ def _processor(weights: pathlib.Path, processor: dict[str, Any], size: int) -> d
 
 def _side(weights: pathlib.Path, size: Any) -> int:
     """Returns the side of a square given as 224, [224, 224], {"height": 224, "width": 224} ..."""
-    sides = size.values() if isinstance(size, dict) else size if isinstance(size, list) else [size]
+    known = isinstance(size, dict) and set(size) in ({"height", "width"}, {"shortest_edge"})
+    sides = size.values() if known else size if isinstance(size, list) else [size]
     if not all(isinstance(side, int) for side in sides) or len(set(sides)) != 1:
         raise UserError(f"beside {weights}: the size {size} is not a square")
     return next(iter(sides))
 
 
-def _json(path: pathlib.Path) -> dict[str, Any] | None:
-    """Reads a JSON object; None where there is no file."""
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object")
-    return value
+def write(saved: SavedModel) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the files with which transformers opens a model by itself.
+
+    Returns:
+      config.json and preprocessor_config.json.
+
+    Raises:
+      UserError: the model's evaluation is not a resize and a central crop.
+    """
+    backbone = saved.spec.backbone
+    kind = "MobileNetV2Model" if saved.features_only else "MobileNetV2ForImageClassification"
+    names = {
+        "id2label": {str(i): name for i, name in enumerate(saved.classes)},
+        "label2id": {name: i for i, name in enumerate(saved.classes)},
+    }
+    config = {
+        "architectures": [kind],
+        "model_type": "mobilenet_v2",
+        "classifier_dropout_prob": saved.spec.mode.dropout,
+        "depth_divisible_by": 8,
+        "depth_multiplier": backbone.width,
+        "expand_ratio": 6.0,
+        "finegrained_output": True,
+        "first_layer_is_expansion": True,
+        "hidden_act": "relu6",
+        "image_size": saved.spec.preprocessing.image_size,
+        "layer_norm_eps": backbone.bn_epsilon,
+        "min_depth": 8,
+        "num_channels": 3,
+        "output_stride": 32,
+        "tf_padding": backbone.padding == "same",
+        "torch_dtype": "float32",
+        **(names if saved.classes else {}),
+    }
+    return config, _processor_config(saved)
+
+
+def _processor_config(saved: SavedModel) -> dict[str, Any]:
+    """Returns the preprocessor_config.json of a model."""
+    images = saved.spec.preprocessing
+    crop = crop_lib.parse(images)
+    numbers = {name: number for number, name in _INTERPOLATIONS.items()}
+    sides = {"height": crop.edge, "width": crop.edge}
+    return {
+        "image_processor_type": "MobileNetV2ImageProcessor",
+        "do_resize": True,
+        "size": sides if crop.both else {"shortest_edge": crop.edge},
+        "resample": numbers[crop.interpolation],
+        "do_center_crop": True,
+        "crop_size": {"height": images.image_size, "width": images.image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [round(value / 255, 12) for value in images.mean],
+        "image_std": [round(value / 255, 12) for value in images.std],
+    }
