@@ -1,9 +1,10 @@
-"""The export of a model to a weight file of another framework."""
+"""The export of a model to another framework: a weight file, or a folder that opens by itself."""
 
 import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,28 +14,41 @@ from mbv2_jax.errors import UserError, first_line
 from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.storage import atomic
 
-from . import classifier, torch_file
+from . import classifier, hub_folder, torch_file
 from .layouts import LAYOUTS, TARGETS, TORCH, Layout
+
+_FILES = (".pth", ".pt", ".bin", ".safetensors")
+_OTHERS = (".ckpt", ".h5", ".keras", ".npz", ".onnx", ".tflite")  # of files that nobody here writes
 
 
 def check_output(to: str, output: pathlib.Path) -> None:
-    """Raises UserError unless `output` is the name of a file that `to` loads."""
-    suffixes = (".safetensors",) if to == "safetensors" else (".pth", ".pt", ".bin", ".safetensors")
+    """Raises UserError unless `output` is the name of a file or folder that `to` loads."""
+    if is_folder(to, output):
+        return
+    suffixes = (".safetensors",) if to == "safetensors" else _FILES
     if output.suffix not in suffixes:
-        raise UserError(f"--output={output}: for --to={to} give FILE{' or FILE'.join(suffixes)}")
+        or_folder = ", or a FOLDER" if to in hub_folder.TARGETS else ""
+        files = " or FILE".join(suffixes)
+        raise UserError(f"--output={output}: for --to={to} give FILE{files}{or_folder}")
+
+
+def is_folder(to: str, output: pathlib.Path) -> bool:
+    """Returns whether `output` is the name of a folder, and not of a file, that `to` opens."""
+    return to in hub_folder.TARGETS and output.suffix not in (*_FILES, *_OTHERS)
 
 
 def write(saved: SavedModel, to: str, output: pathlib.Path) -> dict[str, str]:
-    """Writes a file that `to` loads, and that gives the same logits there.
+    """Writes a file or a folder that `to` loads, and that gives the same logits there.
 
     Args:
       saved: the model.
       to: a key of TARGETS.
-      output: .pth (torch.save), or .safetensors, which also carries model.json; an existing file is
-        replaced.
+      output: .pth (torch.save), or .safetensors, which also carries model.json; for
+        hub_folder.TARGETS also a folder, with a .safetensors file and its config. What exists there
+        is replaced.
 
     Returns:
-      The facts about the file that a person should know, by name.
+      The facts about the output that a person should know, by name.
 
     Raises:
       UserError: the model is for another task or has conventions that `to` does not have, or the
@@ -46,9 +60,13 @@ def write(saved: SavedModel, to: str, output: pathlib.Path) -> dict[str, str]:
         raise UserError(
             f"{saved.path} is a model for {saved.spec.task}; --to={to} is for {layout.task}"
         )
+    folder = is_folder(to, output)
     if to != "safetensors":
-        _check_conventions(saved, to, layout)
+        _check_conventions(saved, to, layout, hub_folder.KEPT if folder else ())
     tensors = _tensors(saved, layout)
+    if folder:
+        hub_folder.write(output, saved, to, _to_safetensors(tensors, saved, to))
+        return _summary(saved, to, layout, output, len(tensors))
     output = pathlib.Path(os.path.realpath(output))  # the target of a link
     encode = _to_safetensors if output.suffix == ".safetensors" else _to_pytorch
     _write_file(output, encode(tensors, saved, to))
@@ -64,10 +82,10 @@ def _write_file(path: pathlib.Path, content: bytes) -> None:
         raise UserError(f"{path} cannot be written: {first_line(error)}") from None
 
 
-def _check_conventions(saved: SavedModel, to: str, layout: Layout) -> None:
+def _check_conventions(saved: SavedModel, to: str, layout: Layout, kept: Sequence[str]) -> None:
     """Raises UserError if the model's backbone would compute something else in `to`.
 
-    The other frameworks' files do not hold these fields.
+    The other frameworks' files do not hold the fields of a backbone, except those in `kept`.
     """
     width = saved.spec.backbone.width
     ours = spec_lib.named("model", saved.spec.backbone)
@@ -75,7 +93,7 @@ def _check_conventions(saved: SavedModel, to: str, layout: Layout) -> None:
     faults = [
         f"{name} is {value}, there it is {theirs[name]}"
         for name, value in ours.items()
-        if value != theirs[name]
+        if value != theirs[name] and name not in kept
     ]
     if saved.spec.head is not None and saved.spec.head.hidden:
         faults.append("its classifier there has no hidden layers")
@@ -134,13 +152,16 @@ def _summary(
         "give it": f"RGB images after {images.eval_transforms} with size={images.image_size}, "
         f"then (pixel - {images.mean}) / {images.std}",
     }
-    if saved.classes and output.suffix != ".safetensors" and to != "mmpretrain":
+    in_file = output.suffix == ".safetensors" or to == "mmpretrain" or is_folder(to, output)
+    if saved.classes and not in_file:
         lines["class names"] = f"not in this file; {saved.path} has them"
     return lines
 
 
 def _loading(saved: SavedModel, to: str, layout: Layout, output: pathlib.Path) -> str:
-    """Returns the Python code that loads the file."""
+    """Returns the Python code that loads the output."""
+    if is_folder(to, output):
+        return f"model = {hub_folder.loading(saved, to, output)}; model.eval()"
     if to == "safetensors":
         return f"mbv2_jax.init_model({str(output)!r})"
     if saved.features_only:
