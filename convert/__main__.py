@@ -28,6 +28,8 @@ from typing import Any
 from mbv2_jax import checkpoint_names, command_line, model_json
 from mbv2_jax.errors import UserError
 
+from . import hub_folder
+
 
 def main() -> None:
     """Parses the command line, then converts one way or the other."""
@@ -36,7 +38,8 @@ def main() -> None:
     # Bad arguments are refused before jax is imported (seconds) and anything is downloaded.
     if arguments.to:
         _refuse_import_flags(arguments)
-        _check_free(output, arguments.force, may_replace=_is_weights(output))
+        own = _is_weights(output) or hub_folder.is_own(output)
+        _check_free(output, arguments.force, may_replace=own)
         _export(arguments.source, arguments.to, output)
     else:
         _check_free(output, arguments.force, may_replace=model_json.is_model(output))
@@ -155,7 +158,8 @@ def _import(arguments: argparse.Namespace, output: pathlib.Path) -> None:
     """Converts a file to a model directory."""
     fields = _fields(arguments.set)
     names = _class_names(arguments.class_names)
-    if os.path.isdir(checkpoint_names.split(arguments.source)[0]):
+    source = pathlib.Path(checkpoint_names.split(arguments.source)[0])
+    if source.is_dir() and not hub_folder.has_weights(source):
         raise UserError(
             f"{arguments.source} is a directory: give a file of weights to read, or --to=... to "
             "write one from it"

@@ -1,4 +1,7 @@
-"""Weight files by path, https address or published name; downloads are kept in a cache."""
+"""Weight files by path, https address, repository of the Hugging Face Hub, or published name.
+
+Downloads are kept in a cache.
+"""
 
 import contextlib
 import fcntl
@@ -13,7 +16,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO
 
 from tqdm import tqdm
@@ -27,7 +30,23 @@ TRIES = 5  # in a row without a new byte
 WAIT = 1.0  # seconds before the second try; doubled before each further one
 TIMEOUT = 30.0  # seconds without a byte
 
+_LARGEST_ANSWER = 32 << 20  # bytes
+
 _LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+class Refused(UserError):
+    """The server refuses a request, and another try would not change that.
+
+    Attributes:
+      code: the HTTP status.
+      reason: the server's X-Error-Code, such as "GatedRepo"; "" without one.
+    """
+
+    def __init__(self, address: str, error: urllib.error.HTTPError) -> None:
+        super().__init__(f"{address}: the server says {error.code} {error.reason}")
+        self.code = error.code
+        self.reason = error.headers.get("X-Error-Code", "")
 
 
 def locate(source: str) -> pathlib.Path:
@@ -39,11 +58,16 @@ def locate(source: str) -> pathlib.Path:
     has the name of a published file, since its owner may have chosen any other name.
 
     Args:
-      source: a path, an https address, or a key of PUBLISHED. A file takes precedence over a name.
+      source: a path, an https address, hf:OWNER/NAME[@REVISION], or a key of PUBLISHED. A file
+        takes precedence over a name. A folder stands for the weights that timm or transformers
+        would read in it.
 
     Raises:
-      UserError: there is no such file, address or name, the download fails, or the SHA-256 differs.
+      UserError: there is no such file, address, repository or name, the download fails, or the
+        SHA-256 differs.
     """
+    from . import hub  # here: it downloads with this module
+
     path = pathlib.Path(os.path.expanduser(source))
     if os.path.isfile(path):
         published = [weights.sha256 for weights in PUBLISHED.values() if weights.file == path.name]
@@ -53,12 +77,14 @@ def locate(source: str) -> pathlib.Path:
                 f" {_sha256(path)[:8]}; download it again, or rename it if it is meant to differ"
             )
         return path
+    if source.startswith(hub.PREFIX):
+        return hub.locate(source)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source):
         return _cached(source)
     if source in PUBLISHED:
         return _cached(PUBLISHED[source].address)
     if os.path.isdir(path):
-        raise UserError(f"{path} is a folder; give the file of weights")
+        return hub.weights_in(path)
     if "/" in source or re.search(r"\.[a-z]\w*$", source):
         raise UserError(f"{source} does not exist")
     raise UserError(
@@ -88,23 +114,79 @@ def _cached(address: str) -> pathlib.Path:
     name = re.sub(r"[^\w.+-]", "_", name)[-100:] or "weights"
     # A folder per address: many files are called model.pth.
     target = cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:12] / name
-    expected = _hash_in(name)
+    return keep(address, target, _hash_in(name))
+
+
+def keep(address: str, target: pathlib.Path, sha256: str = "", token: str = "") -> pathlib.Path:
+    """Returns the file `target`, downloaded from an address unless it is complete already.
+
+    Args:
+      address: https, or http on this machine.
+      target: a file in the cache; its folder is created.
+      sha256: hex digits with which the file's SHA-256 begins; "" where it is not known.
+      token: is sent to the host of the address, and to no other one after a redirection.
+
+    Raises:
+      Refused: the server has no such file, or does not give it.
+      UserError: the download fails, the content is wrong, or the cache cannot be written.
+    """
+    _check_address(address)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target):
-            if target.is_file() and _sha256(target).startswith(expected):
+            if target.is_file() and (not sha256 or _sha256(target).startswith(sha256)):
                 return target
-            part = target.with_name(f"{name}.part")
+            part = target.with_name(f"{target.name}.part")
             print(f"downloading {address} to {target}", file=sys.stderr)
-            _download(address, part)
-            _check(address, part, expected)
+            _download(address, part, token)
+            _check(address, part, sha256)
             os.replace(part, target)
             return target
     except OSError as error:
-        raise UserError(
-            f"cannot keep {address} in {target.parent}: {first_line(error)}; MBV2_CACHE names"
-            " another folder"
-        ) from None
+        raise not_kept(address, target.parent, error) from None
+
+
+def not_kept(source: str, folder: pathlib.Path, error: OSError) -> UserError:
+    """Returns the error for a folder of the cache that cannot be written."""
+    return UserError(
+        f"cannot keep {source} in {folder}: {first_line(error)}; MBV2_CACHE names another folder"
+    )
+
+
+def read(address: str, token: str = "") -> bytes:
+    """Returns the content at an address, such as the answer of an API.
+
+    Args:
+      address, token: as `keep` takes them.
+
+    Raises:
+      Refused: the server has nothing there, or does not give it.
+      UserError: there is no connection, or the content has more than _LARGEST_ANSWER bytes.
+    """
+    _check_address(address)
+    for failures in range(TRIES):
+        try:
+            with _open(_request(address, token)) as response:
+                return _whole(address, response)
+        except _Interrupted as error:
+            reason = error
+        if failures < TRIES - 1:
+            print(f"{reason}; trying again", file=sys.stderr)
+            time.sleep(WAIT * 2**failures)
+    raise UserError(f"{address}: {reason}")
+
+
+def _whole(address: str, response: http.client.HTTPResponse) -> bytes:
+    """Returns the whole content of a response."""
+    content = bytearray()
+    for chunk in _chunks(response):
+        content += chunk
+        if len(content) > _LARGEST_ANSWER:
+            raise UserError(f"{address}: the answer has more than {_LARGEST_ANSWER:,} bytes")
+    length = response.headers.get("Content-Length", "")
+    if length.isdigit() and len(content) < int(length):
+        raise _Interrupted(f"the connection broke after {len(content):,} of {int(length):,} bytes")
+    return bytes(content)
 
 
 def _check_address(address: str) -> None:
@@ -140,12 +222,14 @@ def _check(address: str, part: pathlib.Path, expected: str) -> None:
         if "/blob/" in address:
             raw = "resolve" if "huggingface.co/" in address else "raw"
             hint = f"; the file itself may be {address.replace('/blob/', f'/{raw}/', 1)}"
+        elif page := re.fullmatch(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/?", address):
+            hint = f"; the weights of this repository are hf:{page[1]}"
         raise UserError(f"{address} is a web page, not a file of weights{hint}")
     if not sha256.startswith(expected):
         _remove(part)
         raise UserError(
-            f"{address}: wrong content: by its name its SHA-256 begins with {expected}, the"
-            f" download's with {sha256[: len(expected)]}; nothing was kept"
+            f"{address}: wrong content: its SHA-256 has to begin with {expected[:16]}, and begins"
+            f" with {sha256[: len(expected)][:16]}; nothing was kept"
         )
 
 
@@ -154,7 +238,7 @@ class _Interrupted(Exception):
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirections to https addresses only."""
+    """Follows redirections to https addresses only, with a token only to the same host."""
 
     def redirect_request(
         self,
@@ -166,16 +250,32 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
         newurl: str,
     ) -> urllib.request.Request | None:
         _check_address(newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        new = super().redirect_request(req, fp, code, msg, headers, newurl)
+        token = req.unredirected_hdrs.get("Authorization")
+        origins = [urllib.parse.urlsplit(url)[:2] for url in (req.full_url, newurl)]
+        if new is not None and token and origins[0] == origins[1]:
+            new.add_unredirected_header("Authorization", token)
+        return new
 
 
-def _download(address: str, part: pathlib.Path) -> None:
+def _request(
+    address: str, token: str, headers: Mapping[str, str] | None = None
+) -> urllib.request.Request:
+    """Returns a request, whose token is not sent along by a redirection to another host."""
+    usual = {"User-Agent": "mbv2_jax", "Accept-Encoding": "identity"}
+    request = urllib.request.Request(address, headers=usual | dict(headers or {}))
+    if token:
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    return request
+
+
+def _download(address: str, part: pathlib.Path, token: str = "") -> None:
     """Downloads to `part`, and resumes where an earlier download of the same file stopped."""
     failures = 0
     while True:
         before = _size(part)
         try:
-            return _fetch(address, part)
+            return _fetch(address, part, token)
         except _Interrupted as error:
             failures = 1 if _size(part) > before else failures + 1
             if failures == TRIES:
@@ -185,14 +285,12 @@ def _download(address: str, part: pathlib.Path) -> None:
             time.sleep(WAIT * 2 ** (failures - 1))
 
 
-def _fetch(address: str, part: pathlib.Path) -> None:
+def _fetch(address: str, part: pathlib.Path, token: str) -> None:
     """Requests the bytes that are missing in `part` once, and appends them."""
     tag_file = _tag_file(part)
     have = _size(part) if tag_file.is_file() else 0
-    headers = {"User-Agent": "mbv2_jax", "Accept-Encoding": "identity"}
-    if have:
-        headers |= {"Range": f"bytes={have}-", "If-Range": tag_file.read_text()}
-    with _open(urllib.request.Request(address, headers=headers), part) as response:
+    rest = {"Range": f"bytes={have}-", "If-Range": tag_file.read_text()} if have else {}
+    with _open(_request(address, token, rest), part) as response:
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdigit() else 0
         if response.status == 206:
@@ -237,9 +335,13 @@ def _append(response: http.client.HTTPResponse, part: pathlib.Path, have: int, t
 
 @contextlib.contextmanager
 def _open(
-    request: urllib.request.Request, part: pathlib.Path
+    request: urllib.request.Request, part: pathlib.Path | None = None
 ) -> Iterator[http.client.HTTPResponse]:
     """Opens a request.
+
+    Args:
+      request: may ask for the rest of `part`.
+      part: is deleted if the server has no more than it.
 
     Raises:
       UserError: another try would fail, too.
@@ -252,10 +354,10 @@ def _open(
         error.close()
         if error.code in (408, 429) or error.code >= 500:
             raise _Interrupted(f"the server says {error.code} {error.reason}") from None
-        if error.code == 416:  # `part` is as long as the file, and yet unfinished
+        if error.code == 416 and part:  # `part` is as long as the file, and yet unfinished
             _remove(part)
             raise _Interrupted("the server has no more than the part that was kept") from None
-        raise UserError(f"{address}: the server says {error.code} {error.reason}") from None
+        raise Refused(address, error) from None
     except urllib.error.URLError as error:
         reason = error.reason
         if isinstance(reason, TimeoutError):

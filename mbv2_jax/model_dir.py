@@ -24,6 +24,7 @@ import numpy as np
 from flax import linen as nn
 
 from mbv2_jax import checkpoint_names, model_json, tasks
+from mbv2_jax.convert import hub_folder
 from mbv2_jax.errors import UserError, first_line
 from mbv2_jax.model_json import Description
 from mbv2_jax.ops import lowering
@@ -131,7 +132,8 @@ def read(path: str | os.PathLike[str]) -> SavedModel:
     Args:
       path: a model directory; a workdir with `model/`, or with a checkpoint; one checkpoint, also
         as WORKDIR:best, WORKDIR:last or WORKDIR:STEP; or anything that `python -m convert` takes: a
-        file, an https address, or the name of published weights.
+        file, an https address, a repository of the Hugging Face Hub, a folder that timm or
+        transformers wrote, or the name of published weights.
 
     Raises:
       UserError: there is no model at `path`, or its arrays and its model.json disagree.
@@ -142,8 +144,8 @@ def read(path: str | os.PathLike[str]) -> SavedModel:
     run, name = checkpoint_names.split(source)
     if name and not os.path.lexists(source):
         return _read_named(pathlib.Path(run), name)
-    if not os.path.isdir(source):
-        from mbv2_jax.convert import importer  # here: convert/ imports this module
+    if not os.path.isdir(source) or hub_folder.has_weights(pathlib.Path(source)):
+        from mbv2_jax.convert import importer  # here: it imports this module
 
         imported = importer.load(source)
         for line in imported.warnings:
