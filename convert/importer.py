@@ -18,11 +18,22 @@ from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.model_json import Description
 from mbv2_jax.spec import ModelSpec, Preprocessing
 
-from . import classifier, download, matching, published, readers, transformers_config
+from . import (
+    classifier,
+    download,
+    matching,
+    published,
+    readers,
+    timm_config,
+    transformers_config,
+)
 from . import fields as fields_lib
 from .classifier import ClassNames
 from .matching import Match
 from .readers import ForeignFile
+
+# The readers of a config beside the weights.
+_CONFIGS = {"timm": timm_config.read, "transformers": transformers_config.read}
 
 COMMAND = f"python -m {__package__}"  # for messages: convert in the clone, or mbv2_jax.convert
 
@@ -109,9 +120,11 @@ def _stated(file: ForeignFile, match: Match) -> _Stated:
     """Returns the facts in a file, in files beside it, or known from its publisher."""
     if "model.json" in file.contents.metadata:
         return _own_description(file)
-    if match.name == "transformers":
-        return _Stated(*transformers_config.read(file.path))
     contents = file.contents
+    if match.name in _CONFIGS:
+        fields, names = _CONFIGS[match.name](file.path)
+        if fields:
+            return _Stated(fields, names or file.contents.class_names)
     known = published.identify(file.sha256)
     if known is None:
         return _Stated(contents.stated, contents.class_names)

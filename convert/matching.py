@@ -6,6 +6,7 @@ error lists all faults.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ import numpy as np
 from mbv2_jax import model_dir, tasks
 from mbv2_jax.errors import UserError, listed, nearest
 from mbv2_jax.models.mobilenet_v2 import feature_info
-from mbv2_jax.spec import Backbone
+from mbv2_jax.spec import Backbone, TrainingMode
 
 from . import classifier
 from .layouts import LAYOUTS, Array, Layout
@@ -91,7 +92,7 @@ def match(file: ForeignFile, layout: str = "auto", *, features_only: bool = Fals
     reasons = {name: chosen.ignores(name) for name in tensors if name not in arrays}
     ignored = Counter(why for why in reasons.values() if why)
     rest = {name: tensors[name] for name, why in reasons.items() if not why}
-    faults = _backbone_faults(tensors, arrays, _shapes(chosen, backbone))
+    faults = _backbone_faults(tensors, arrays, _shapes(chosen.task, backbone))
     if faults:
         others = classifier.no_dense(rest, chosen.framework)
         raise UserError(
@@ -263,9 +264,10 @@ def _sized(backbone: Backbone, tensors: Tensors, arrays: Arrays) -> Backbone:
     return max(candidates(), key=agreeing)  # the first of equally good ones
 
 
-def _shapes(layout: Layout, backbone: Backbone) -> Shapes:
+@functools.cache  # tracing the network takes half a second
+def _shapes(task: str, backbone: Backbone) -> Shapes:
     """Returns the shape of each of the backbone's arrays by its path."""
-    network = tasks.find(layout.task).for_model(None, ()).network(backbone, layout.mode)
+    network = tasks.find(task).for_model(None, ()).network(backbone, TrainingMode())
     tree = model_dir.shapes_of(network)
     return {
         tuple(entry.key for entry in path): leaf.shape

@@ -90,7 +90,8 @@ def _processor(weights: pathlib.Path, processor: dict[str, Any], size: int) -> d
     for key, field in (("image_mean", "data.mean"), ("image_std", "data.std")):
         if key in processor:
             try:
-                fields[field] = tuple(value / factor for value in processor[key])
+                # Rounded, since 0.456 * 255 is not quite 116.28.
+                fields[field] = tuple(round(value / factor, 9) for value in processor[key])
             except (TypeError, ZeroDivisionError):
                 raise UserError(f"{path}: {key} and rescale_factor must be numbers") from None
     return fields

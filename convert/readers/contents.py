@@ -94,4 +94,6 @@ def damage_named(path: pathlib.Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(first_line(error).split())[:200]
+        if isinstance(error, KeyError):
+            reason = f"it lacks {reason}"
         raise UserError(f"{path} is damaged or cut off: {reason}") from None

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from mbv2_jax.errors import UserError
+
 # A network takes some 10,000 instructions. Each may create an object of 100 bytes, so that this
 # many stay within a few hundred MB.
 _MOST_INSTRUCTIONS = 2_000_000
@@ -90,8 +92,8 @@ _HARMLESS_MODULES = ("collections", "datetime", "decimal", "enum", "fractions", 
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
-class Refused(Exception):
-    """The pickle would run code; the message is the name of what it would run."""
+class Refused(UserError):
+    """A pickle that would run code; the message is the name of what it would run."""
 
 
 class Name(NamedTuple):

@@ -3,13 +3,10 @@
 Live Keras 3 gives the probabilities to expect, for pixels of 0 to 255 as its model takes them.
 """
 
-import json
 import pathlib
-import zipfile
 from collections.abc import Callable
 from typing import Any
 
-import h5py
 import jax
 import numpy as np
 import pytest
@@ -19,7 +16,6 @@ from mbv2_jax.convert.readers.contents import Dense
 from mbv2_jax.spec import TrainingMode
 from tests.support import keras_files, peers
 from tests.support.keras_files import application, randomize
-from tests.support.weight_files import refusal
 
 # Keras itself warns, on its torch backend with numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
