@@ -31,17 +31,20 @@ class Backbone(NamedTuple):
 
 
 def find(graph: Graph) -> Backbone | None:
-    """Returns the network in a graph; None where not all of its convolutions are there by name.
+    """Returns the network in a graph; None where not all of its layers are there by name.
 
     Raises:
       UserError: it computes something else than MobileNetV2; the message names the first layer that
         differs.
     """
-    names = {layer: row for layer, row in LAYOUTS["keras"].layers() if len(row) == 2}
+    layout = LAYOUTS["keras"]
+    names = dict(layout.layers(layout.backbone))
     stems = [node for node in graph.nodes.values() if node.name == names["stem"][0]]
     if len(stems) != 1:
         return None
     outer = stems[0].path[:-1]
+    if (*outer, names["last"][0]) not in graph.nodes:
+        del names["last"]  # a network without its last convolution
     if any((*outer, name) not in graph.nodes for row in names.values() for name in row):
         return None
     return _Trace(graph, outer, names).run()
@@ -169,13 +172,11 @@ def activation_name(stored: Any) -> str:
 
 def _stride(block: str) -> int:
     """Returns the stride of a block, or of the stem."""
-    # Imported here, since it imports jax, which takes seconds.
-    from mbv2_jax.models.mobilenet_v2 import STAGES
-
+    strides = LAYOUTS["keras"].backbone.strides
     if block == "stem":
-        return 2
-    stage, _, number = block.removeprefix("layer").partition("_")
-    return STAGES[int(stage) - 1].stride if number == "0" else 1
+        return strides[0]
+    stage, _, place = block.removeprefix("layer").partition("_")
+    return strides[int(stage)] if place == "0" else 1
 
 
 def _is_relu6(node: Node) -> bool:

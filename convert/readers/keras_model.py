@@ -245,10 +245,7 @@ def _head(graph: Graph, path: Path, size: tuple[int, int] | None, found: Descrip
         if not pooled and _pools(node, size):
             pooled = True
         elif node.kind == "Dense" and pooled and not _quantized(node):
-            activation = activation_name(node.config.get("activation"))
-            found.head.append((node.path, activation))
-            if activation not in _HEAD_ACTIVATIONS:
-                found.obstacles.append(f"the activation {activation!r} of layer {node.name!r}")
+            found.head.append((node.path, activation_name(node.config.get("activation"))))
         elif not (pooled and (_flattens(node) or _activates(node, found.head))):
             found.obstacles.append(_obstacle(node, "after the network"))
 
