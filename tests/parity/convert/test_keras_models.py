@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import h5py
 import jax
 import numpy as np
 import pytest
@@ -14,33 +15,33 @@ import pytest
 from mbv2_jax.convert import importer, readers
 from mbv2_jax.convert.readers.contents import Dense
 from mbv2_jax.spec import TrainingMode
-from tests.support import keras_files, peers
+from tests.support import keras_files, outputs, peers
 from tests.support.keras_files import application, randomize
+from tests.support.outputs import Outputs
 
 # Keras itself warns, on its torch backend with numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SIZE = 64
-# Keras computes in float32, which rounds at 6e-8; 53 layers and logits up to 20 enlarge it.
+# Keras computes in float32, which rounds at 6e-8; 53 layers and the head enlarge it.
 TOLERANCE = 1e-4
 
 
 def pixels(size: int = SIZE) -> np.ndarray:
-    return np.random.default_rng(1).integers(0, 256, (2, size, size, 3)).astype(np.float32)
+    images = np.random.default_rng(1).integers(0, 256, (2, size, size, 3)).astype(np.float32)
+    return images * np.array([1.0, 0.2], np.float32)[:, None, None, None]
 
 
 def of_keras(model: Any, images: np.ndarray) -> np.ndarray:
     return peers.keras().ops.convert_to_numpy(model(images, training=False))
 
 
-def of_converted(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
-    """Returns the logits of a converted model, for pixels of 0 to 255."""
+def of_converted(path: pathlib.Path, images: np.ndarray) -> Outputs:
+    """Returns the outputs of a converted model for pixels of 0 to 255."""
     saved = importer.load(path).saved
     preprocessing = saved.spec.preprocessing
-    with jax.enable_x64(True):
-        network = saved.task().network(saved.spec.backbone, TrainingMode(dtype="float64"))
-        x = (images.astype(np.float64) - preprocessing.mean) / preprocessing.std
-        return np.asarray(network.apply(jax.tree.map(np.float64, saved.variables()), x))
+    scaled = (images.astype(np.float64) - preprocessing.mean) / preprocessing.std
+    return outputs.of_converted(saved, scaled)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -166,3 +167,90 @@ def test_what_a_file_says(build, name, built, tmp_path):
     assert contents.tensors.keys() == expected.keys()
     for array, value in expected.items():
         np.testing.assert_array_equal(contents.tensors[array], value, err_msg=array, strict=True)
+
+
+@pytest.mark.parametrize(("build", "name"), [*zip(MODELS, (*FILES, "net.keras"), strict=True)])
+def test_outputs(build, name, built, tmp_path):
+    """The converted model gives Keras's probabilities or logits, and its last feature map."""
+    model = built[build]
+    images = pixels()
+    result = of_converted(save(model, tmp_path / name), images)
+    theirs = of_keras(model, images / 127.5 - 1 if build is flat else images)
+    activation = MODELS[build][0][-1]
+    ours = result.logits if activation == "linear" else softmax(result.logits)
+    if activation == "sigmoid":
+        ours = ours[:, 1:]
+    assert theirs.std() > 10 * TOLERANCE
+    assert abs(ours - theirs).max() <= TOLERANCE * max(1, abs(theirs).max())
+    layer = next(each for each in keras_files.layers(model) if each.name == "out_relu")
+    base = peers.keras().Model(_application(model).input, layer.output)
+    scale = 255 if build is sequential else 127.5
+    features = of_keras(base, images / scale - (build is not sequential))
+    assert abs(result.maps[-1] - features).max() <= TOLERANCE * features.max()
+
+
+def _application(model: Any) -> Any:
+    """Returns the model whose own layers are the application's."""
+    if any(layer.name == "Conv1" for layer in model.layers):
+        return model
+    inner = (layer for layer in model.layers if hasattr(layer, "layers"))
+    return next(filter(None, map(_application, inner)), None)
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_weights_alone(names, tmp_path):
+    """A .weights.h5 file has no description: the dense layers are found by their sizes."""
+    keras = peers.keras()
+    model = keras.Sequential(
+        [
+            application(pooling="avg"),
+            keras.layers.Dense(16, activation="relu", name="z"),
+            keras.layers.Dense(3, name="a"),
+        ]
+    )
+    randomize(model)
+    path = save(model, tmp_path / "net.weights.h5")
+    if not names:
+        with h5py.File(path, "r+") as file:
+            file.visititems(lambda _, item: item.attrs.pop("name", None) and None)
+    contents = readers.read(path).contents
+    assert (contents.head, contents.stated, contents.obstacles) == (None, {}, ())
+    assert len(contents.guesses) == (not names)
+    images = pixels()
+    result, theirs = of_converted(path, images), of_keras(model, images / 127.5 - 1)
+    assert abs(result.logits - theirs).max() <= TOLERANCE * abs(theirs).max()
+
+
+def test_a_model_of_the_users_own_class(tmp_path):
+    keras = peers.keras()
+
+    class Flowers(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base = application(pooling="avg")
+            self.head = keras.layers.Dense(3, name="flowers")
+
+        def call(self, x: Any) -> Any:
+            return self.head(self.base(x))
+
+    model, images = Flowers(), pixels()
+    model(images)
+    randomize(model)
+    path = save(model, tmp_path / "net.weights.h5")
+    result, theirs = of_converted(path, images), of_keras(model, images / 127.5 - 1)
+    assert abs(result.logits - theirs).max() <= TOLERANCE * abs(theirs).max()
+
+
+def test_a_network_without_its_last_convolution(tmp_path):
+    keras = peers.keras()
+    base = application()
+    x = keras.layers.GlobalAveragePooling2D()(base.get_layer("block_16_project_BN").output)
+    model, images = keras.Model(base.input, keras.layers.Dense(3)(x)), pixels()
+    randomize(model)
+    path = save(model, tmp_path / "net.keras")
+    saved = importer.load(path).saved
+    assert not saved.spec.backbone.last_convolution
+    theirs = of_keras(model, images / 127.5 - 1)
+    network = saved.task().network(saved.spec.backbone, TrainingMode())
+    logits = network.apply(jax.tree.map(np.asarray, saved.variables()), images / 127.5 - 1)
+    assert abs(np.asarray(logits) - theirs).max() <= TOLERANCE * abs(theirs).max()
