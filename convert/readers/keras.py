@@ -305,11 +305,10 @@ def _name_by_order(layers: list[_Layer]) -> list[_Layer]:
 def _names_by_class() -> dict[str, list[str]]:
     """Returns the names of a backbone's layers in its order, by class as files write it."""
     names: dict[str, list[str]] = {kind: [] for kind in _VARIABLES if kind != "dense"}
-    for layer, row in LAYOUTS["keras"].layers():
-        if len(row) == 2:
-            kind = "depthwise_conv2d" if layer.endswith("depthwise") else "conv2d"
-            names[kind].append(row[0])
-            names["batch_normalization"].append(row[1])
+    layout = LAYOUTS["keras"]
+    for layer, (conv, norm) in layout.layers(layout.backbone):
+        names["depthwise_conv2d" if layer.endswith("depthwise") else "conv2d"].append(conv)
+        names["batch_normalization"].append(norm)
     return names
 
 
