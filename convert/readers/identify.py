@@ -7,7 +7,7 @@ import zipfile
 
 from mbv2_jax.errors import UserError
 
-from . import archive
+from .archive import is_tar
 
 READABLE = (
     "PyTorch (.pth, .pt), safetensors (.safetensors), Keras (.keras, .weights.h5, .h5), "
@@ -71,11 +71,11 @@ def container(path: pathlib.Path) -> str:
         return "torch"
     if head[4:8] == b"TFL3":
         return "tflite"
-    if _begins_graph(head) or archive.is_tar(path):
-        return "frozen graph"
     length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and length < 100_000_000:
         return "safetensors"
+    if _begins_graph(head) or is_tar(path):
+        return "frozen graph"
     if head.lstrip().startswith(b"{") and _has_topology(path):
         return "tfjs"
     raise UserError(f"{path} {_other_kind(path, head)}; readable are {READABLE}")
