@@ -1,0 +1,237 @@
+"""TensorFlow's frozen graphs are read without TensorFlow."""
+
+import gzip
+import io
+import tarfile
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+import pytest
+from jax import lax
+
+from mbv2_jax.convert import importer, readers
+from mbv2_jax.errors import UserError
+from tests.support.graph_def import GraphDef
+from tests.support.weight_files import flipped, refusal
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def predictor(tensors: Arrays, level: int, kind: str, x: np.ndarray) -> np.ndarray:
+    """Returns the results of a head of TensorFlow's SSDLite: a separable 3x3 convolution."""
+    scope = f"BoxPredictor_{level}/{kind}"
+    depthwise = tensors[f"{scope}_depthwise/depthwise_weights"].transpose(0, 1, 3, 2)
+    norm = {
+        name: tensors[f"{scope}_depthwise/BatchNorm/{name}"]
+        for name in ("gamma", "beta", "moving_mean", "moving_variance")
+    }
+    layout = ("NHWC", "HWIO", "NHWC")
+    x = lax.conv_general_dilated(
+        x, depthwise, (1, 1), "SAME", dimension_numbers=layout, feature_group_count=x.shape[-1]
+    )
+    scale = norm["gamma"] / np.sqrt(norm["moving_variance"] + 1e-3)
+    x = np.clip((x - norm["moving_mean"]) * scale + norm["beta"], 0, 6)
+    return x @ tensors[f"{scope}/weights"][0, 0] + tensors[f"{scope}/biases"]
+
+
+def test_a_trained_detection_graph(check_data):
+    """Its two heads on the backbone give TensorFlow's results when they read our feature maps."""
+    folder = check_data / "golden" / "ssdlite_tf"
+    path, golden = folder / "frozen_inference_graph.pb", np.load(folder / "golden.npz")
+    with pytest.raises(UserError, match="--features-only converts the backbone alone"):
+        importer.load(path)
+    imported = importer.load(path, features_only=True)
+    saved, tensors = imported.saved, readers.read(path).tensors
+    assert (saved.spec.backbone.width, saved.spec.backbone.padding) == (1.0, "same")
+    assert (saved.spec.preprocessing.mean, saved.spec.backbone.output_stride) == ((127.5,) * 3, 32)
+    assert any("layer_19_1_Conv2d_2_1x1_256" in line for line in imported.summary.values())
+    network = saved.task().network(saved.spec.backbone, saved.spec.mode)
+
+    @jax.jit
+    def maps(x):
+        def wanted(module, _):
+            return module.name in ("layer6_0", "last")
+
+        options = {"capture_intermediates": wanted, "mutable": ["intermediates"]}
+        _, state = network.apply(saved.variables(), x, **options)
+        found = state["intermediates"]
+        return found["layer6_0"]["__call__"][0][1], found["last"]["__call__"][0]
+
+    for picture in range(3):
+        pixels = golden[f"image_{picture}_u8"][None].astype(np.float32)
+        for level, x in enumerate(map(np.asarray, maps(pixels / 127.5 - 1))):
+            for kind, key in (("BoxEncodingPredictor", "box"), ("ClassPredictor", "cls")):
+                theirs = golden[f"{key}_{level}_{picture}"]
+                ours = predictor(tensors, level, kind, x)[0]
+                # Up to 10; float32 rounds at 1e-7 of a map, which 54 layers enlarge.
+                np.testing.assert_allclose(ours, theirs, atol=1e-3)
+                assert np.ptp(theirs) > 3
+
+
+def graph(**others: np.ndarray) -> GraphDef:
+    """Returns a graph of a convolution and its BatchNorm, with further constants."""
+    found = GraphDef()
+    found.placeholder("input", -1, 160, 160, 3)
+    draw = np.random.default_rng(0).standard_normal
+    arrays = {
+        "net/Conv/weights": draw((3, 3, 3, 4)).astype(np.float32),
+        "net/Conv/BatchNorm/moving_variance": np.ones(4, np.float32),
+        **{name.replace(".", "/"): array for name, array in others.items()},
+    }
+    for name, array in arrays.items():
+        found.constant(name, array)
+    return found
+
+
+def test_constants_that_are_weights_are_read(tmp_path):
+    many = np.arange(6, dtype=np.float32).reshape(2, 3) / 7
+    alike = np.broadcast_to(np.float32(0.25), (4, 5))
+    half = (many + 1).astype(np.float16)
+    found = graph(**{"net.biases": np.ones(3, np.float32)})
+    found.constant("net/a/gamma", many, "float_val")
+    found.constant("net/b/beta", alike, "float_val")
+    found.constant("net/c/gamma", half, "half_val")
+    found.constant("net/d/gamma", half)
+    found.constant("net/Shape/weights", np.array([1, 2], np.int32))
+    found.constant("net/Conv/anchors", many)
+    (tmp_path / "net.bin").write_bytes(found.content())  # the content decides, not the name
+    file = readers.read(tmp_path / "net.bin")
+    assert file.container == "frozen graph"
+    assert file.contents.stated == {"data.image_size": 160}
+    tensors = file.tensors
+    assert len(tensors) == 7
+    np.testing.assert_array_equal(tensors["net/a/gamma"], many, strict=True)
+    np.testing.assert_array_equal(tensors["net/b/beta"], alike, strict=True)
+    for name in ("net/c/gamma", "net/d/gamma"):
+        np.testing.assert_array_equal(tensors[name], half.astype(np.float32), strict=True)
+
+
+def tar(members: Mapping[str, bytes], mode: str = "w:gz") -> bytes:
+    """Returns a tar archive."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode=mode) as archive:
+        for name, member in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(member)
+            archive.addfile(info, io.BytesIO(member))
+    return content.getvalue()
+
+
+def test_the_frozen_graph_in_an_archive(tmp_path):
+    """TF-slim's archives hold checkpoints and the graph of evaluation, too."""
+    path = tmp_path / "mobilenet_v2_1.0_224.tgz"
+    members = {
+        "./mobilenet_v2_1.0_224.ckpt.index": bytes(99),
+        "./mobilenet_v2_1.0_224_eval.pbtxt": b"node {",
+        "./mobilenet_v2_1.0_224_frozen.pb": graph().content(),
+        "./saved_model/saved_model.pb": b"\x08\x01",
+    }
+    for mode in ("w:gz", "w"):
+        path.write_bytes(tar(members, mode))
+        file = readers.read(path)
+        assert file.contents.selection == "./mobilenet_v2_1.0_224_frozen.pb"
+        assert "net/Conv/weights" in file.tensors
+    path.write_bytes(tar({**members, "other/frozen.pb": graph().content()}))
+    assert "2 frozen graphs (./mobilenet_v2_1.0_224_frozen.pb, other/frozen.pb)" in refusal(path)
+    path.write_bytes(tar({"weights.pth": bytes(99)}))
+    assert "no frozen graphs" in refusal(path)
+    assert "unpack it, and give the file of weights in it" in refusal(path)
+
+
+def test_an_archive_made_to_fill_the_memory(tmp_path):
+    path = tmp_path / "net.tgz"
+    path.write_bytes(tar({"zeros.ckpt": bytes(100 << 20), "frozen.pb": graph().content()}))
+    assert path.stat().st_size < 200_000
+    assert "it unpacks to more than 2 times its size" in refusal(path)
+
+
+def test_a_constant_made_to_fill_the_memory(tmp_path):
+    found = graph()
+    found.constant("net/a/gamma", np.broadcast_to(np.float32(1), (1 << 20, 1 << 12)), "float_val")
+    (tmp_path / "net.pb").write_bytes(found.content())
+    assert "its arrays 4,294,967,408 numbers" in refusal(tmp_path / "net.pb")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda g: g.node("a", "FakeQuantWithMinMaxVars"), "simulates 8-bit numbers"),
+        (lambda g: g.node("a", "QuantizeV2"), "simulates 8-bit numbers"),
+        (
+            lambda g: [g.node(f"n{i}", "NoOp") for i in range(100_001)],
+            "more than 100,000 nodes",
+        ),
+    ],
+)
+def test_graphs_that_are_refused(change, says, tmp_path):
+    found = graph()
+    change(found)
+    (tmp_path / "net.pb").write_bytes(found.content())
+    assert says in refusal(tmp_path / "net.pb")
+    assert "one set of weights" in refusal(tmp_path / "net.pb", ema=True)
+
+
+def test_graphs_without_the_weights(tmp_path):
+    found = GraphDef()
+    found.node("MobilenetV2/Conv/weights", "VariableV2")
+    (tmp_path / "net.pb").write_bytes(found.content())
+    assert "whose weights are in a checkpoint" in refusal(tmp_path / "net.pb")
+    folded = GraphDef()
+    folded.constant("net/depthwise/depthwise_weights", np.ones((3, 3, 4, 1), np.float32))
+    (tmp_path / "net.pb").write_bytes(folded.content())
+    assert "BatchNorm folded" in refusal(tmp_path / "net.pb")
+
+
+def with_strides(steps: list[tuple[int, int]], native: bool) -> GraphDef:
+    """Returns a graph with strides and dilations of TF-slim's depthwise convolutions."""
+    found = graph()
+    found.node("MobilenetV2/Conv/Conv2D", "Conv2D", strides=[1, 2, 2, 1])
+    for index, (stride, dilation) in enumerate(steps):
+        scope = f"MobilenetV2/expanded_conv{f'_{index}' if index else ''}/depthwise"
+        found.constant(f"{scope}/block_shape", np.full(2, dilation, np.int32))
+        found.node(f"{scope}/SpaceToBatchND", "SpaceToBatchND", "x", f"{scope}/block_shape")
+        before = "x" if native or dilation == 1 else f"{scope}/SpaceToBatchND:0"
+        lists = {"strides": [1, stride, stride, 1]}
+        if native:
+            lists["dilations"] = [1, dilation, dilation, 1]
+        found.node(f"{scope}/depthwise", "DepthwiseConv2dNative", before, **lists)
+    return found
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_the_output_stride_is_the_graphs(native, tmp_path):
+    """Stride and dilation of the 17 blocks at output stride 8, as in TensorFlow's DeepLab."""
+    path = tmp_path / "net.pb"
+    strides = [1, 2, 1, 2, *[1] * 13]
+    dilations = [*[1] * 7, *[2] * 7, *[4] * 3]
+    steps = list(zip(strides, dilations, strict=True))
+    path.write_bytes(with_strides(steps, native).content())
+    assert readers.read(path).contents.stated["model.output_stride"] == 8
+    path.write_bytes(with_strides([(2, 1), *steps[1:]], native).content())
+    assert "strides and dilations that no network here has: 2 and 1" in refusal(path)
+
+
+def test_damaged_graphs(tmp_path):
+    """Flipped bits may change a number; everything else is an error of one line."""
+    path = tmp_path / "net.pb"
+    whole = graph(**{"net.Conv.BatchNorm.gamma": np.ones(4, np.float32)}).content()
+    for content in (*flipped(whole, 300), *(whole[:n] for n in range(1, len(whole), 7))):
+        path.write_bytes(content)
+        try:
+            readers.read(path)
+        except UserError as error:
+            assert "\n" not in str(error)  # noqa: PT017 # there may be none
+
+
+def test_damaged_archives(tmp_path):
+    """gzip has a checksum: no flipped bit of its content goes unnoticed."""
+    path = tmp_path / "net.tgz"
+    packed = gzip.compress(tar({"frozen.pb": graph().content()}, "w"))
+    header = 10  # bytes, of which some say when and where the file was written
+    for content in flipped(packed[header:], 100):
+        path.write_bytes(packed[:header] + content)
+        assert "damaged" in refusal(path) or "compressed (gzip)" in refusal(path)
+    for length in range(header, len(packed), 40):
+        path.write_bytes(packed[:length])
+        assert "damaged" in refusal(path) or "compressed (gzip)" in refusal(path)
