@@ -1,9 +1,9 @@
 """Damages weight files, and counts how the converter takes them: make fuzz.
 
 Every container gets COUNT files: hand-made hostile ones, and real ones with random damage. Each is
-converted in a forked process. A file may be converted (the damage may hit a number) or refused with a
-line that names it; a crash, more than 10 seconds, and more memory than 5 times the file's size and 300
-MB are failures, which are listed and kept, and the exit status is 1.
+converted in a forked process. A file may be converted (the damage may hit a number) or refused with
+a line that names it; a crash, more than 10 seconds, and more memory than 5 times the file's size
+and 300 MB are failures, which are listed and kept, and the exit status is 1.
 """
 
 import argparse
@@ -89,10 +89,8 @@ def _attempt(
     """Converts file `number`, and keeps it where that fails."""
     chance = random.Random(number)
     original = originals[number % len(originals)]
-    if number < len(attacks):
-        content = attacks[number]
-    else:
-        content = damaged(original.read_bytes(), chance)
+    attack = attacks[number] if number < len(attacks) else None
+    content = damaged(original.read_bytes(), chance) if attack is None else attack
     with tempfile.TemporaryDirectory() as folder:
         for beside in original.parent.iterdir():
             if beside.suffix in (".bin", ".json") and beside != original:

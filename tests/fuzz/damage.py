@@ -9,8 +9,8 @@ import zipfile
 def damaged(content: bytes, chance: random.Random) -> bytes:
     """Returns a file's content with one kind of damage, at the places that `chance` chooses.
 
-    Of an archive, either the file itself is damaged, which its checksums tell, or one of its members
-    before it is packed again, which they do not.
+    Of an archive, either the file itself is damaged, which its checksums tell, or one of its
+    members before it is packed again, which they do not.
     """
     if chance.random() < 0.6:
         if content.startswith(b"PK"):
@@ -64,9 +64,8 @@ def _number(content: bytearray, chance: random.Random) -> bytes:
     """Overwrites a number with one at the end of its range."""
     width = chance.choice([1, 2, 4, 8])
     first = chance.randrange(max(len(content) - width, 1))
-    value = chance.choice(
-        [0, 1, (1 << 8 * width) - 1, (1 << 8 * width - 1) - 1, 1 << 8 * width - 1]
-    )
+    half = 1 << 8 * width - 1
+    value = chance.choice([0, 1, half - 1, half, 2 * half - 1])
     content[first : first + width] = value.to_bytes(width, "little")
     return bytes(content)
 

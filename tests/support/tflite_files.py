@@ -1,0 +1,236 @@
+"""Files of TFLite, written with LiteRT's own tables, and its interpreter."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from mbv2_jax.models.mobilenet_v2 import blocks
+from mbv2_jax.spec import Backbone
+
+_TYPES = {np.dtype(np.float32): 0, np.dtype(np.int32): 2, np.dtype(np.uint8): 3}
+NONE, RELU, RELU6 = 0, 1, 3  # fused activations
+SAME, VALID = 0, 1
+
+
+class File:
+    """A graph to which operators are added; `content()` is the file."""
+
+    def __init__(self) -> None:
+        self._tensors: list[Any] = []
+        self.operators: list[Any] = []
+        self._kinds: list[int] = []
+        self._buffers = [schema.BufferT(data=[])]
+        self.inputs: list[int] = []
+
+    def tensor(self, shape: Sequence[int], array: np.ndarray | None = None, dtype: int = 0) -> int:
+        """Adds a tensor, or with an array a constant; returns its number."""
+        tensor = schema.TensorT(shape=list(shape), type=dtype, name=f"t{len(self._tensors)}")
+        if array is not None:
+            tensor.type = _TYPES[array.dtype]
+            tensor.buffer = len(self._buffers)
+            data = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
+            self._buffers.append(schema.BufferT(data=data))
+        self._tensors.append(tensor)
+        return len(self._tensors) - 1
+
+    def constant(self, array: Any, dtype: Any = np.float32) -> int:
+        array = np.asarray(array, dtype)
+        return self.tensor(array.shape, array)
+
+    def scale(self, tensor: int, scale: float, zero_point: int) -> None:
+        """Says what the integers of a tensor stand for: scale * (integer - zero_point)."""
+        self._tensors[tensor].quantization = schema.QuantizationParametersT(
+            scale=[scale], zeroPoint=[zero_point]
+        )
+
+    def shape(self, tensor: int) -> list[int]:
+        return self._tensors[tensor].shape
+
+    def op(
+        self, kind: str, inputs: Sequence[int], shape: Sequence[int], options: Any = None
+    ) -> int:
+        """Adds an operator; returns the number of its result."""
+        code = getattr(schema.BuiltinOperator, kind)
+        if code not in self._kinds:
+            self._kinds.append(code)
+        out = self.tensor(shape)
+        operator = schema.OperatorT(
+            opcodeIndex=self._kinds.index(code), inputs=list(inputs), outputs=[out]
+        )
+        if options is not None:
+            name = type(options).__name__.removesuffix("T")
+            operator.builtinOptionsType = getattr(schema.BuiltinOptions, name)
+            operator.builtinOptions = options
+        self.operators.append(operator)
+        return out
+
+    def content(self, output: int) -> bytes:
+        graph = schema.SubGraphT(
+            tensors=self._tensors, inputs=self.inputs, outputs=[output], operators=self.operators
+        )
+        codes = [
+            schema.OperatorCodeT(deprecatedBuiltinCode=min(kind, 127), version=2, builtinCode=kind)
+            for kind in self._kinds
+        ]
+        signature = schema.SignatureDefT(
+            inputs=[schema.TensorMapT("images", tensor) for tensor in self.inputs],
+            outputs=[schema.TensorMapT("output", output)],
+            signatureKey="serving_default",
+        )
+        model = schema.ModelT(
+            version=3,
+            operatorCodes=codes,
+            subgraphs=[graph],
+            buffers=self._buffers,
+            signatureDefs=[signature],
+        )
+        builder = flatbuffers.Builder(1 << 20)
+        builder.Finish(model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+
+class Network(File):
+    """A MobileNetV2 with random weights, whose parts a test may change.
+
+    Args:
+      backbone: decides strides, padding, width and dilation.
+      size: of the images, in pixels.
+      separate: whether activations are operators of their own.
+      batches: whether dilation is written as batches of distant pixels.
+    """
+
+    def __init__(
+        self, backbone: Backbone, size: int, separate: bool = False, batches: bool = False
+    ) -> None:
+        super().__init__()
+        self.backbone, self.separate, self.batches = backbone, separate, batches
+        self._random = np.random.default_rng(0)
+        self.images = self.tensor([1, size, size, 3])
+        self.inputs.append(self.images)
+
+    def build(self, tensor: int | None = None) -> int:
+        """Adds the backbone's operators; returns its result."""
+        plan = blocks(self.backbone)
+        stem = plan[0].inner
+        tensor = self.conv(self.images if tensor is None else tensor, stem, 3, RELU6, 2)
+        for block in plan:
+            before = tensor
+            if block.expansion != 1:
+                tensor = self.conv(tensor, block.inner, 1, RELU6)
+            tensor = self.depthwise(tensor, block.stride, block.dilation)
+            tensor = self.conv(tensor, block.channels, 1, NONE)
+            if self.shape(before) == self.shape(tensor):
+                tensor = self.op("ADD", [tensor, before], self.shape(tensor), schema.AddOptionsT())
+        return self.conv(tensor, 1280, 1, RELU6)
+
+    def conv(self, tensor: int, out: int, side: int, activation: int, stride: int = 1) -> int:
+        kernel = self.draw((out, side, side, self.shape(tensor)[-1]))
+        tensor, padding = self._padded(tensor, side, stride)
+        options = schema.Conv2DOptionsT(padding, stride, stride, activation)
+        return self._applied("CONV_2D", tensor, kernel, options, stride)
+
+    def depthwise(self, tensor: int, stride: int, dilation: int) -> int:
+        channels = self.shape(tensor)[-1]
+        kernel = self.draw((1, 3, 3, channels), fan=9)
+        if dilation > 1 and self.batches:
+            return self._in_batches(tensor, kernel, dilation)
+        tensor, padding = self._padded(tensor, 3, stride)
+        options = schema.DepthwiseConv2DOptionsT(
+            padding, stride, stride, 1, RELU6, dilation, dilation
+        )
+        return self._applied("DEPTHWISE_CONV_2D", tensor, kernel, options, stride)
+
+    def head(self, tensor: int, *sizes: int, activation: str = "", dense: bool = True) -> int:
+        """Adds pooling and layers of these sizes, with ReLU between them."""
+        channels = self.shape(tensor)[-1]
+        axes = self.constant([1, 2], np.int32)
+        shape = [1, channels] if dense else [1, 1, 1, channels]
+        tensor = self.op("MEAN", [tensor, axes], shape, schema.ReducerOptionsT(not dense))
+        for place, out in enumerate(sizes):
+            fused = RELU if place < len(sizes) - 1 else NONE
+            if not dense:
+                tensor = self.conv(tensor, out, 1, fused)
+                continue
+            kernel = self.draw((out, self.shape(tensor)[-1]))
+            bias = self.constant(self._random.normal(0, 0.5, out))
+            inputs = [tensor, self.constant(kernel), bias]
+            options = schema.FullyConnectedOptionsT(fused)
+            tensor = self.op("FULLY_CONNECTED", inputs, [1, out], options)
+        if not dense:
+            target = self.constant([1, sizes[-1]], np.int32)
+            tensor = self.op("RESHAPE", [tensor, target], [1, sizes[-1]], schema.ReshapeOptionsT())
+        if activation:
+            options = schema.SoftmaxOptionsT(1.0) if activation == "SOFTMAX" else None
+            tensor = self.op(activation, [tensor], self.shape(tensor), options)
+        return tensor
+
+    def draw(self, shape: Sequence[int], fan: int = 0) -> np.ndarray:
+        """Draws weights with which the activations neither vanish nor grow."""
+        scale = np.sqrt(2 / (fan or np.prod(shape[1:])))
+        return self._random.normal(0, scale, shape).astype(np.float32)
+
+    def _padded(self, tensor: int, side: int, stride: int) -> tuple[int, int]:
+        """Adds a padding where the network pads as PyTorch does; returns its result, and SAME."""
+        if stride == 1 or side == 1 or self.backbone.padding == "same":
+            return tensor, SAME
+        pads = self.constant([[0, 0], [1, 1], [1, 1], [0, 0]], np.int32)
+        _, height, width, channels = self.shape(tensor)
+        shape = [1, height + 2, width + 2, channels]
+        return self.op("PAD", [tensor, pads], shape, schema.PadOptionsT()), VALID
+
+    def _applied(
+        self, kind: str, tensor: int, kernel: np.ndarray, options: Any, stride: int
+    ) -> int:
+        """Adds a convolution, with a bias, and its activation."""
+        out = kernel.shape[3 if kind.startswith("D") else 0]
+        bias = self._random.normal(0, 0.5, out)
+        batch, height, width, _ = self.shape(tensor)
+        if options.padding == VALID:
+            height, width = height - 2, width - 2
+        shape = [batch, -(-height // stride), -(-width // stride), out]
+        activation = options.fusedActivationFunction
+        if self.separate and activation == RELU6:
+            options.fusedActivationFunction = NONE
+        inputs = [tensor, self.constant(kernel), self.constant(bias)]
+        tensor = self.op(kind, inputs, shape, options)
+        if self.separate and activation == RELU6:
+            tensor = self.op("RELU6", [tensor], shape)
+        return tensor
+
+    def _in_batches(self, tensor: int, kernel: np.ndarray, dilation: int) -> int:
+        """Adds a dilated depthwise convolution as TensorFlow 1 writes it."""
+        _, height, width, channels = self.shape(tensor)
+        more = -height % dilation  # fills the map up to whole blocks
+        pads = self.constant([[dilation, dilation + more]] * 2, np.int32)
+        block = self.constant([dilation] * 2, np.int32)
+        side = (height + 2 * dilation + more) // dilation
+        shape = [dilation**2, side, side, channels]
+        tensor = self.op(
+            "SPACE_TO_BATCH_ND", [tensor, block, pads], shape, schema.SpaceToBatchNDOptionsT()
+        )
+        options = schema.DepthwiseConv2DOptionsT(VALID, 1, 1, 1, RELU6)
+        tensor = self._applied("DEPTHWISE_CONV_2D", tensor, kernel, options, 1)
+        crops = self.constant([[0, more]] * 2, np.int32)
+        shape = [1, height, width, channels]
+        options = schema.BatchToSpaceNDOptionsT()
+        return self.op("BATCH_TO_SPACE_ND", [tensor, block, crops], shape, options)
+
+
+def run(content: bytes, images: np.ndarray) -> np.ndarray:
+    """Returns LiteRT's result for one image at a time, without its fast kernels."""
+    interpreter = Interpreter(
+        model_content=content,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
+    interpreter.allocate_tensors()
+    (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+    found = []
+    for image in images:
+        interpreter.set_tensor(given["index"], image[None])
+        interpreter.invoke()
+        found.append(interpreter.get_tensor(result["index"])[0])
+    return np.stack(found)
