@@ -26,7 +26,7 @@ LOCKED := setup.cfg pyproject.toml requirements/build.txt requirements/lock.txt 
 
 .DELETE_ON_ERROR:
 .PHONY: help venv venv-peers venv-tensorflow demo test test-peers test-slow test-tensorflow test-tpu \
-    golden bench-cpu bench-gpu bench-startup bench-input bench-transfer docs lint format lock clean
+    fuzz golden bench-cpu bench-gpu bench-startup bench-input bench-transfer docs lint format lock clean
 
 help:
 	@cat scripts/help.txt

@@ -1,12 +1,23 @@
 """Real files of every container, to be damaged: small networks, written by their own frameworks."""
 
+import dataclasses
+import io
 import pathlib
+import tarfile
+import zipfile
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 
-from tests.support import keras_files, peers
+from mbv2_jax import model_dir
+from mbv2_jax.convert.layouts import LAYOUTS
+from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from mbv2_jax.spec import Backbone
+from tests.support import keras_files, peers, tflite_files
+from tests.support.graph_def import GraphDef
 
 _WIDTH = 0.1
 
@@ -36,7 +47,7 @@ def _safetensors(folder: pathlib.Path) -> None:
     safetensors.torch.save_file(_network().state_dict(), folder / "model.safetensors")
 
 
-def _keras_model() -> object:
+def _keras_model() -> Any:
     keras = peers.keras()
     model = keras.Sequential(
         [
@@ -67,6 +78,49 @@ def _tfjs(folder: pathlib.Path) -> None:
     keras_files.write_tfjs(_keras_model(), folder)
 
 
+def _tfjs_zip(folder: pathlib.Path) -> None:
+    model = keras_files.write_tfjs(_keras_model(), folder)
+    with zipfile.ZipFile(folder / "model.zip", "w") as archive:
+        for path in (model, model.with_name("group1-shard1of1.bin")):
+            archive.write(path, path.name)
+            path.unlink()
+
+
+def _graph() -> bytes:
+    """Returns a frozen graph with TF-slim's names and random weights."""
+    layout = LAYOUTS["tf-slim"]
+    backbone = dataclasses.replace(layout.backbone, width=_WIDTH)
+    network = MobileNetV2(num_classes=None, width=_WIDTH)
+    shapes = model_dir.shapes_of(network)
+    graph, chance = GraphDef(), np.random.default_rng(0)
+    for name, array in layout.arrays(backbone).items():
+        tree: Any = shapes
+        for key in array.path:
+            tree = tree[key]
+        back = tuple(array.axes.index(axis) for axis in range(len(array.axes)))
+        values = chance.uniform(0.5, 1.5, [tree.shape[axis] for axis in back])
+        graph.constant(name, values.astype(np.float32))
+    return graph.content()
+
+
+def _frozen_graph(folder: pathlib.Path) -> None:
+    (folder / "frozen.pb").write_bytes(_graph())
+
+
+def _tgz(folder: pathlib.Path) -> None:
+    content = _graph()
+    with tarfile.open(folder / "net.tgz", "w:gz") as archive:
+        entry = tarfile.TarInfo("net/frozen_inference_graph.pb")
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+
+
+def _tflite(folder: pathlib.Path) -> None:
+    network = tflite_files.Network(Backbone(width=_WIDTH, padding="same"), 64)
+    output = network.head(network.build(), 5)
+    (folder / "net.tflite").write_bytes(network.content(output))
+
+
 CONTAINERS: dict[str, Callable[[pathlib.Path], None]] = {
     "torch zip": _torch_zip,
     "torch legacy": _torch_legacy,
@@ -75,6 +129,10 @@ CONTAINERS: dict[str, Callable[[pathlib.Path], None]] = {
     "weights.h5": _weights_h5,
     "h5": _h5,
     "tfjs": _tfjs,
+    "tfjs zip": _tfjs_zip,
+    "frozen graph": _frozen_graph,
+    "tgz": _tgz,
+    "tflite": _tflite,
 }
 
 
