@@ -94,6 +94,10 @@ test-tensorflow: venv venv-tensorflow
 test-tpu: $(TPU)/.installed
 	$(TPU)/bin/python -m pytest -m tpu tests/training/test_compile.py
 
+# COUNT=100 takes a tenth of the time.
+fuzz: venv-peers
+	$(PEERS)/bin/python -m tests.fuzz $(if $(COUNT),--count=$(COUNT))
+
 # The peers' results in tests/golden/, which `make test` compares with.
 golden: venv-peers
 	$(PEERS)/bin/python -m tests.golden.make
