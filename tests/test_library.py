@@ -111,9 +111,116 @@ def test_fields_reach_the_module(checkpoint):
     assert module.reductions == (1,)
 
 
+def test_hidden_layers_are_given_saved_and_kept(checkpoint, tmp_path, capsys):
+    model = mbv2_jax.load(checkpoint, hidden=(100,))
+    said = capsys.readouterr().err
+    assert "a new classifier and hidden_0: its hidden layers are (), not (100,)" in said
+    params = model.variables["params"]
+    assert (model.module.hidden, model.class_names) == ((100,), tiny_model.CLASSES)
+    assert params["hidden_0"]["kernel"].shape == (1280, 100)
+    assert params["classifier"]["kernel"].shape == (100, 6)
+    # He et al.'s initialisation, truncated at two of its deviations, sqrt(2 / 1280): the relative
+    # standard error of 128,000 numbers' deviation is 1 / sqrt(2 * 128000) = 0.2 %.
+    assert abs(np.std(params["hidden_0"]["kernel"]) / np.sqrt(2 / 1280) - 1) < 0.01
+    assert same(params["last"], tiny_model.variables()["params"]["last"])
+    save(tmp_path / "saved", model)
+    assert same(mbv2_jax.load(tmp_path / "saved").variables, model.variables)
+    predictor = mbv2_jax.init_model(tmp_path / "saved")
+    np.testing.assert_allclose(predictor(IMAGES), apply(model), **CLOSE)
+    assert predictor.extract_feat(IMAGES).shape == (4, 1280)  # before the hidden layers
+    capsys.readouterr()
+
+    # Other classes: the hidden layers stay, and the classifier is new.
+    other = mbv2_jax.load(tmp_path / "saved", num_classes=3)
+    assert "with a new classifier: its 6 classes are not these 3" in capsys.readouterr().err
+    assert same(other.variables["params"]["hidden_0"], params["hidden_0"])
+    assert other.variables["params"]["classifier"]["kernel"].shape == (100, 3)
+    assert jnp.shape(apply(other)) == (4, 3)
+
+
+@pytest.mark.parametrize(("hidden", "kept"), [((100, 50), ["hidden_0"]), ((60, 100), []), ((), [])])
+def test_hidden_layers_are_kept_up_to_the_first_of_another_width(
+    checkpoint, tmp_path, hidden, kept
+):
+    first = mbv2_jax.load(checkpoint, hidden=(100, 100), seed=1)
+    save(tmp_path / "saved", first)
+    model = mbv2_jax.load(tmp_path / "saved", hidden=hidden)
+    head = {f"hidden_{i}" for i in range(len(hidden))} | {"classifier"}
+    params = model.variables["params"]
+    assert {name for name in params if name[:6] in ("hidden", "classi")} == head
+    before = first.variables["params"]
+    assert [
+        name for name in head if same(params[name]["kernel"], before.get(name, {}).get("kernel"))
+    ] == kept
+    assert apply(model).shape == (4, 6)
+
+
+def test_a_network_without_the_last_convolution_is_a_model(tmp_path):
+    module = mbv2_jax.MobileNetV2(num_classes=2, width=0.1, last_convolution=False)
+    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    path, preprocessing = tmp_path / "model", tiny_model.SPEC.preprocessing
+    mbv2_jax.save(path, module, variables, ["a", "b"], preprocessing=preprocessing)
+    model = mbv2_jax.load(path)
+    assert model.module.last_convolution is False
+    assert model.variables["params"].keys() == {"stem", "layer1_0", "layer7_0", "classifier"}
+    predictor = mbv2_jax.init_model(path)
+    np.testing.assert_allclose(predictor(IMAGES), apply(model), **CLOSE)
+    features = mbv2_jax.load(path, features_only=True)
+    (last,) = apply(features)  # layer7's map
+    assert features.module.channels == last.shape[-1:] == (32,)
+    (same_map,) = predictor.extract_feat(IMAGES, "backbone")
+    np.testing.assert_allclose(same_map, last, **CLOSE)
+    np.testing.assert_allclose(predictor.extract_feat(IMAGES), last.mean((1, 2)), **CLOSE)
+
+    mbv2_jax.save(tmp_path / "backbone", *features, preprocessing=preprocessing)
+    assert model_dir.read(tmp_path / "backbone").spec.backbone.last_convolution is False
+    for refuse in (
+        lambda: mbv2_jax.load(path, features_only=True, out_indices=(7,)),
+        lambda: predictor.extract_feat(IMAGES, "backbone", out_indices=(7,)),
+    ):
+        with pytest.raises(UserError, match=r"out_indices=\(7,\): give some of 0\.\.6"):
+            refuse()
+    first = mbv2_jax.load(path, features_only=True, out_indices=(0,))
+    with pytest.raises(UserError, match="with 6 among its out_indices"):
+        mbv2_jax.save(tmp_path / "first", *first, preprocessing=preprocessing)
+    with pytest.raises(UserError, match="last_convolution is True, the checkpoint's is False"):
+        mbv2_jax.load(path, last_convolution=True)
+
+
+def test_made_up_statistics_are_kept_and_not_trained_with(checkpoint, tmp_path):
+    model = mbv2_jax.load(checkpoint)
+    module = model.module.clone(folded_norm=True)
+    path = tmp_path / "folded"
+    mbv2_jax.save(
+        path, module, model.variables, model.class_names, preprocessing=model.preprocessing
+    )
+    found = mbv2_jax.load(path)
+    assert found.module.folded_norm
+    assert same(apply(found), apply(model))
+    np.testing.assert_allclose(mbv2_jax.init_model(path)(IMAGES), apply(model), **CLOSE)
+
+    def train(loaded: mbv2_jax.LoadedModel) -> Any:
+        module, variables = loaded
+        images = loaded.preprocessing.normalize(IMAGES)
+        random = {"dropout": jax.random.key(0)}
+        return jax.eval_shape(
+            lambda v: module.apply(v, images, train=True, mutable=["batch_stats"], rngs=random),
+            variables,
+        )
+
+    with pytest.raises(ValueError, match="train with norm_eval=True"):
+        train(found)
+    logits, _ = train(mbv2_jax.load(path, norm_eval=True))
+    assert logits.shape == (4, 6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
+        ({"depth": 1.2}, "does not fit: depth is 1.2, the checkpoint's is 1.0"),
+        ({"fixed_ends": True}, "does not fit: fixed_ends is True"),
+        ({"hidden": 100}, "hidden is 100: it must be whole numbers"),
+        ({"features_only": True, "hidden": (100,)}, "no field 'hidden'"),
         ({"outputstride": 8}, "no field 'outputstride': did you mean 'output_stride'"),
         ({"output_stride": 7}, "output_stride is 7"),
         ({"width": 1.0}, "checkpoint does not fit: width is 1.0, the checkpoint's is 0.1"),

@@ -115,15 +115,18 @@ def test_model_json_describes_the_model_and_names_its_format(model):
             "padding": "torch",
             "bn_epsilon": 1e-5,
             "output_stride": 32,
+            "depth": 1.0,
+            "fixed_ends": False,
+            "last_convolution": True,
         },
-        "head": {"num_classes": 6},
+        "head": {"num_classes": 6, "hidden": []},
         "preprocessing": {
             "image_size": 32,
             "eval_transforms": "resize_edge(36)|center_crop(size)",
             "mean": [120.0, 110.0, 100.0],
             "std": [60.0, 55.0, 50.0],
         },
-        "training": {"dropout": 0.2, "bn_momentum": 0.9},
+        "training": {"dropout": 0.2, "bn_momentum": 0.9, "folded_norm": False},
         "classes": ["cat", "dog", "eel", "fox", "gnu", "hen"],
         "origin": {"kind": "made by a test"},
     }
@@ -237,9 +240,23 @@ def test_model_json_that_lacks_something_is_refused_by_name(broken, section, key
     assert f"{missing} is missing" in refusal(broken)
 
 
+def test_model_json_written_before_some_fields_existed_is_read(broken):
+    def older(info):
+        for key in ("output_stride", "depth", "fixed_ends", "last_convolution"):
+            del info["backbone"][key]
+        del info["head"]["hidden"], info["training"]["folded_norm"]
+
+    edit(broken, older)
+    assert model_dir.read(broken).spec == tiny_model.SPEC
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value", "named"),
     [
+        ("backbone", "depth", 0, "backbone.depth is 0: it must be above 0"),
+        ("backbone", "fixed_ends", 1, "backbone.fixed_ends is 1: it must be True or False"),
+        ("head", "hidden", [0], "head.hidden is [0]: it must be whole numbers, 1 or more"),
+        ("training", "folded_norm", "yes", "training.folded_norm is 'yes': it must be True or"),
         ("backbone", "padding", "valid", "backbone.padding is 'valid': known are 'torch', 'same'"),
         ("backbone", "strides", [1, 2], "backbone.strides is [1, 2]: it must be 8 numbers"),
         ("backbone", "width", "one", "backbone.width is 'one': it must be above 0"),

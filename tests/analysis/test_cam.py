@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +13,8 @@ from mbv2_jax import model_dir
 from mbv2_jax.analysis import cam, model_commands
 from mbv2_jax.errors import UserError
 from mbv2_jax.models import mobilenet_v2
+from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from mbv2_jax.tasks.classification.settings import Head
 from mbv2_jax.tasks.classification.task import Classification
 from tests.support import tiny_model
 
@@ -112,6 +115,39 @@ def test_stages_are_layers_too():
     assert cam.endpoint("layer3", tiny_model.SPEC) == "layer3_2"
     for name in mobilenet_v2.feature_info(tiny_model.SPEC.backbone):
         assert cam.endpoint(name, tiny_model.SPEC) == name
+
+
+def test_the_last_layer_of_a_network_without_a_last_convolution_is_layer7():
+    backbone = dataclasses.replace(tiny_model.SPEC.backbone, depth=1.2, last_convolution=False)
+    spec = dataclasses.replace(tiny_model.SPEC, backbone=backbone)
+    assert cam.endpoint("last", spec) == cam.endpoint("layer7", spec) == "layer7_0"
+    assert cam.endpoint("layer3", spec) == "layer3_3"  # its four blocks: 3 times 1.2, rounded up
+
+
+def test_grad_cam_of_hidden_layers_worked_out_by_hand(few_layers):
+    module = MobileNetV2(
+        num_classes=3, width=0.1, strides=(1,) * 8, last_convolution=False, hidden=(8,)
+    )
+    x = np.random.default_rng(0).standard_normal((2, 16, 16, 3)).astype(np.float32)
+    variables = jax.jit(module.init)(jax.random.key(0), x)
+    found = cam.grad_cam(
+        variables,
+        x,
+        np.array([0, 2]),
+        task=Classification(Head(3, hidden=(8,)), ("a", "b", "c")),
+        network=module,
+        endpoint="layer7_0",
+    )
+    features = np.asarray(jax.jit(module.clone(num_classes=None).apply)(variables, x)[0])
+    params = jax.device_get(variables["params"])
+    inner = features.mean((1, 2)) @ params["hidden_0"]["kernel"] + params["hidden_0"]["bias"]
+    outer = params["classifier"]["kernel"][:, [0, 2]].T * (inner > 0)  # (2, 8)
+    weights = outer @ params["hidden_0"]["kernel"].T  # (2, 32)
+    heat = np.maximum(np.einsum("nhwc,nc->nhw", features, weights), 0)
+    low, high = heat.min((1, 2), keepdims=True), heat.max((1, 2), keepdims=True)
+    assert heat.shape == found.heat.shape  # without strides the map is not resized
+    # The same float32 operations, fused otherwise.
+    np.testing.assert_allclose(found.heat, (heat - low) / (high - low), rtol=0, atol=1e-3)
 
 
 def test_a_tiny_photo_is_enlarged():

@@ -48,6 +48,22 @@ def test_fine_tuning_is_described_and_drawn(run, tmp_path):
     assert Image.open(tmp_path / "schedule.png").width > 1000  # two panels
 
 
+def test_hidden_layers_are_a_part_of_their_own(run):
+    lines = run(
+        "--config=finetune_folder",
+        "--examples=320",
+        "--config.model.num_classes=3",
+        "--config.model.hidden=(8,4)",
+        "--config.model.depth=1.2",
+        "--config.optimizer.lr_multipliers=(('hidden_1', 2.0), ('layer', 0.1), ('stem', 0.1))",
+    )
+    assert [line.strip() for line in lines[1:]] == [
+        "2 times the rate: hidden_1",
+        "1 times the rate: last, hidden_0, classifier",
+        "0.1 times the rate: stem, layer1 to layer7",
+    ]
+
+
 def test_curve_is_the_schedule_worked_out_by_hand():
     config = load_config("finetune_folder").copy_and_resolve_references()
     config.batch_size, config.num_epochs, config.model.num_classes = 10, 3.0, 2

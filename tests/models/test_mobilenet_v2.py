@@ -218,7 +218,7 @@ def test_dropout_is_before_each_dense_layer(few_layers):
 
     def watch(run, args, kwargs, context):
         if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
-            found[context.module.name] = np.asarray(args[0])
+            found["/".join(context.module.path)] = np.asarray(args[0])
         return run(*args, **kwargs)
 
     def zeros(train: bool) -> list[float]:

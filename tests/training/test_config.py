@@ -125,6 +125,21 @@ def test_conventions_of_a_checkpoint_are_not_changed():
     assert (spec.mode.dropout, spec.preprocessing.image_size) == (0.5, 96)
 
 
+def test_hidden_layers_are_the_checkpoints_unless_given():
+    spec = dataclasses.replace(tiny_model.SPEC, head=Head(6, hidden=(8,)))
+    description = dataclasses.replace(tiny_model.DESCRIPTION, spec=spec)
+    saved = dataclasses.replace(TINY, description=description)
+    for given, found in ((None, (8,)), ((), ()), ((4, 2), (4, 2))):
+        settings = config_lib.read(make(model__num_classes=3, model__hidden=given))
+        assert config_lib.resolve(settings, None, saved)[0].head == Head(3, hidden=found)
+        assert config_lib.resolve(settings, None)[0].head == Head(3, hidden=given or ())
+    # Those of another task's model mean something else.
+    other = dataclasses.replace(spec, task="another")
+    saved = dataclasses.replace(TINY, description=dataclasses.replace(description, spec=other))
+    settings = config_lib.read(make(model__num_classes=3))
+    assert config_lib.resolve(settings, None, saved)[0].head == Head(3)
+
+
 def test_group_size_of_a_device_is_its_share_of_the_batch():
     mode = TrainingMode(bn_group_size="device")
     assert config_lib.on_devices(mode, 32, 4) == TrainingMode(bn_group_size=8)
@@ -143,6 +158,11 @@ def test_saved_model_is_evaluated_as_it_was_trained_unless_overridden(capsys):
     assert "data.image_size: 64 instead of the checkpoint's 32" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"model\.width is 0\.5, but tiny was trained with 0\.1"):
         config_lib.evaluated_spec(settings, TINY, {"model.width": 0.5})
+    for name, value in (("depth", 1.2), ("fixed_ends", True), ("last_convolution", False)):
+        with pytest.raises(UserError, match=rf"model\.{name} is {value}, but tiny was trained"):
+            config_lib.evaluated_spec(settings, TINY, {f"model.{name}": value})
+    with pytest.raises(UserError, match=r"model\.hidden is \(8,\), but tiny was trained with \(\)"):
+        config_lib.evaluated_spec(settings, TINY, {"model.hidden": (8,)})
     with pytest.raises(UserError, match=r"num_classes is 7, but tiny was trained with 6"):
         config_lib.evaluated_spec(settings, TINY, {"model.num_classes": 7})
 

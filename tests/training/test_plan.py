@@ -1,5 +1,6 @@
 """The plan of a run: the splits of its data, and refusals before anything is written."""
 
+import dataclasses
 import pathlib
 import sys
 
@@ -7,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mbv2_jax import model_dir
 from mbv2_jax.configs import digits
 from mbv2_jax.errors import RunFailed, UserError
 from mbv2_jax.runtime import processes
 from mbv2_jax.training import plan
+from tests.support import tiny_model
 
 
 @pytest.fixture
@@ -29,9 +32,11 @@ def config(tmp_path):
     return config
 
 
-def made(config, train: str, held_out: str, workdir: pathlib.Path) -> plan.Plan:
+def made(
+    config, train: str, held_out: str, workdir: pathlib.Path, checkpoint: str | None = None
+) -> plan.Plan:
     config.data.train_split, config.data.eval_split = train, held_out
-    return plan.plan(config, str(workdir), None, processes.single())
+    return plan.plan(config, str(workdir), checkpoint, processes.single())
 
 
 def test_a_part_of_the_training_split_may_be_held_out(config, tmp_path):
@@ -62,6 +67,26 @@ def test_checkpoint_that_another_run_saved_meanwhile_stops_a_run(config, tmp_pat
     (tmp_path / "run" / "checkpoints" / "7").mkdir(parents=True)
     with pytest.raises(RunFailed, match=r"saved step 7 in .*: give the same command again"):
         plan.check_current(found)
+
+
+def test_made_up_statistics_are_not_trained_with(config, tmp_path):
+    spec = tiny_model.SPEC.replace({"model.folded_norm": True})
+    description = dataclasses.replace(tiny_model.DESCRIPTION, spec=spec)
+    model_dir.write(tmp_path / "model", **tiny_model.variables(), description=description)
+    config.model.width = config.model.strides = None  # the checkpoint's
+    arguments = (config, "train[15:]", "train[:15]", tmp_path / "run", str(tmp_path / "model"))
+    with pytest.raises(
+        UserError, match=r"model\.folded_norm is True: .* Give --config\.model\.norm_eval=true"
+    ):
+        made(*arguments)
+    assert not (tmp_path / "run").exists()
+    config.model.norm_eval = True
+    found = made(*arguments)
+    # The trained model's statistics are still those.
+    assert found.config["model"]["folded_norm"] is True
+    # Nothing is trained where only a head is fitted.
+    config.model.norm_eval, config.num_epochs, config.fit_head = False, 0.0, True
+    assert made(*arguments).total_steps == 0
 
 
 def test_fast_decoding_without_its_libraries_is_refused_before_anything_is_written(
