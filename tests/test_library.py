@@ -127,7 +127,8 @@ def test_hidden_layers_are_given_saved_and_kept(checkpoint, tmp_path, capsys):
     assert same(mbv2_jax.load(tmp_path / "saved").variables, model.variables)
     predictor = mbv2_jax.init_model(tmp_path / "saved")
     np.testing.assert_allclose(predictor(IMAGES), apply(model), **CLOSE)
-    assert predictor.extract_feat(IMAGES).shape == (4, 1280)  # before the hidden layers
+    pooled: Any = predictor.extract_feat(IMAGES)
+    assert pooled.shape == (4, 1280)  # before the hidden layers
     capsys.readouterr()
 
     # Other classes: the hidden layers stay, and the classifier is new.
