@@ -41,6 +41,11 @@ def _shapes(stages: Any) -> dict[str, Any]:
 
 def variables(seed: int = 0) -> dict[str, Any]:
     """Returns {"params", "batch_stats"} as float32 numpy arrays, no two alike."""
+    return filled(_shapes(mobilenet_v2.STAGES), seed)
+
+
+def filled(shapes: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+    """Returns the variables of a network by their shapes, as float32 numpy arrays, no two alike."""
     generator = np.random.default_rng(seed)
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -50,7 +55,7 @@ def variables(seed: int = 0) -> dict[str, Any]:
         low, high = (0.5, 1.5) if path[-1].key in ("scale", "var") else (-0.5, 0.5)
         return generator.uniform(low, high, leaf.shape).astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, _shapes(mobilenet_v2.STAGES))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def write(path: pathlib.Path, seed: int = 0) -> pathlib.Path:
