@@ -2,8 +2,9 @@
 
     readers/     a container (.pth, .safetensors, .keras, .h5) -> {name: array}
     layouts/     a framework's names for a network
+    hub.py       downloads a repository of the Hugging Face Hub
     importer.py  reads a file with both, and returns a model
-    writer.py    writes a model to a file of another framework
+    writer.py    writes a model to a file, or a folder, of another framework
 
 The folder lies beside the package and is installed inside it, as `mbv2_jax.convert`: `python -m
 convert` works in the clone, `python -m mbv2_jax.convert` everywhere, and site-packages gets no

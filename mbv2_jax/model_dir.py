@@ -24,7 +24,6 @@ import numpy as np
 from flax import linen as nn
 
 from mbv2_jax import checkpoint_names, model_json, tasks
-from mbv2_jax.convert import hub_folder
 from mbv2_jax.errors import UserError, first_line
 from mbv2_jax.model_json import Description
 from mbv2_jax.ops import lowering
@@ -144,8 +143,10 @@ def read(path: str | os.PathLike[str]) -> SavedModel:
     run, name = checkpoint_names.split(source)
     if name and not os.path.lexists(source):
         return _read_named(pathlib.Path(run), name)
+    from mbv2_jax.convert import hub_folder  # here: convert/ imports this module
+
     if not os.path.isdir(source) or hub_folder.has_weights(pathlib.Path(source)):
-        from mbv2_jax.convert import importer  # here: it imports this module
+        from mbv2_jax.convert import importer
 
         imported = importer.load(source)
         for line in imported.warnings:
