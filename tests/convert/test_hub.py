@@ -1,13 +1,8 @@
 """Repositories of a local server that answers as the Hugging Face Hub does."""
 
 import hashlib
-import http.server
-import json
 import pathlib
-import socket
-import threading
 import urllib.parse
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,122 +11,9 @@ import mbv2_jax
 from mbv2_jax import model_dir
 from mbv2_jax.convert import download, importer
 from mbv2_jax.errors import UserError
-from tests.support import tiny_model
+from tests.support import fake_hub, tiny_model
 from tests.support.convert_command import make_run, refused
-
-COMMITS = ("1" * 40, "2" * 40)
-NAME = "someone/mobilenet_v2"
-TOKEN = "hf_secret"
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves a hub, and under /storage/ the large files to which the hub redirects.
-
-    Attributes:
-      files: of the repository NAME, in all its commits.
-      commit: of the branch main.
-      moved: where large files are; "" if the hub sends them itself.
-      gated, private: whether a request needs TOKEN, and how its refusal is worded.
-      closed: whether even TOKEN does not open the repository.
-      breaks: after how many bytes the next answers with a large file break off.
-      stated: the SHA-256 that the hub states for large files, where it is a wrong one.
-      asked: the path, the token and the Range of each request.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server_port}"
-        self.files: dict[str, bytes] = {}
-        self.commit, self.moved, self.stated = COMMITS[0], "", ""
-        self.gated = self.private = self.closed = False
-        self.breaks: list[int] = []
-        self.asked: list[tuple[str, str | None, str | None]] = []
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Server
-
-    def do_GET(self):
-        server, path = self.server, self.path
-        token = self.headers.get("Authorization")
-        server.asked.append((path, token, self.headers.get("Range")))
-        if path.startswith("/storage/"):
-            return self.send_file(server.files[path.rpartition("/")[2]])
-        opened = token == f"Bearer {TOKEN}" and not server.closed
-        if token not in (None, f"Bearer {TOKEN}"):
-            return self.refuse(401, "")
-        if server.private and not opened:
-            return self.refuse(404 if token else 401, "RepoNotFound")
-        if path.startswith(f"/api/models/{NAME}/revision/"):
-            return self.send_listing(path.removesuffix("?blobs=true").rpartition("/")[2])
-        if not path.startswith(f"/{NAME}/resolve/"):
-            return self.refuse(404 if token else 401, "RepoNotFound")
-        if server.gated and not opened:
-            return self.refuse(403 if token else 401, "GatedRepo")
-        *_, commit, name = path.split("/")
-        assert commit in COMMITS
-        if server.moved and is_large(name):
-            return self.redirect(f"{server.moved}/storage/{name}")
-        return self.send_file(server.files[name])
-
-    def send_listing(self, revision: str):
-        commits = {"main": self.server.commit, "refs%2Fpr%2F1": COMMITS[1]}
-        commit = commits.get(revision, revision)
-        if commit not in COMMITS:
-            return self.refuse(404, "RevisionNotFound")
-        siblings: list[dict[str, Any]] = []
-        for name, content in self.server.files.items():
-            siblings.append({"rfilename": name, "size": len(content), "blobId": "3" * 40})
-            if is_large(name):
-                sha256 = self.server.stated or hashlib.sha256(content).hexdigest()
-                siblings[-1]["lfs"] = {"sha256": sha256, "size": len(content)}
-        return self.send_file(json.dumps({"sha": commit, "siblings": siblings}).encode())
-
-    def send_file(self, content: bytes):
-        asked, start = self.headers.get("Range"), 0
-        tag = f'"{hashlib.sha256(content).hexdigest()}"'
-        if asked and self.headers.get("If-Range") == tag:
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        else:
-            self.send_response(200)
-        self.send_header("ETag", tag)
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        breaks = self.server.breaks if is_large(self.path) else []
-        stop = breaks.pop(0) if breaks else len(content)
-        self.wfile.write(content[start:stop])
-        if stop < len(content):
-            self.wfile.flush()
-            self.connection.shutdown(socket.SHUT_RDWR)
-            self.close_connection = True
-
-    def redirect(self, address: str):
-        self.send_response(302)
-        self.send_header("Location", address)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def refuse(self, code: int, reason: str):
-        self.send_response(code)
-        self.send_header("X-Error-Code", reason)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *args):
-        pass
-
-
-def is_large(name: str) -> bool:
-    return name.endswith((".safetensors", ".bin", ".onnx"))
-
-
-def start(server: Server) -> threading.Thread:
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    return thread
+from tests.support.fake_hub import COMMITS, NAME, TOKEN, Handler, Server
 
 
 @pytest.fixture
@@ -140,22 +22,15 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(download, "WAIT", 0.0)
-    with Server() as server, Server() as storage:
+    files = {
+        "README.md": b"# A network",
+        "config.json": b'{"num_labels": 3}',
+        "model.safetensors": np.random.default_rng(0).bytes(300_000),
+        "pytorch_model.bin": b"pickled",
+    }
+    with fake_hub.serve(files) as server:
         monkeypatch.setenv("HF_ENDPOINT", f"{server.address}/")
-        storage.files = server.files = {
-            "README.md": b"# A network",
-            "config.json": b'{"num_labels": 3}',
-            "model.safetensors": np.random.default_rng(0).bytes(300_000),
-            "pytorch_model.bin": b"pickled",
-        }
-        storage.breaks = server.breaks
-        server.storage = storage  # type: ignore[attr-defined]
-        threads = [start(each) for each in (server, storage)]
         yield server
-        for each in (server, storage):
-            each.shutdown()
-        for thread in threads:
-            thread.join()
 
 
 def refusal(source: str = f"hf:{NAME}") -> str:
