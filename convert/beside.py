@@ -6,7 +6,7 @@ from typing import Any
 
 from mbv2_jax.errors import UserError, first_line
 
-_LARGEST = 16 << 20  # bytes; a config with 20,000 class names has one million
+_LARGEST = 8 << 20  # bytes; a config with 20,000 class names has one million
 
 
 def read(weights: pathlib.Path, name: str) -> dict[str, Any] | None:

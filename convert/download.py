@@ -30,7 +30,7 @@ TRIES = 5  # in a row without a new byte
 WAIT = 1.0  # seconds before the second try; doubled before each further one
 TIMEOUT = 30.0  # seconds without a byte
 
-_LARGEST_ANSWER = 32 << 20  # bytes
+_LARGEST_ANSWER = 16 << 20  # bytes
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 

@@ -24,6 +24,7 @@ _DEFAULTS = {
     "mean": [0.485, 0.456, 0.406],
     "std": [0.229, 0.224, 0.225],
 }
+_LARGEST = 10_000  # pixels of a side
 # Arguments of timm's network that change nothing in evaluation, or change the shapes of arrays.
 _HARMLESS = ("num_classes", "in_chans", "img_size", "drop_path_rate", "drop_block_rate")
 
@@ -69,7 +70,7 @@ def _evaluation_faults(values: Mapping[str, Any]) -> list[str]:
         and len(size) == 3
         and all(map(spec_lib.is_integer, size))
         and size[0] == 3
-        and size[1] == size[2] > 0,
+        and 0 < size[1] == size[2] <= _LARGEST,
         "interpolation": values["interpolation"] in ["bilinear", "bicubic"],
         "crop_pct": spec_lib.is_number(share) and 0.1 <= share <= 1,
         "crop_mode": values["crop_mode"] in ["center", "squash"],

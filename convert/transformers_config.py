@@ -92,7 +92,7 @@ def _processor(weights: pathlib.Path, processor: dict[str, Any], size: int) -> d
             try:
                 # Rounded, since 0.456 * 255 is not quite 116.28.
                 fields[field] = tuple(round(value / factor, 9) for value in processor[key])
-            except (TypeError, ZeroDivisionError):
+            except (TypeError, ArithmeticError):
                 raise UserError(f"{path}: {key} and rescale_factor must be numbers") from None
     return fields
 

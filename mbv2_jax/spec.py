@@ -51,8 +51,13 @@ class Values:
 
 
 def is_number(value: Any) -> bool:
-    """Returns whether `value` is a finite number, and not a bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Returns whether `value` is a finite number that a float can hold, and not a bool."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int beyond the floats, which JSON may hold
+        return False
 
 
 def is_integer(value: Any) -> bool:

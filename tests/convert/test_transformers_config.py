@@ -43,6 +43,23 @@ def test_unsupported_processors_are_refused(tmp_path):
             read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("size", {"longest_edge": 256}, "not a square"),
+        ("image_mean", [10**400, 0, 0], "must be numbers"),
+        ("image_std", 0.5, "must be numbers"),
+        ("rescale_factor", 0, "must be numbers"),
+    ],
+)
+def test_values_of_another_form_are_refused(tmp_path, key, value, named):
+    (tmp_path / "config.json").write_text("{}")
+    processor = {"image_mean": [0.5, 0.5, 0.5]} | {key: value}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    with pytest.raises(UserError, match=named):
+        read(tmp_path)
+
+
 def test_another_scale_and_an_exact_size_are_read(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     processor = {
