@@ -9,7 +9,7 @@ import pytest
 from mbv2_jax.convert import timm_config
 from mbv2_jax.errors import UserError
 
-# timm/mobilenetv2_100.ra_in1k's, as timm writes it.
+# In the form that timm.models.push_to_hf_hub gave its repositories.
 CONFIG: dict[str, Any] = {
     "architecture": "mobilenetv2_100",
     "num_classes": 1000,
