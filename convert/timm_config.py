@@ -155,13 +155,14 @@ def write(saved: SavedModel) -> dict[str, Any]:
     """
     spec, images = saved.spec, saved.spec.preprocessing
     crop, size = crop_lib.parse(images), images.image_size
+    deeper = "d" if spec.backbone.depth != 1 else ""
     # timm rounds size / crop_pct down.
     share = size / crop.edge
     if math.floor(size / share) < crop.edge:
         share = math.nextafter(share, 0)
     names = {"label_names": list(saved.classes)} if saved.classes else {}
     return {
-        "architecture": f"mobilenetv2_{round(100 * spec.backbone.width):03d}",
+        "architecture": f"mobilenetv2_{round(100 * spec.backbone.width):03d}{deeper}",
         "num_classes": len(saved.classes),
         "num_features": saved.params["last"]["norm"]["scale"].size,
         "global_pool": "avg",

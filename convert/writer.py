@@ -87,18 +87,20 @@ def _check_conventions(saved: SavedModel, to: str, layout: Layout, kept: Sequenc
 
     The other frameworks' files do not hold the fields of a backbone, except those in `kept`.
     """
-    width = saved.spec.backbone.width
-    ours = spec_lib.named("model", saved.spec.backbone)
-    theirs = spec_lib.named("model", dataclasses.replace(layout.backbone, width=width))
+    backbone, head = saved.spec.backbone, saved.spec.head
+    sizes = {name: getattr(backbone, name) for name in ("width", "depth", "fixed_ends")}
+    ours = spec_lib.named("model", backbone)
+    theirs = spec_lib.named("model", dataclasses.replace(layout.backbone, **sizes))
     faults = [
         f"{name} is {value}, there it is {theirs[name]}"
         for name, value in ours.items()
         if value != theirs[name] and name not in kept
     ]
-    if saved.spec.head is not None and saved.spec.head.hidden:
-        faults.append("its classifier there has no hidden layers")
-    if not layout.has_width(width):
-        faults.append(f"it has no network of width {width} with these channels")
+    if head is not None and head.hidden:
+        faults.append(f"model.hidden is {head.hidden}, there it is ()")
+    if not layout.has_network(backbone):
+        depth = f" and depth {backbone.depth}" if backbone.depth != 1 else ""
+        faults.append(f"it has no network of width {backbone.width}{depth} with these channels")
     if faults:
         raise UserError(
             f"{saved.path} would not be the same in {to}: {'; '.join(faults)}. "
@@ -170,6 +172,7 @@ def _loading(saved: SavedModel, to: str, layout: Layout, output: pathlib.Path) -
     network = layout.network.format(
         width=width,
         percent=round(100 * width),
+        deeper="d" if saved.spec.backbone.depth != 1 else "",
         classes=len(saved.classes),
         last=saved.params["last"]["norm"]["scale"].size,
     )

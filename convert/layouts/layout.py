@@ -109,9 +109,10 @@ class Layout:
       prefix: the beginning of all names but the head's. Files whose names have another one in its
         place, or none, are read as well.
       ignored: arrays that are not needed here: regular expression -> their meaning.
-      network: Python code that creates the network there; {width}, {percent} (of width 1),
-        {classes} and {last} (channels of the last convolution) are filled in.
-      has_width: whether the framework's network of a given width has the same channels as ours.
+      network: Python code that creates the network there; {width}, {percent} (of width 1), {deeper}
+        ("d" if it has more blocks than the paper's), {classes} and {last} (channels of the last
+        convolution) are filled in.
+      has_network: whether the framework has a network with the same blocks and channels.
     """
 
     owner: str
@@ -125,7 +126,7 @@ class Layout:
     prefix: str = ""
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
     network: str = ""
-    has_width: Callable[[float], bool] = lambda width: True
+    has_network: Callable[[Backbone], bool] = lambda backbone: _is_papers(backbone)
 
     def arrays(self, backbone: Backbone) -> dict[str, Array]:
         """Returns the position of each array of the backbone in our tree, by its whole name there.
@@ -195,6 +196,16 @@ class Layout:
             )
             for ours, variable in variables.items()
         }
+
+
+def of_width(accepts: Callable[[float], bool]) -> Callable[[Backbone], bool]:
+    """Returns a `has_network` of a framework that has the paper's network at some widths."""
+    return lambda backbone: _is_papers(backbone) and accepts(backbone.width)
+
+
+def _is_papers(backbone: Backbone) -> bool:
+    """Returns whether a backbone has the paper's blocks, and channels in proportion to its."""
+    return backbone.depth == 1 and not backbone.fixed_ends
 
 
 def _numbered(name: str, stage: int, block: int, index: int) -> str:

@@ -5,7 +5,7 @@ import dataclasses
 from mbv2_jax.models.variants import VARIANTS
 from mbv2_jax.spec import Backbone, Preprocessing, TrainingMode
 
-from .layout import KERAS, OURS, TF_SLIM, TFLITE, TORCH, Layout
+from .layout import KERAS, OURS, TF_SLIM, TFLITE, TORCH, Layout, of_width
 
 # The widths at which every port rounds its channels alike.
 WIDTHS = frozenset(v.backbone.width for v in VARIANTS.values() if not v.backbone.fixed_ends)
@@ -24,6 +24,9 @@ _TF_SLIM_IMAGES = dataclasses.replace(
 )
 # TF-slim keeps 0.997 of the statistics and 0.8 of the features.
 _TF_SLIM_MODE = TrainingMode(bn_momentum=0.997, dropout=0.2)
+
+# The widths of timm's networks by their depth; the deeper ones have ends of fixed width.
+_TIMM = {1.0: (0.35, 0.5, 0.75, 1.0, 1.4), 1.2: (1.1,), 1.4: (1.2,)}
 
 # tonylins's port, from which others were copied.
 _TONYLINS = {
@@ -85,7 +88,7 @@ LAYOUTS: dict[str, Layout] = {
         prefix="backbone.",
         ignored=_COUNTERS,
         # Above width 1 its last convolution has int(1280 * width) channels, divisible by 8 or not.
-        has_width=lambda width: width <= 1 or int(1280 * width) % 8 == 0,
+        has_network=of_width(lambda width: width <= 1 or int(1280 * width) % 8 == 0),
         network="mmpretrain.get_model('mobilenet-v2_8xb32_in1k', "
         "backbone=dict(widen_factor={width}), "
         "head=dict(num_classes={classes}, in_channels={last}))",
@@ -128,8 +131,11 @@ LAYOUTS: dict[str, Layout] = {
             eval_transforms="resize_edge(256, interpolation='bicubic')|center_crop(size)"
         ),
         ignored=_COUNTERS,
-        has_width=lambda width: width in (0.35, 0.5, 0.75, 1.0, 1.4),  # its models' widths
-        network="timm.create_model('mobilenetv2_{percent:03d}', num_classes={classes})",
+        has_network=lambda backbone: (
+            backbone.width in _TIMM.get(backbone.depth, ())
+            and backbone.fixed_ends == (backbone.depth != 1)
+        ),
+        network="timm.create_model('mobilenetv2_{percent:03d}{deeper}', num_classes={classes})",
     ),
     "tonylins": Layout(
         owner="tonylins/pytorch-mobilenet-v2",
@@ -137,7 +143,9 @@ LAYOUTS: dict[str, Layout] = {
         table=_TONYLINS,
         prefix="features.",
         ignored=_COUNTERS,
-        has_width=lambda width: width == 1.0,  # its other widths do not scale the first layers
+        has_network=of_width(
+            lambda width: width == 1.0
+        ),  # its other widths do not scale the first layers
         network="MobileNetV2.MobileNetV2(n_class={classes}, width_mult={width})",
     ),
     "d-li14": Layout(
@@ -145,7 +153,7 @@ LAYOUTS: dict[str, Layout] = {
         framework=TORCH,
         table=_TONYLINS | {"last": ("conv.0", "conv.1")},
         ignored=_COUNTERS,
-        has_width=lambda width: width != 0.1,  # its channels there are multiples of 4
+        has_network=of_width(lambda width: width != 0.1),  # its channels there are multiples of 4
         network="models.imagenet.mobilenetv2(num_classes={classes}, width_mult={width})",
     ),
     "keras": Layout(
@@ -266,7 +274,7 @@ LAYOUTS: dict[str, Layout] = {
         guesses=("model.padding",),  # config.json beside the file has tf_padding
         prefix="mobilenet_v2.",
         ignored=_COUNTERS,
-        has_width=lambda width: width in WIDTHS,
+        has_network=of_width(lambda width: width in WIDTHS),
         network="transformers.MobileNetV2ForImageClassification(transformers.MobileNetV2Config("
         "depth_multiplier={width}, num_labels={classes}))",
     ),

@@ -235,7 +235,7 @@ def test_heads_that_are_no_classifier(tmp_path):
     )
     path = tmp_path / "net.tflite"
     path.write_bytes(network.content(upsampled))
-    with pytest.raises(UserError, match="operators CONV_2D, RESIZE_BILINEAR.*--features-only"):
+    with pytest.raises(UserError, match=r"operators CONV_2D, RESIZE_BILINEAR.*--features-only"):
         importer.load(path)
     saved = importer.load(path, features_only=True).saved
     assert_same(logits(saved, images()), tflite_files.run(maps, images()))
