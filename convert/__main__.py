@@ -1,7 +1,9 @@
 """python -m convert: converts MobileNetV2 weights from other frameworks and to them.
 
-From:  SOURCE is a file (.pth, .pt, .safetensors, .keras, .h5), an https address, or the name of
-       published weights, listed below. DIR becomes a model directory, which holds all that
+From:  SOURCE is a file of PyTorch (.pth, .pt, .bin, .ckpt), safetensors, Keras (.keras, .h5),
+       TensorFlow.js (model.json, .zip) or TensorFlow (.pb, .tgz, .tflite); an https address; a
+       repository of the Hugging Face Hub (hf:OWNER/NAME[@REVISION]) or a folder as there; or the
+       name of published weights, listed below. DIR becomes a model directory, which holds all that
        prediction, evaluation and training need.
 To:    SOURCE is a model directory, a training workdir, or one of its checkpoints (WORKDIR:best,
        WORKDIR:last or WORKDIR:STEP). FILE becomes a file for the framework that --to names.
@@ -13,8 +15,11 @@ Examples:
     python -m convert work_dirs/epoch_300.pth --output=runs/mine
   A Keras model trained at 160 pixels:
     python -m convert mine.keras --output=runs/keras --set data.image_size=160
-  Give a model trained here to PyTorch:
+  The backbone of a detector or a segmenter, without its head:
+    python -m convert frozen_inference_graph.pb --features-only --output=runs/backbone
+  Give a model trained here to PyTorch, or to timm as a folder that opens by itself:
     python -m convert runs/mine --to=torchvision --output=mine.pth
+    python -m convert runs/mine --to=timm --output=mine_timm
 """
 
 import argparse

@@ -66,7 +66,8 @@ def load(
     """Reads another framework's weights.
 
     Args:
-      source: a file, an https address, or the name of published weights.
+      source: a file, a folder of timm or transformers, an https address, hf:OWNER/NAME[@REVISION],
+        or the name of published weights.
       layout: a key of LAYOUTS, or "auto" to recognise it by the names in the file.
       ema: selects the averaged weights (True) or the raw ones (False) of a file that holds both;
         None selects those that its own framework would use.

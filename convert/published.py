@@ -133,8 +133,7 @@ _TF_SLIM_FIGURES = (
     (0.35, 96, 45.5, 70.4),
 )
 
-# d-li14's width 0.1 is left out, since its channel counts are multiples of 4: another network. So
-# are timm's 110d and 120d, which are deeper.
+# d-li14's width 0.1 is left out, since its channel counts are multiples of 4: another network.
 PUBLISHED: dict[str, PublishedWeights] = {
     "mmpretrain": PublishedWeights(
         _ZOO + "mobilenet_v2_batch256_imagenet_20200708-3b2dc3af.pth",
@@ -152,6 +151,12 @@ PUBLISHED: dict[str, PublishedWeights] = {
     ),
     "timm_1.4": _timm(
         "mobilenetv2_140_ra-21a4e913.pth", 76.528, 93.008, "mobilenetv2_140.ra_in1k", 1.4
+    ),
+    "timm_110d": _timm(
+        "mobilenetv2_110d_ra-77090ade.pth", 75.06, 92.19, "mobilenetv2_110d.ra_in1k", 1.1
+    ),
+    "timm_120d": _timm(
+        "mobilenetv2_120d_ra-5987e2ed.pth", 77.30, 93.52, "mobilenetv2_120d.ra_in1k", 1.2
     ),
     "d-li14": _d_li14("mobilenetv2-c5e733a8.pth", 72.834, 91.060),
     "d-li14_1.0": _d_li14("mobilenetv2_1.0-0c6065bc.pth", 72.192, 90.534),

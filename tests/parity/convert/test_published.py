@@ -55,6 +55,8 @@ def test_torchvisions_entries(name, weights, image):
         ("timm", "mobilenetv2_100.ra_in1k"),
         ("timm_0.5", "mobilenetv2_050.lamb_in1k"),
         ("timm_1.4", "mobilenetv2_140.ra_in1k"),
+        ("timm_110d", "mobilenetv2_110d.ra_in1k"),
+        ("timm_120d", "mobilenetv2_120d.ra_in1k"),
     ],
 )
 def test_timms_entries(name, model, image):
