@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mbv2_jax.errors import UserError, first_line
-from mbv2_jax.installed import require
 
 from ..layouts import LAYOUTS
 from . import keras_graph, keras_model
@@ -85,11 +84,10 @@ def read(path: pathlib.Path, ema: bool | None) -> Contents:
 
     Raises:
       UserError: the file is damaged, holds no layers, or another backbone, or no averaged weights
-        where `ema` asks for them; or h5py is not installed.
+        where `ema` asks for them.
     """
     if ema:
         raise no_averages(path)
-    require(f"reading {path}", "h5py", extra="convert")
     import h5py
 
     config: Any = None

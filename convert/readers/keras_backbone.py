@@ -12,7 +12,13 @@ from ..layouts import LAYOUTS
 from .keras_graph import Graph, Node, Path, number
 
 # Settings of layers that the network's have, where a config mentions them.
-_PLAIN = {"dilation_rate": 1, "groups": 1, "depth_multiplier": 1, "use_bias": False}
+_PLAIN = {
+    "data_format": "channels_last",
+    "dilation_rate": 1,
+    "groups": 1,
+    "depth_multiplier": 1,
+    "use_bias": False,
+}
 _EPSILON = 1e-3
 
 

@@ -145,7 +145,7 @@ def _entrance(graph: Graph, path: Path, found: Description) -> tuple[int, int] |
     if size and size[0] == size[1]:
         found.stated["data.image_size"] = size[0]
     elif size:
-        found.stated["data.eval_transforms"] = f"resize(({size[0]}, {size[1]}))"
+        found.stated.setdefault("data.eval_transforms", f"resize(({size[0]}, {size[1]}))")
     return size
 
 
@@ -158,11 +158,12 @@ def _resizing(node: Node, found: Description) -> bool:
     if (
         interpolation not in ("bilinear", "bicubic")
         or config.get("pad_to_aspect_ratio")
-        or not square
+        or (crops and not square)
     ):
         return False
     how = "" if interpolation == "bilinear" else ", interpolation='bicubic'"
-    resized = f"resize_edge(size{how})|center_crop(size)" if crops else f"resize(size{how})"
+    size = "size" if square else f"({config['height']}, {config['width']})"
+    resized = f"resize_edge(size{how})|center_crop(size)" if crops else f"resize({size}{how})"
     found.stated["data.eval_transforms"] = resized
     if not config.get("antialias"):
         found.guesses.append(_NO_ANTIALIASING)
@@ -179,7 +180,7 @@ def _scaled(scale: _Scale, node: Node, found: Description) -> _Scale | None:
     if node.kind == "Rescaling":
         factor, offset = _colours(config["scale"]), _colours(config.get("offset", 0))
         return scale.changed("multiply", factor).changed("add", offset)
-    if node.kind == "Normalization" and config.get("mean") is not None:
+    if node.kind == "Normalization" and config.get("mean") and not config.get("invert"):
         mean, variance = _colours(config["mean"]), _colours(config["variance"])
         return scale.changed("subtract", mean).changed("divide", np.sqrt(variance))
     if node.kind == "Lambda" and _function(config) == "preprocess_input":
@@ -252,8 +253,6 @@ def _head(graph: Graph, path: Path, size: tuple[int, int] | None, found: Descrip
 
 def _pools(node: Node, size: tuple[int, int] | None) -> bool:
     """Returns whether a layer averages the last feature map, or that has a single pixel."""
-    if node.config.get("data_format", "channels_last") not in ("channels_last", "channelsLast"):
-        return False
     if node.kind == "GlobalAveragePooling2D":
         return True
     sides = None if size is None else [-(-side // 32) for side in size]

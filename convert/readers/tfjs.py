@@ -187,7 +187,7 @@ def _pythonic(config: Any) -> Any:
     if isinstance(config, list):
         return [_pythonic(value) for value in config]
     if not isinstance(config, dict):
-        return config
+        return "channels_last" if config == "channelsLast" else config
     return {
         re.sub(r"(?<=[a-z])[A-Z]", lambda capital: "_" + capital[0].lower(), key): _pythonic(value)
         for key, value in config.items()

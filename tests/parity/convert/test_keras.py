@@ -3,7 +3,6 @@
 import io
 import json
 import pathlib
-import sys
 import zipfile
 from typing import Any
 
@@ -255,10 +254,3 @@ def test_a_member_too_large_for_any_such_network_is_not_unpacked(member, model, 
     content[record + 24 : record + 28] = (15 << 28).to_bytes(4, "little")
     path.write_bytes(content)
     assert f"it unpacks to 3.8 GiB, its {member} to 3.8" in refusal(path)
-
-
-def test_without_h5py(model, tmp_path, monkeypatch):
-    model.save_weights(tmp_path / "net.weights.h5")
-    monkeypatch.setitem(sys.modules, "h5py", None)
-    line = refusal(tmp_path / "net.weights.h5")
-    assert "needs h5py, which is not installed: run pip install '.[convert]'" in line

@@ -128,6 +128,9 @@ def test_resizing(contents):
     layer = peers.keras().layers.Resizing
     cases = {
         "resize(size)": layer(SIZE, SIZE, antialias=True),
+        "resize(size, interpolation='bicubic')": layer(
+            SIZE, SIZE, interpolation="bicubic", antialias=True
+        ),
         "resize_edge(size, interpolation='bicubic')|center_crop(size)": layer(
             SIZE, SIZE, crop_to_aspect_ratio=True, interpolation="bicubic", antialias=True
         ),
