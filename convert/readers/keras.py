@@ -6,7 +6,8 @@ Keras has written three structures of HDF5:
   Keras 2 (and 3, on request), .h5                   conv_1/conv_1/kernel:0, listed in attributes
   the same inside a whole-model .h5                  model_weights/conv_1/..., beside model_config
 
-A .keras file, and a whole-model .h5, also have the model's config, which describes its layers.
+A .keras file, and a whole-model .h5, also have the model's config, which describes its layers. So
+has the folder that Keras writes to Hugging Face's hub: config.json beside model.weights.h5.
 """
 
 import io
@@ -90,7 +91,7 @@ def read(path: pathlib.Path, ema: bool | None) -> Contents:
         raise no_averages(path)
     import h5py
 
-    config: Any = None
+    config = _config_beside(path)
     content: str | io.BytesIO = str(path)
     with damage_named(path):
         if zipfile.is_zipfile(path):
@@ -105,6 +106,16 @@ def read(path: pathlib.Path, ema: bool | None) -> Contents:
     if not weights:
         raise UserError(f"{path} is an HDF5 file, but holds no layers as Keras writes them")
     return described(path, named(path, weights), config, guesses)
+
+
+def _config_beside(path: pathlib.Path) -> Any:
+    """Returns the config of a model that Keras saved to a folder; None for any other file."""
+    file = path.with_name("config.json")
+    if path.name != "model.weights.h5" or not file.is_file():
+        return None
+    with damage_named(file), open(file, "rb") as content:
+        config = parse(file, content.read(_LONGEST_CONFIG + 1))
+    return config if isinstance(config, dict) and "class_name" in config else None
 
 
 def parse(path: pathlib.Path, text: str | bytes) -> Any:

@@ -4,6 +4,7 @@ Live Keras 3 gives the probabilities to expect, for pixels of 0 to 255 as its mo
 """
 
 import pathlib
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -195,6 +196,18 @@ def _application(model: Any) -> Any:
         return model
     inner = (layer for layer in model.layers if hasattr(layer, "layers"))
     return next(filter(None, map(_application, inner)), None)
+
+
+def test_a_folder_of_the_hub(built, tmp_path):
+    """Keras writes the members of a .keras file as files to Hugging Face's hub."""
+    path = save(built[preprocessed], tmp_path / "net.keras")
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path / "hub")
+    weights = tmp_path / "hub/model.weights.h5"
+    alone, whole = readers.read(weights).contents, readers.read(path).contents
+    assert (alone.head, alone.stated) == (whole.head, whole.stated)
+    (tmp_path / "hub/config.json").unlink()
+    assert readers.read(weights).contents.head is None
 
 
 @pytest.mark.parametrize("names", [True, False])
