@@ -179,6 +179,7 @@ def test_outputs(build, name, built, tmp_path):
     result = of_converted(save(model, tmp_path / name), images)
     theirs = of_keras(model, images / 127.5 - 1 if build is flat else images)
     activation = MODELS[build][0][-1]
+    assert result.logits is not None
     ours = result.logits if activation == "linear" else softmax(result.logits)
     if activation == "sigmoid":
         ours = ours[:, 1:]
@@ -238,7 +239,7 @@ def test_weights_alone(names, tmp_path):
 def test_a_model_of_the_users_own_class(tmp_path):
     keras = peers.keras()
 
-    class Flowers(keras.Model):
+    class Flowers(keras.Model):  # type: ignore[name-defined] # imported when it runs
         def __init__(self) -> None:
             super().__init__()
             self.base = application(pooling="avg")

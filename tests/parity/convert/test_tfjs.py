@@ -147,6 +147,7 @@ def test_teachable_machine(zipped, tmp_path):
     preprocessing = saved.spec.preprocessing
     scaled = (images.astype(np.float64) - preprocessing.mean) / preprocessing.std
     logits = outputs.of_converted(saved, scaled).logits
+    assert logits is not None
     theirs = peers.keras().ops.convert_to_numpy(model(images / 127 - 1, training=False))
     ours = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     assert abs(ours - theirs).max() <= 1e-4  # Keras computes in float32
