@@ -197,6 +197,7 @@ class Graph:
         if len(graphs) != 1:
             raise UserError(f"{path} holds {len(graphs)} graphs; one can be read, of the network")
         (graph,) = graphs
+        self._content = content
         self._buffers = root.tables(4)
         self._left = _PLAIN + 4 * len(content)
         self.tensors = [Tensor(fields) for fields in graph.tables(0)]
@@ -228,7 +229,7 @@ class Graph:
         if index < 0:
             return None
         tensor = self.tensors[index]
-        content = self._buffers[tensor.buffer].numbers(0, number_types.Uint8Flags)
+        content = self._bytes(self._buffers[tensor.buffer])
         if not len(content):
             return None
         if tensor.dtype is None:
@@ -240,6 +241,17 @@ class Graph:
         if self._left < 0:
             raise ValueError("its tensors have more numbers than the file can hold")
         return _real(content.view(np.dtype(tensor.dtype)).reshape(tensor.shape), tensor)
+
+    def _bytes(self, buffer: Fields) -> np.ndarray:
+        """Returns the bytes of a buffer, which may be behind all tables; [] where there are none.
+
+        Raises:
+          ValueError: they end beyond the file.
+        """
+        offset, size = (buffer.number(field, number_types.Uint64Flags) for field in (1, 2))
+        if offset > 1:  # 1 says that the size is not known yet
+            return np.frombuffer(self._content, np.uint8, size, offset)
+        return buffer.numbers(0, number_types.Uint8Flags)
 
 
 def _kind(code: Fields) -> str:

@@ -23,7 +23,7 @@ class File:
         self._tensors: list[Any] = []
         self.operators: list[Any] = []
         self._kinds: list[int] = []
-        self._buffers = [schema.BufferT(data=[])]
+        self._buffers = [schema.BufferT()]  # that of tensors without data
         self.inputs: list[int] = []
 
     def tensor(self, shape: Sequence[int], array: np.ndarray | None = None, dtype: int = 0) -> int:
@@ -73,7 +73,12 @@ class File:
             tensors=self._tensors, inputs=self.inputs, outputs=[output], operators=self.operators
         )
         codes = [
-            schema.OperatorCodeT(deprecatedBuiltinCode=min(kind, 127), version=2, builtinCode=kind)
+            schema.OperatorCodeT(
+                deprecatedBuiltinCode=min(kind, 127),
+                # Dilation came with the second version; there is no second RESHAPE.
+                version=1 if kind == schema.BuiltinOperator.RESHAPE else 2,
+                builtinCode=kind,
+            )
             for kind in self._kinds
         ]
         signature = schema.SignatureDefT(

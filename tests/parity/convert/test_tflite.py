@@ -32,7 +32,7 @@ def logits(saved, x: np.ndarray) -> np.ndarray:
 
 
 def assert_same(ours: np.ndarray, theirs: np.ndarray) -> None:
-    assert theirs.std() > 0.1
+    assert theirs.std() > 0.01
     # Both round at 1e-7; 53 layers enlarge that.
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * abs(theirs).max())
 
@@ -88,7 +88,8 @@ def test_a_backbone_alone(tmp_path):
     (tmp_path / "net.tflite").write_bytes(content)
     saved = importer.load(tmp_path / "net.tflite").saved
     assert saved.features_only
-    assert_same(logits(saved, images()), tflite_files.run(content, images()))
+    (ours,) = logits(saved, images())
+    assert_same(ours, tflite_files.run(content, images()))
 
 
 def test_a_normalization_in_the_graph(tmp_path):
@@ -192,7 +193,8 @@ def test_networks_of_8_bits(recipe, plain):
     saved = importer.load(quantized(plain, recipe())).saved
     ours, theirs = (flatten_dict(s.params) for s in (saved, importer.load(plain).saved))
     for name, array in theirs.items():
-        steps = 254 if name[-1] == "kernel" else 1e4  # biases have 32 bits
+        # A step of a bias is the product of those of the weights and of the activations.
+        steps = 254 if name[-1] == "kernel" else 1000
         largest = (
             abs(array).max() if array.ndim == 1 else abs(array).max(tuple(range(array.ndim - 1)))
         )
@@ -238,7 +240,8 @@ def test_heads_that_are_no_classifier(tmp_path):
     with pytest.raises(UserError, match=r"operators CONV_2D, RESIZE_BILINEAR.*--features-only"):
         importer.load(path)
     saved = importer.load(path, features_only=True).saved
-    assert_same(logits(saved, images()), tflite_files.run(maps, images()))
+    (ours,) = logits(saved, images())
+    assert_same(ours, tflite_files.run(maps, images()))
 
 
 class _Relu(Network):
