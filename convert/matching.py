@@ -38,6 +38,8 @@ _WIDTHS = (
     *(tenths / 10 for tenths in range(1, 41)),
     *(hundredths / 100 for hundredths in range(5, 401)),
 )
+# The same for the divisors of channels: that of every port, and TensorFlow's DeepLab's.
+_DIVISORS = (8, 1)
 # The same for depths: the paper's, timm's, then round ones.
 _DEPTHS = (1.0, 1.2, 1.4, *(tenths / 10 for tenths in range(1, 41)))
 
@@ -248,8 +250,8 @@ def _sized(backbone: Backbone, tensors: Tensors, arrays: Arrays) -> Backbone:
     }
 
     def candidates() -> Iterator[Backbone]:
-        for fixed_ends, width in itertools.product((False, True), _WIDTHS):
-            yield dataclasses.replace(backbone, width=width, fixed_ends=fixed_ends)
+        for divisor, fixed_ends, width in itertools.product(_DIVISORS, (False, True), _WIDTHS):
+            yield dataclasses.replace(backbone, width=width, fixed_ends=fixed_ends, divisor=divisor)
 
     def agreeing(candidate: Backbone) -> int:
         sizes = {

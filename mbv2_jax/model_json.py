@@ -23,7 +23,7 @@ NAME = "mobilenet_v2"  # of the backbone
 
 # Fields that are missing in files written before the field existed.
 _LATER = {
-    "backbone": ("output_stride", "depth", "fixed_ends", "last_convolution"),
+    "backbone": ("output_stride", "depth", "fixed_ends", "divisor", "last_convolution"),
     "head": ("hidden",),
     "training": ("dropout", "folded_norm"),
 }

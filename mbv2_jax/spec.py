@@ -209,6 +209,14 @@ class Backbone:
         convention=True,
         shapes=True,
     )
+    divisor: int = declare(
+        8,
+        integer(1),
+        "the number of channels of each layer is a multiple of this; TensorFlow's DeepLab has 1 at "
+        "widths other than 1",
+        convention=True,
+        shapes=True,
+    )
     last_convolution: bool = declare(
         True,
         flag(),

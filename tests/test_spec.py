@@ -151,6 +151,7 @@ def test_inherited_fields_are_those_of_a_checkpoint():
         "model.width",
         "model.depth",
         "model.fixed_ends",
+        "model.divisor",
         "model.last_convolution",
         "model.padding",
         "model.bn_epsilon",

@@ -105,7 +105,7 @@ def blocks(architecture: spec.Backbone) -> list[Block]:
                 stage=i,
                 expansion=stage.expansion,
                 inner=stage.expansion * inputs,
-                channels=make_divisible(stage.channels * architecture.width),
+                channels=make_divisible(stage.channels * architecture.width, architecture.divisor),
                 stride=stride // lost,
                 dilation=dilation,
                 input_reduction=reduction,
@@ -169,12 +169,13 @@ def map_endpoints(architecture: spec.Backbone) -> tuple[str, ...]:
 
 
 def _stem_channels(architecture: spec.Backbone) -> int:
-    return make_divisible(STEM_CHANNELS * (1.0 if architecture.fixed_ends else architecture.width))
+    width = 1.0 if architecture.fixed_ends else architecture.width
+    return make_divisible(STEM_CHANNELS * width, architecture.divisor)
 
 
 def _last_channels(architecture: spec.Backbone) -> int:
     width = 1.0 if architecture.fixed_ends else max(architecture.width, 1.0)
-    return make_divisible(LAST_CHANNELS * width)
+    return make_divisible(LAST_CHANNELS * width, architecture.divisor)
 
 
 class InvertedResidual(nn.Module):
@@ -369,6 +370,7 @@ class MobileNetV2(nn.Module):
       output_stride: 8 or 16 turns the strides beyond it into dilation, see `blocks`.
       depth: the depth multiplier: the blocks of layer2 to layer6 times this, rounded up.
       fixed_ends: whether the stem and the last convolution have 32 and 1280 channels at any width.
+      divisor: the channels of each layer are a multiple of this.
       last_convolution: whether there is a convolution to 1280 channels after layer7.
       hidden: widths of dense layers with ReLU before the classifier.
       folded_norm: whether the statistics of BatchNorm are made up, because the file of the weights
@@ -393,6 +395,7 @@ class MobileNetV2(nn.Module):
     output_stride: int = spec.Backbone.output_stride
     depth: float = spec.Backbone.depth
     fixed_ends: bool = spec.Backbone.fixed_ends
+    divisor: int = spec.Backbone.divisor
     last_convolution: bool = spec.Backbone.last_convolution
     hidden: Sequence[int] = ()
     folded_norm: bool = spec.TrainingMode.folded_norm

@@ -10,7 +10,13 @@ SPEC = ModelSpec("classification", Backbone(width=0.5), None, Preprocessing())
 
 
 # The fields that the arrays of a file determine.
-SHAPES = ("model.width", "model.depth", "model.fixed_ends", "model.last_convolution")
+SHAPES = (
+    "model.width",
+    "model.depth",
+    "model.fixed_ends",
+    "model.divisor",
+    "model.last_convolution",
+)
 
 
 def test_settable_fields_are_all_that_a_model_keeps_but_those_of_its_arrays():

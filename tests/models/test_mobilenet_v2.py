@@ -112,6 +112,7 @@ ARCHITECTURES = {
     "output stride 8": spec.Backbone(output_stride=8),
     "output stride 16": spec.Backbone(output_stride=16, padding="same"),
     "deep": spec.Backbone(width=1.1, depth=1.2, fixed_ends=True, output_stride=16),
+    "TensorFlow's DeepLab": spec.Backbone(width=0.5, divisor=1, last_convolution=False),
     "shallow": spec.Backbone(depth=0.3),
     "no last convolution": spec.Backbone(last_convolution=False),
 }

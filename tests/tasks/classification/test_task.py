@@ -208,6 +208,7 @@ def test_network_has_the_fields_of_its_specs():
         bn_epsilon=1e-3,
         depth=1.2,
         fixed_ends=True,
+        divisor=4,
         last_convolution=False,
     )
     mode = TrainingMode(
@@ -222,6 +223,7 @@ def test_network_has_the_fields_of_its_specs():
         bn_epsilon=1e-3,
         depth=1.2,
         fixed_ends=True,
+        divisor=4,
         last_convolution=False,
         hidden=(4,),
         dropout=0.3,
