@@ -177,7 +177,9 @@ def _spec(
             f"data.eval_transforms {transforms!r} is random: evaluation must not be random"
         )
     if "data.eval_transforms" not in given:
-        usual_size = stated.get("data.image_size", usual.preprocessing.image_size)
+        usual_size = usual.preprocessing.image_size
+        if "data.eval_transforms" in stated:
+            usual_size = stated.get("data.image_size", usual_size)
         scaled = _scaled(transforms, size, usual_size)
         preprocessing = dataclasses.replace(preprocessing, eval_transforms=scaled)
     return dataclasses.replace(spec, preprocessing=preprocessing)
