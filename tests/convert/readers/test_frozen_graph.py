@@ -4,8 +4,10 @@ import gzip
 import io
 import tarfile
 from collections.abc import Mapping
+from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
@@ -18,7 +20,7 @@ from tests.support.weight_files import flipped, refusal
 Arrays = Mapping[str, np.ndarray]
 
 
-def predictor(tensors: Arrays, level: int, kind: str, x: np.ndarray) -> np.ndarray:
+def predictor(tensors: Arrays, level: int, kind: str, maps: np.ndarray) -> np.ndarray:
     """Returns the results of a head of TensorFlow's SSDLite: a separable 3x3 convolution."""
     scope = f"BoxPredictor_{level}/{kind}"
     depthwise = tensors[f"{scope}_depthwise/depthwise_weights"].transpose(0, 1, 3, 2)
@@ -27,8 +29,15 @@ def predictor(tensors: Arrays, level: int, kind: str, x: np.ndarray) -> np.ndarr
         for name in ("gamma", "beta", "moving_mean", "moving_variance")
     }
     layout = ("NHWC", "HWIO", "NHWC")
-    x = lax.conv_general_dilated(
-        x, depthwise, (1, 1), "SAME", dimension_numbers=layout, feature_group_count=x.shape[-1]
+    x = np.asarray(
+        lax.conv_general_dilated(
+            jnp.asarray(maps),
+            jnp.asarray(depthwise),
+            (1, 1),
+            "SAME",
+            dimension_numbers=layout,
+            feature_group_count=maps.shape[-1],
+        )
     )
     scale = norm["gamma"] / np.sqrt(norm["moving_variance"] + 1e-3)
     x = np.clip((x - norm["moving_mean"]) * scale + norm["beta"], 0, 6)
@@ -107,7 +116,7 @@ def test_constants_that_are_weights_are_read(tmp_path):
         np.testing.assert_array_equal(tensors[name], half.astype(np.float32), strict=True)
 
 
-def tar(members: Mapping[str, bytes], mode: str = "w:gz") -> bytes:
+def tar(members: Mapping[str, bytes], mode: Literal["w", "w:gz"] = "w:gz") -> bytes:
     """Returns a tar archive."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode=mode) as archive:

@@ -71,6 +71,7 @@ def test_logits(width, tmp_path):
     theirs = keras.ops.convert_to_numpy(model(x, training=False))
     assert theirs.std() > 0.1
     ours = outputs.of_converted(saved, x.astype(np.float64)).logits
+    assert ours is not None
     # Keras computes in float32, which rounds at 1e-7; 53 layers enlarge that.
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * abs(theirs).max())
 
