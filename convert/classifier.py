@@ -263,10 +263,16 @@ def choose_names(given: Sequence[str], own: Sequence[str], head: Head | None) ->
         return ClassNames(tuple(given), "as given")
     if len(own) == count:
         return ClassNames(tuple(own), "the file's")
-    if not own and count in (1000, 1001):
-        background = (BACKGROUND,) * (count - 1000)
-        return ClassNames((*background, *classes.IMAGENET_NAMES), "ImageNet's")
+    if not own and (imagenet := imagenet_names(head)):
+        return ClassNames(imagenet, "ImageNet's")
     return ClassNames(tuple(map(str, range(count))), "numbers")
+
+
+def imagenet_names(head: Head | None) -> tuple[str, ...]:
+    """Returns ImageNet's names for 1000 classes, or 1001 with the background; () for others."""
+    if head is None or head.num_classes not in (1000, 1001):
+        return ()
+    return (BACKGROUND,) * (head.num_classes - 1000) + classes.IMAGENET_NAMES
 
 
 def warnings(chosen: ClassNames, own: Sequence[str], head: Head | None, command: str) -> list[str]:

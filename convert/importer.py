@@ -11,7 +11,6 @@ import jax
 
 from mbv2_jax import model_json
 from mbv2_jax import spec as spec_lib
-from mbv2_jax.data import classes
 from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.errors import UserError, listed
 from mbv2_jax.model_dir import SavedModel
@@ -30,6 +29,7 @@ from . import (
 from . import fields as fields_lib
 from .classifier import ClassNames
 from .matching import Match
+from .published import PublishedWeights
 from .readers import ForeignFile
 
 # The readers of a config beside the weights.
@@ -81,11 +81,12 @@ def load(
     """
     fields = dict(fields or {})
     file = readers.read(download.locate(os.fspath(source)), ema=ema)
+    known = published.PUBLISHED.get(os.fspath(source)) or published.identify(file.sha256)
     match = matching.match(file, layout, features_only=features_only)
     if drop_background:
         head, variables = classifier.without_background(file.path, match.head, match.variables)
         match = dataclasses.replace(match, head=head, variables=variables)
-    stated = _stated(file, match)
+    stated = _stated(file, match, known)
     spec = _spec(file, match, stated.fields, fields)
     own = stated.class_names[1:] if drop_background else stated.class_names
     names = classifier.choose_names(class_names, own, match.head)
@@ -117,8 +118,13 @@ class _Stated:
     published: Mapping[str, Any] | None = None
 
 
-def _stated(file: ForeignFile, match: Match) -> _Stated:
-    """Returns the facts in a file, in files beside it, or known from its publisher."""
+def _stated(file: ForeignFile, match: Match, weights: PublishedWeights | None) -> _Stated:
+    """Returns the facts in a file, in files beside it, or known from its publisher.
+
+    Args:
+      file, match: the file and its match.
+      weights: the published weights that it is; None for another file.
+    """
     if "model.json" in file.contents.metadata:
         return _own_description(file)
     contents = file.contents
@@ -126,12 +132,10 @@ def _stated(file: ForeignFile, match: Match) -> _Stated:
         fields, names = _CONFIGS[match.name](file.path)
         if fields:
             return _Stated(fields, names or file.contents.class_names)
-    known = published.identify(file.sha256)
-    if known is None:
+    if weights is None:
         return _Stated(contents.stated, contents.class_names)
-    _, weights = known
     conventions = dataclasses.replace(_usual_spec(file, match), preprocessing=weights.preprocessing)
-    names = contents.class_names or classes.IMAGENET_NAMES  # all have 1000 classes
+    names = contents.class_names or classifier.imagenet_names(match.head)
     return _Stated(fields_lib.settable(conventions), names, weights.card())
 
 

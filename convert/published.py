@@ -206,9 +206,9 @@ def suggest(name: str) -> str:
     return f"published weights of width {width} are {', '.join(known[:4])}"
 
 
-def identify(sha256: str) -> tuple[str, PublishedWeights] | None:
-    """Returns the name and the entry of the file with this SHA-256 (hex); None without one."""
-    for name, weights in PUBLISHED.items():
+def identify(sha256: str) -> PublishedWeights | None:
+    """Returns the entry of the file with this SHA-256 (hex); None without one."""
+    for weights in PUBLISHED.values():
         if weights.sha256 and sha256.startswith(weights.sha256):
-            return name, weights
+            return weights
     return None

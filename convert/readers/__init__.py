@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -45,7 +45,7 @@ class ForeignFile:
 
     Attributes:
       path: the file.
-      sha256: of the whole file, hex.
+      sha256: of the whole file, and of those beside it that hold its weights, hex.
       container: a key of `_READERS`, such as "torch".
       contents: its weights; float16 and bfloat16 as float32, other types as they are; every number
         is finite.
@@ -78,25 +78,24 @@ def read(path: str | os.PathLike[str], *, ema: bool | None = None) -> ForeignFil
     """
     path = pathlib.Path(path)
     container = identify.container(path)
-    sha256 = _sha256(path)
     contents = _READERS[container](path, ema)
     if not contents.tensors:
         raise UserError(f"{path} holds no weights")
-    if container != "tfjs":  # whose weights are in other files, and need a byte each
-        _check_size(path, contents.tensors)
+    files = (path, *contents.beside)
+    _check_size(files, contents.tensors)
     tensors = {name: _to_float32(array) for name, array in contents.tensors.items()}
     _check_finite(path, tensors)
-    return ForeignFile(path, sha256, container, dataclasses.replace(contents, tensors=tensors))
+    contents = dataclasses.replace(contents, tensors=tensors)
+    return ForeignFile(path, _sha256(files), container, contents)
 
 
-def _check_size(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
-    """Refuses arrays that a file of this size cannot hold, since they would fill the memory."""
-    most = _RATIO * path.stat().st_size + _PLAIN
+def _check_size(files: Sequence[pathlib.Path], tensors: dict[str, np.ndarray]) -> None:
+    """Refuses arrays that files of this size cannot hold, since they would fill the memory."""
+    held = sum(file.stat().st_size for file in files)
     size = sum(array.size for array in tensors.values())
-    if size > most:
+    if size > _RATIO * held + _PLAIN:
         raise UserError(
-            f"{path} was refused: it has {path.stat().st_size:,} bytes, and its arrays {size:,} "
-            "numbers"
+            f"{files[0]} was refused: it has {held:,} bytes, and its arrays {size:,} numbers"
         )
 
 
@@ -117,6 +116,10 @@ def _check_finite(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
         raise UserError(f"{path} holds numbers that are NaN or infinite: {listed(faults)}")
 
 
-def _sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(files: Sequence[pathlib.Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -43,6 +43,7 @@ class Contents:
       obstacles: the layers that change what the network computes and that no network here has, such
         as "a BatchNormalization layer 'norm' after the pooling"; the backbone may do without them.
       folded: whether BatchNorm was folded into the convolutions, so that its arrays were made up.
+      beside: other files that hold the weights, in their order.
     """
 
     tensors: dict[str, np.ndarray]
@@ -54,6 +55,7 @@ class Contents:
     head: tuple[Dense, ...] | None = None
     obstacles: tuple[str, ...] = ()
     folded: bool = False
+    beside: tuple[pathlib.Path, ...] = ()
 
 
 def strip_wrappers(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ The two may also lie in a zip archive, as Teachable Machine gives them, with met
 has the class names.
 """
 
+import dataclasses
 import math
 import pathlib
 import posixpath
@@ -59,7 +60,9 @@ def read(path: pathlib.Path, ema: bool | None) -> Contents:
         raise no_averages(path)
     with damage_named(path):
         if not zipfile.is_zipfile(path):
-            return _read(path, path.read_bytes(), _folder(path))
+            contents, files = _read(path, path.read_bytes(), _folder(path))
+            beside = tuple(path.parent / name for name in files)
+            return dataclasses.replace(contents, beside=beside)
         with open_archive(path) as archive:
             model = min((n for n in archive.names if _is_model(n)), key=len)
             folder = posixpath.dirname(model)
@@ -68,7 +71,7 @@ def read(path: pathlib.Path, ema: bool | None) -> Contents:
                 name = posixpath.join(folder, name)
                 return archive.read(name) if name in archive.names else None
 
-            return _read(path, archive.read(model), member)
+            return _read(path, archive.read(model), member)[0]
 
 
 def _is_model(name: str) -> bool:
@@ -85,8 +88,8 @@ def _folder(path: pathlib.Path) -> _Open:
     return read_beside
 
 
-def _read(path: pathlib.Path, text: bytes, read_file: _Open) -> Contents:
-    """Returns the contents of a model.
+def _read(path: pathlib.Path, text: bytes, read_file: _Open) -> tuple[Contents, list[str]]:
+    """Returns the contents of a model, and the names of its files of weights.
 
     Args:
       path: of the model, for messages.
@@ -113,7 +116,8 @@ def _read(path: pathlib.Path, text: bytes, read_file: _Open) -> Contents:
         if owner is not None
     ]
     names, stated = _metadata(path, read_file)
-    return described(path, named(path, weights), config, class_names=names, stated=stated)
+    contents = described(path, named(path, weights), config, class_names=names, stated=stated)
+    return contents, files
 
 
 def _group(path: pathlib.Path, group: Any, read_file: _Open) -> dict[str, np.ndarray]:
