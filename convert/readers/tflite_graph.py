@@ -67,7 +67,7 @@ _TYPES: dict[int, Any] = {
     18: ml_dtypes.bfloat16,
 }
 
-_MOST = 20_000  # tables of a kind; MobileNetV2 has about 70 operators, and 200 tensors
+_MOST = 5000  # tables of a kind; MobileNetV2 has about 70 operators, and 200 tensors
 _LONGEST = 1000  # characters of a name
 _PLAIN = 64 << 20  # bytes of arrays, beside 4 for each of the file (8-bit weights as float32)
 

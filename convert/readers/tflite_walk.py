@@ -225,12 +225,15 @@ class Walk:
     def _count_depths(self) -> list[int]:
         """Returns for each operator the convolutions on the longest way from it to an end."""
         depths = [0] * len(self.graph.operators)
+        after: dict[int, int] = {}  # the same for each tensor
         for operator in reversed(self.graph.operators):
-            following = [after for out in operator.outputs for after in self.readers(out)]
-            if any(after.place <= operator.place for after in following):
-                raise ValueError("its operators are not in the order of their execution")
-            deepest = max((depths[after.place] for after in following), default=0)
-            depths[operator.place] = deepest + (operator.kind in CONVOLUTIONS)
+            for out in operator.outputs:
+                if any(reader.place <= operator.place for reader in self.readers(out)[:1]):
+                    raise ValueError("its operators are not in the order of their execution")
+            deepest = max((after.get(out, 0) for out in operator.outputs), default=0)
+            depth = depths[operator.place] = deepest + (operator.kind in CONVOLUTIONS)
+            for tensor in operator.inputs:
+                after[tensor] = max(after.get(tensor, 0), depth)
         return depths
 
 
