@@ -16,7 +16,7 @@ from mbv2_jax import model_dir
 from mbv2_jax.convert.layouts import LAYOUTS
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 from mbv2_jax.spec import Backbone
-from tests.support import keras_files, peers, tflite_files
+from tests.support import keras_files, peers
 from tests.support.graph_def import GraphDef
 
 _WIDTH = 0.1
@@ -51,6 +51,7 @@ def _keras_model() -> Any:
     keras = peers.keras()
     model = keras.Sequential(
         [
+            keras.Input((32, 32, 3)),
             keras.layers.Rescaling(1 / 127.5, -1),
             keras_files.application(32),
             keras.layers.GlobalAveragePooling2D(),
@@ -116,6 +117,9 @@ def _tgz(folder: pathlib.Path) -> None:
 
 
 def _tflite(folder: pathlib.Path) -> None:
+    # Imported here, so that the other containers need no LiteRT.
+    from tests.support import tflite_files
+
     network = tflite_files.Network(Backbone(width=_WIDTH, padding="same"), 64)
     output = network.head(network.build(), 5)
     (folder / "net.tflite").write_bytes(network.content(output))
