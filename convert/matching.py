@@ -7,44 +7,28 @@ error lists all faults.
 
 import dataclasses
 import functools
-import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
 from mbv2_jax import model_dir, tasks
-from mbv2_jax.errors import UserError, listed, nearest
+from mbv2_jax.errors import UserError, listed
 from mbv2_jax.models.mobilenet_v2 import feature_info
 from mbv2_jax.spec import Backbone, TrainingMode
 
-from . import classifier
-from .layouts import LAYOUTS, Array, Layout
-from .layouts.mobilenet_v2 import WIDTHS
+from . import classifier, recognition
+from .classifier import FoundHead
+from .layouts import Array, Layout
 from .readers import ForeignFile
+from .recognition import Recognised, Tensors
 
-Tensors = Mapping[str, np.ndarray]
 Arrays = Mapping[str, Array]
 Shapes = Mapping[tuple[str, ...], tuple[int, ...]]
 
-# A file with a smaller share of a layout's names has another layout, or another network.
-_RECOGNISED = 0.5
-
-# Several widths have the same channel counts; the first is taken: common ones, then round ones.
-_WIDTHS = (
-    *sorted(WIDTHS, reverse=True),
-    *(tenths / 10 for tenths in range(1, 41)),
-    *(hundredths / 100 for hundredths in range(5, 401)),
-)
-# The same for the divisors of channels: that of every port, and TensorFlow's DeepLab's.
-_DIVISORS = (8, 1)
-# The same for depths: the paper's, timm's, then round ones.
-_DEPTHS = (1.0, 1.2, 1.4, *(tenths / 10 for tenths in range(1, 41)))
-
 _LISTED = 20  # names in a message, of each kind of fault
-_MOST_PREFIXES = 20  # that are tried for each layout; a file has one, or a few
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,138 +68,36 @@ def match(file: ForeignFile, layout: str = "auto", *, features_only: bool = Fals
     Raises:
       UserError: the file is not of this network, or not of that layout; lists every fault.
     """
-    found = _recognise(file, layout)
-    chosen = found.layout
+    found = recognition.recognise(file, layout)
     tensors = _without_copies(file, found)
-    arrays = {
-        found.prefix + chosen.relative(n): a for n, a in chosen.arrays(found.backbone).items()
-    }
-    backbone = _sized(found.backbone, tensors, arrays)
+    found = recognition.sized(found, tensors)
+    arrays, chosen = found.arrays(), found.layout
     reasons = {name: chosen.ignores(name) for name in tensors if name not in arrays}
-    ignored = Counter(why for why in reasons.values() if why)
     rest = {name: tensors[name] for name, why in reasons.items() if not why}
-    faults = _backbone_faults(tensors, arrays, _shapes(chosen.task, backbone))
+    faults = _backbone_faults(tensors, arrays, _shapes(chosen.task, found.backbone))
     if faults:
         others = classifier.no_dense(rest, chosen.framework)
         raise UserError(
-            f"{file.path} is not a MobileNetV2 of width {backbone.width} (layout: {chosen.owner}): "
-            + "; ".join([*faults, *_named("not of this network", others)])
+            f"{file.path} is not a MobileNetV2 of width {found.backbone.width} (layout: "
+            f"{chosen.owner}): {'; '.join([*faults, *_named('not of this network', others)])}"
         )
+    head = FoundHead(None) if features_only else _head(file, rest, found)
     variables = _to_tree(tensors, arrays)
-    if features_only:
-        return Match(
-            found.name,
-            chosen,
-            found.prefix,
-            backbone,
-            None,
-            variables,
-            ignored,
-            tuple(rest),
-        )
-    head = _head(file, rest, found, backbone)
     variables["params"] |= head.params
     return Match(
         found.name,
         chosen,
         found.prefix,
-        backbone,
+        found.backbone,
         head.spec,
         variables,
-        ignored,
+        ignored=Counter(why for why in reasons.values() if why),
+        dropped=tuple(rest) if features_only else (),
         notes=head.notes,
     )
 
 
-class _Recognised(NamedTuple):
-    """A layout whose names a file has.
-
-    Attributes:
-      name, layout: a key of LAYOUTS and its value.
-      prefix: the beginning of the names of the backbone's arrays.
-      others: prefixes behind which there is another such backbone.
-      share: of the layout's names of the paper's backbone that the file has.
-      backbone: the layout's, with the blocks that the names show.
-    """
-
-    name: str
-    layout: Layout
-    prefix: str
-    others: tuple[str, ...]
-    share: float
-    backbone: Backbone
-
-
-def _recognise(file: ForeignFile, wanted: str) -> _Recognised:
-    """Returns the layout whose names the file has, behind whatever prefix."""
-    if wanted != "auto" and wanted not in LAYOUTS:
-        raise UserError(f"unknown layout {wanted!r}; {nearest(wanted, ['auto', *LAYOUTS])}")
-    found = {name: _find(file.tensors, name, layout) for name, layout in LAYOUTS.items()}
-    best = max(found, key=lambda name: found[name].share)
-    chosen = best if wanted == "auto" else wanted
-    if found[chosen].share >= _RECOGNISED:
-        return found[chosen]
-    some = listed(sorted(file.tensors), 3, ", ")
-    held = f"{file.path} holds {len(file.tensors)} arrays ({some})"
-    if found[best].share >= _RECOGNISED:
-        raise UserError(f"{held}: not layout {wanted!r}, but {best!r}; leave out --layout")
-    raise UserError(
-        f"{held}, which are not those of a MobileNetV2 in a layout that is known here: "
-        f"{', '.join(LAYOUTS)}"
-    )
-
-
-def _find(tensors: Tensors, name: str, layout: Layout) -> _Recognised:
-    """Returns the prefix behind which a file has the most of a layout's names."""
-
-    def relative(backbone: Backbone) -> list[str]:
-        return [layout.relative(name) for name in layout.arrays(backbone)]
-
-    paper = relative(layout.backbone)
-
-    def share(prefix: str) -> float:
-        return sum(prefix + name in tensors for name in paper) / len(paper)
-
-    prefixes = [layout.prefix, *_prefixes(tensors, paper, layout.framework.separator)]
-    shares = {prefix: share(prefix) for prefix in prefixes}
-    best = max(shares, key=lambda prefix: shares[prefix])
-    others = tuple(p for p in shares if p != best and shares[p] >= _RECOGNISED)
-    backbone = layout.backbone
-    if shares[best] >= _RECOGNISED:
-        backbone = _with_depth(backbone, layout, {n for n in tensors if n.startswith(best)}, best)
-    return _Recognised(name, layout, best, others, shares[best], backbone)
-
-
-def _prefixes(tensors: Tensors, names: list[str], separator: str) -> list[str]:
-    """Returns what stands before the names of some of a layout's arrays, the most common first."""
-    anchors = {names[0], names[len(names) // 2], names[-1]}
-    counts = Counter(
-        tensor.removesuffix(anchor)
-        for tensor in tensors
-        for anchor in anchors
-        if tensor == anchor or tensor.endswith(separator + anchor)
-    )
-    return [prefix for prefix, _ in counts.most_common(_MOST_PREFIXES)]
-
-
-def _with_depth(backbone: Backbone, layout: Layout, names: set[str], prefix: str) -> Backbone:
-    """Returns a backbone with the depth that explains the names best, and the last layer if any."""
-
-    def agreeing(depth: float) -> int:
-        deep = dataclasses.replace(backbone, depth=depth)
-        wanted = {prefix + layout.relative(name) for name in layout.arrays(deep)}
-        return len(wanted & names) - len(wanted - names)
-
-    deep = dataclasses.replace(backbone, depth=max(_DEPTHS, key=agreeing))
-    last = [
-        prefix + layout.relative(name)
-        for name, array in layout.arrays(deep).items()
-        if array.path[1] == "last"
-    ]
-    return dataclasses.replace(deep, last_convolution=any(name in names for name in last))
-
-
-def _without_copies(file: ForeignFile, found: _Recognised) -> Tensors:
+def _without_copies(file: ForeignFile, found: Recognised) -> Tensors:
     """Returns the arrays without those of another backbone that has the same values.
 
     PyTorch saves a module twice that has two names.
@@ -241,31 +123,6 @@ def _without_copies(file: ForeignFile, found: _Recognised) -> Tensors:
     return tensors
 
 
-def _sized(backbone: Backbone, tensors: Tensors, arrays: Arrays) -> Backbone:
-    """Returns a backbone with the width that explains the channels of the most layers."""
-    found = {
-        array.path[1:-2]: tensors[name].shape[0]
-        for name, array in arrays.items()
-        if array.path[-1] == "scale" and name in tensors and tensors[name].ndim == 1
-    }
-
-    def candidates() -> Iterator[Backbone]:
-        for divisor, fixed_ends, width in itertools.product(_DIVISORS, (False, True), _WIDTHS):
-            yield dataclasses.replace(backbone, width=width, fixed_ends=fixed_ends, divisor=divisor)
-
-    def agreeing(candidate: Backbone) -> int:
-        sizes = {
-            (
-                *name.split("/"),
-                *(() if name in ("stem", "last") or "/" in name else ("project",)),
-            ): s
-            for name, s in feature_info(candidate).items()
-        }
-        return sum(layer in found and found[layer] == s.channels for layer, s in sizes.items())
-
-    return max(candidates(), key=agreeing)  # the first of equally good ones
-
-
 @functools.cache  # tracing the network takes half a second
 def _shapes(task: str, backbone: Backbone) -> Shapes:
     """Returns the shape of each of the backbone's arrays by its path."""
@@ -277,15 +134,13 @@ def _shapes(task: str, backbone: Backbone) -> Shapes:
     }
 
 
-def _head(
-    file: ForeignFile, rest: Tensors, found: _Recognised, backbone: Backbone
-) -> "classifier.FoundHead":
+def _head(file: ForeignFile, rest: Tensors, found: Recognised) -> FoundHead:
     """Returns the head that the rest of a file's arrays are.
 
     Raises:
       UserError: they are another head than a classifier; names the remedy.
     """
-    channels = list(feature_info(backbone).values())[-1].channels
+    channels = list(feature_info(found.backbone).values())[-1].channels
     head = classifier.find_head(file.contents, rest, found.layout.framework, channels)
     if head.faults:
         raise UserError(
