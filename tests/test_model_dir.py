@@ -118,6 +118,7 @@ def test_model_json_describes_the_model_and_names_its_format(model):
             "depth": 1.0,
             "fixed_ends": False,
             "last_convolution": True,
+            "divisor": 8,
         },
         "head": {"num_classes": 6, "hidden": []},
         "preprocessing": {
