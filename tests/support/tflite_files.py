@@ -227,15 +227,30 @@ class Network(File):
 
 def run(content: bytes, images: np.ndarray) -> np.ndarray:
     """Returns LiteRT's result for one image at a time, without its fast kernels."""
-    interpreter = Interpreter(
-        model_content=content,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
-    interpreter.allocate_tensors()
-    (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
-    found = []
+    (result,) = _interpreter(content).get_output_details()
+    (found,) = run_to(content, images, [result["name"]])
+    return found
+
+
+def run_to(content: bytes, images: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
+    """Returns LiteRT's values of the tensors of these names, computed as in `run`."""
+    interpreter = _interpreter(content)
+    (given,) = interpreter.get_input_details()
+    numbers = {tensor["name"]: tensor["index"] for tensor in interpreter.get_tensor_details()}
+    found: list[list[np.ndarray]] = [[] for _ in names]
     for image in images:
         interpreter.set_tensor(given["index"], image[None])
         interpreter.invoke()
-        found.append(interpreter.get_tensor(result["index"])[0])
-    return np.stack(found)
+        for values, name in zip(found, names, strict=True):
+            values.append(interpreter.get_tensor(numbers[name])[0])
+    return [np.stack(values) for values in found]
+
+
+def _interpreter(content: bytes) -> Interpreter:
+    interpreter = Interpreter(
+        model_content=content,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        experimental_preserve_all_tensors=True,
+    )
+    interpreter.allocate_tensors()
+    return interpreter

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from mbv2_jax.convert import importer, readers
 from mbv2_jax.errors import UserError
 from mbv2_jax.spec import Backbone
-from tests.support import tflite_files
+from tests.support import feature_maps, tflite_files
 from tests.support.tflite_files import Network
 from tests.support.weight_files import flipped
 
@@ -242,6 +242,27 @@ def test_heads_that_are_no_classifier(tmp_path):
     saved = importer.load(path, features_only=True).saved
     (ours,) = logits(saved, images())
     assert_same(ours, tflite_files.run(maps, images()))
+
+
+def test_every_block_of_a_trained_deeplab(check_data):
+    """The stem and the 17 blocks give LiteRT's maps of photos, at width 0.5 and output stride 8."""
+    folder = check_data / "golden" / "deeplab_tf"
+    path, golden = folder / "deeplabv3_257_mv_gpu.tflite", np.load(folder / "golden.npz")
+    photos = np.stack([golden[f"image_{picture}_u8"] for picture in range(3)])
+    x = photos.astype(np.float32) / 127.5 - 1
+    saved = importer.load(path, features_only=True).saved
+    tensors = {"stem": "MobilenetV2/Conv/Relu6"}
+    for name, block in feature_maps.slim_blocks(saved).items():
+        # A block adds its input, unless it is the first of its stage.
+        end = "project/BatchNorm/FusedBatchNorm" if name.endswith("_0") else "add"
+        tensors[name] = f"MobilenetV2/{block}/{end}"
+    maps = feature_maps.of_converted(saved, tuple(tensors), x)
+    theirs = tflite_files.run_to(path.read_bytes(), x, tuple(tensors.values()))
+    assert len(maps) == 18
+    for name, ours, expected in zip(tensors, maps, theirs, strict=True):
+        assert expected.std() > 1, name
+        # Up to 66; float32 rounds at 6e-8 of that, and 52 layers enlarge it: 1.8e-4 was measured.
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-3, err_msg=name)
 
 
 class _Relu(Network):
