@@ -2,8 +2,10 @@
 
 import gzip
 import io
+import pathlib
+import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -14,6 +16,7 @@ from jax import lax
 
 from mbv2_jax.convert import importer, readers
 from mbv2_jax.errors import UserError
+from tests.support import REPOSITORY, feature_maps
 from tests.support.graph_def import GraphDef
 from tests.support.weight_files import flipped, refusal
 
@@ -76,6 +79,51 @@ def test_a_trained_detection_graph(check_data):
                 # Up to 10; float32 rounds at 1e-7 of a map, which 54 layers enlarge.
                 np.testing.assert_allclose(ours, theirs, atol=1e-3)
                 assert np.ptp(theirs) > 3
+
+
+def computed_by_tensorflow(
+    path: pathlib.Path, photos: np.ndarray, nodes: Sequence[str], folder: pathlib.Path
+) -> list[np.ndarray]:
+    """Returns the results of nodes, for which TensorFlow runs in its own environment."""
+    python = REPOSITORY / ".venv-tensorflow" / "bin" / "python"
+    if not python.exists():
+        pytest.fail("no .venv-tensorflow here; make test-tensorflow makes it and runs this test")
+    images, results = folder / "photos.npy", folder / "results.npz"
+    np.save(images, photos)
+    script = REPOSITORY / "tests" / "support" / "run_frozen_graph.py"
+    command = [*map(str, (python, script, path, images, results)), *nodes]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return list(np.load(results).values())
+
+
+@pytest.mark.tensorflow
+def test_every_block_of_a_trained_detection_graph(check_data, tmp_path):
+    """Its normalised photos and the maps of all its layers are TensorFlow's."""
+    folder = check_data / "golden" / "ssdlite_tf"
+    path, golden = folder / "frozen_inference_graph.pb", np.load(folder / "golden.npz")
+    photos = np.stack([golden[f"image_{picture}_u8"] for picture in range(3)])
+    assert photos.shape[1:3] == (300, 300)  # at which the graph's resizing changes nothing
+    saved = importer.load(path, features_only=True).saved
+    nodes = {
+        "stem": "Conv/Relu6",
+        **{name: f"{block}/output" for name, block in feature_maps.slim_blocks(saved).items()},
+        "layer6_0/expand": "expanded_conv_13/expand/Relu6",
+        "last": "Conv_1/Relu6",
+    }
+    names = [f"FeatureExtractor/MobilenetV2/{node}" for node in nodes.values()]
+    normalized, *theirs = computed_by_tensorflow(
+        path, photos, ["Preprocessor/sub", *names], tmp_path
+    )
+    # The graph multiplies by 2 / 255, rounded, where we divide by 127.5: float32 rounds twice.
+    ours = saved.spec.preprocessing.normalize(photos)
+    np.testing.assert_allclose(ours, normalized, rtol=0, atol=3e-7)
+    maps = feature_maps.of_converted(saved, tuple(nodes), normalized)
+    assert len(maps) == len(theirs) == 20
+    for name, ours, expected in zip(nodes, maps, theirs, strict=True):
+        assert expected.std() > 0.1, name
+        # Up to 35; float32 rounds at 6e-8 of that, and 53 layers enlarge it: 5e-5 was measured.
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-3, err_msg=name)
 
 
 def graph(**others: np.ndarray) -> GraphDef:
