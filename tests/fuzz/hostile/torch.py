@@ -1,28 +1,10 @@
-"""Files that were made to harm whoever opens them, container by container."""
+"""Hostile files of torch.save: code, endless nesting, tensors and storages that lie."""
 
-import io
-import json
-import pathlib
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
 
-Files = list[bytes]
-
-
-def files(name: str, originals: list[pathlib.Path]) -> Files:
-    """Returns the hostile files of one container.
-
-    Args:
-      name: of the container.
-      originals: real files of it.
-    """
-    make = _MAKERS.get(name)
-    return make(originals) if make else []
-
-
-# ---- PyTorch ----
+from .files import Files, Originals, zip_file
 
 _TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n"
 
@@ -103,26 +85,26 @@ def _modules() -> list[bytes]:
     return [itself, twice, nested]
 
 
-def _torch_zip(originals: list[pathlib.Path]) -> Files:
+def torch_zip(originals: Originals) -> Files:
     found = []
     for body in _pickles():
-        found.append(_zip({"a/data.pkl": b"\x80\2" + body + b".", "a/data/0": bytes(40)}))
+        found.append(zip_file({"a/data.pkl": b"\x80\2" + body + b".", "a/data/0": bytes(40)}))
     state = originals[-1].read_bytes()
-    bomb = _zip({"a/data.pkl": bytes(300 << 20)}, zipfile.ZIP_DEFLATED)
+    bomb = zip_file({"a/data.pkl": bytes(300 << 20)}, zipfile.ZIP_DEFLATED)
     tensor = b"\x80\2}X\1\0\0\0a" + _tensor(75 << 20, (75 << 20,), (1,)) + b"s."
     return [
         *found,
         bomb,
-        _zip({"a/data.pkl": tensor, "a/data/0": bytes(300 << 20)}, zipfile.ZIP_DEFLATED),
-        _zip({f"a/{n}": b"" for n in range(60_000)} | {"a/data.pkl": b"\x80\2}."}),
-        _zip({"a/data.pkl": b"\x80\2}.", "b/data.pkl": b"\x80\2}."}),
-        _zip({"../../a/data.pkl": b"\x80\2}."}),
+        zip_file({"a/data.pkl": tensor, "a/data/0": bytes(300 << 20)}, zipfile.ZIP_DEFLATED),
+        zip_file({f"a/{n}": b"" for n in range(60_000)} | {"a/data.pkl": b"\x80\2}."}),
+        zip_file({"a/data.pkl": b"\x80\2}.", "b/data.pkl": b"\x80\2}."}),
+        zip_file({"../../a/data.pkl": b"\x80\2}."}),
         state + state,
         state[: len(state) // 2] + state,
     ]
 
 
-def _torch_legacy(originals: list[pathlib.Path]) -> Files:
+def torch_legacy(originals: Originals) -> Files:
     head = originals[0].read_bytes()
     second = head.index(b".", head.index(b".") + 1) + 1
     system = pickle.dumps({"protocol_version": 1001, "little_endian": True}, 2)
@@ -145,52 +127,3 @@ def _torch_legacy(originals: list[pathlib.Path]) -> Files:
         head + b"\x80\2}." + keys + struct.pack("<q", 1 << 60),
         head[:second] + b"\x80\2" + b"}" * 3_000_000 + b".",
     ]
-
-
-def _zip(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression, compresslevel=1) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
-
-
-# ---- safetensors ----
-
-
-def _safetensors(originals: list[pathlib.Path]) -> Files:
-    del originals
-
-    def file(header: bytes, data: bytes = b"", length: int | None = None) -> bytes:
-        return struct.pack("<Q", len(header) if length is None else length) + header + data
-
-    def tensor(shape: list[int], offsets: list[int], dtype: str = "F32") -> dict[str, object]:
-        return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
-
-    headers: list[object] = [
-        {"a": tensor([1 << 40], [0, 40])},
-        {"a": tensor([1 << 62, 4], [0, 0])},
-        {"a": tensor([0] * 1_000, [0, 0])},
-        {"a": tensor([10], [0, 40]), "b": tensor([10], [0, 40])},
-        {"a": tensor([-1], [0, 40])},
-        {f"a{n}": tensor([0], [0, 0]) for n in range(50_000)},
-        {"__metadata__": {"model.json": "[" * 100_000}},
-        {"__metadata__": {"model.json": json.dumps({"format": 2, "task": "os:system"})}},
-        {"__metadata__": {"model.json": json.dumps({"format": 2, "task": "a" * 100_000})}},
-        [],
-        0,
-    ]
-    return [
-        *(file(json.dumps(header).encode(), bytes(40)) for header in headers),
-        file(b"{", length=1 << 62),
-        file(b"{" * 100_000),
-        file(b'{"a":' * 100_000),
-        file(b"{}" + b" " * 10_000_000),
-    ]
-
-
-_MAKERS: dict[str, Callable[[list[pathlib.Path]], Files]] = {
-    "torch zip": _torch_zip,
-    "torch legacy": _torch_legacy,
-    "safetensors": _safetensors,
-}
