@@ -29,6 +29,8 @@ from .contents import Contents
 _RATIO = 8
 _PLAIN = 1 << 22
 
+_LONGEST_NAME = 1000  # characters
+
 _READERS: dict[str, Callable[[pathlib.Path, bool | None], Contents]] = {
     "torch": pytorch.read,
     "safetensors": safetensors.read,
@@ -79,6 +81,7 @@ def read(path: str | os.PathLike[str], *, ema: bool | None = None) -> ForeignFil
     path = pathlib.Path(path)
     container = identify.container(path)
     contents = _READERS[container](path, ema)
+    _check_names(path, contents.tensors)
     if not contents.tensors:
         raise UserError(f"{path} holds no weights")
     files = (path, *contents.beside)
@@ -87,6 +90,13 @@ def read(path: str | os.PathLike[str], *, ema: bool | None = None) -> ForeignFil
     _check_finite(path, tensors)
     contents = dataclasses.replace(contents, tensors=tensors)
     return ForeignFile(path, _sha256(files), container, contents)
+
+
+def _check_names(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
+    """Refuses names that no program gives to arrays, since messages repeat them."""
+    for name in tensors:
+        if len(name) > _LONGEST_NAME or not name.isprintable():
+            raise UserError(f"{path} was refused: an array in it is named {ascii(name)[:100]}")
 
 
 def _check_size(files: Sequence[pathlib.Path], tensors: dict[str, np.ndarray]) -> None:

@@ -31,14 +31,24 @@ class Archive:
         self._archive = archive
         self.names = tuple(archive.namelist())
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int | None = None) -> bytes:
         """Returns a member's content, checked against its CRC.
+
+        Args:
+          name: the member's.
+          most: the bytes that it may have; None for as many as the archive may unpack to.
 
         Raises:
           KeyError: there is no such member.
+          UserError: it is too large.
           zipfile.BadZipFile: it is damaged, or marked as a folder.
         """
         member = self._archive.getinfo(name)
+        if most is not None and member.file_size > most:
+            raise UserError(
+                f"{self._path} was refused: its {name!a} has {member.file_size:,} bytes, and "
+                f"more than {most:,} are implausible"
+            )
         if member.external_attr & 0x10:  # torch would skip it silently
             raise zipfile.BadZipFile(f"{name} is marked as a folder")
         if not member.CRC:  # torch.save writes 0 where the user switched the CRCs off

@@ -3,12 +3,15 @@
 import contextlib
 import dataclasses
 import pathlib
+import struct
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mbv2_jax.errors import UserError, first_line
+
+_MISFITS = (AttributeError, IndexError, OverflowError, TypeError, struct.error)
 
 
 class Dense(NamedTuple):
@@ -95,7 +98,16 @@ def damage_named(path: pathlib.Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(first_line(error).split())[:200]
-        if isinstance(error, KeyError):
-            reason = f"it lacks {reason}"
-        raise UserError(f"{path} is damaged or cut off: {reason}") from None
+        raise UserError(f"{path} is damaged or cut off: {fault(error)}") from None
+
+
+def fault(error: Exception) -> str:
+    """Returns what is wrong with a file whose reading ended with an error."""
+    if isinstance(error, RecursionError):
+        return "its parts are nested too deeply"
+    if isinstance(error, _MISFITS):  # whose messages are about the code
+        return "its parts do not fit together"
+    reason = " ".join(first_line(error).split())[:200]
+    if isinstance(error, KeyError) and " " not in reason:  # h5py's are sentences
+        return f"it lacks {reason}"
+    return reason

@@ -158,7 +158,7 @@ def _check(
     quantized = sorted(op for op in ops if op.startswith(("FakeQuant", "Quantize")))
     if quantized:
         raise UserError(
-            f"{path} simulates 8-bit numbers ({quantized[0]}), which no network here does: convert "
+            f"{path} simulates 8-bit numbers ({listed(quantized, 1)}), which no network here does: convert "
             "the graph of the float network, or the .tflite file made from this one"
         )
     if not tensors:

@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mbv2_jax.errors import UserError, first_line
+from mbv2_jax.errors import UserError
 
 from ..layouts import LAYOUTS
 from . import keras_graph, keras_model
 from .archive import open_archive
-from .contents import Contents, Dense, damage_named, no_averages
+from .contents import Contents, Dense, damage_named, fault, no_averages
 from .keras_graph import Graph, Path
 from .keras_hdf5 import Hdf5
 
@@ -179,7 +179,7 @@ def described(
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:
-        raise UserError(f"{path}: its layers cannot be read: {first_line(error)}") from None
+        raise UserError(f"{path}: its layers cannot be read: {fault(error)}") from None
     head = None
     if model.head is not None:
         head = tuple(
@@ -203,7 +203,7 @@ def _graph(path: pathlib.Path, config: Any) -> Graph | None:
         return keras_graph.read(config)
     # The type of error depends on the damage: KeyError, TypeError, IndexError, ...
     except Exception as error:
-        raise UserError(f"{path}: its layers cannot be read: {first_line(error)}") from None
+        raise UserError(f"{path}: its layers cannot be read: {fault(error)}") from None
 
 
 def _name_in(tensors: Mapping[str, np.ndarray], layer: Path) -> str:
@@ -241,7 +241,7 @@ def _walk(
     own = str(_settings(entry).get("name") or "")
     if len(members.get("vars", ())):
         variables = hdf5.members(members["vars"])
-        own = str(members["vars"].attrs.get("name") or own)
+        own = hdf5.text(members["vars"], "name") or own
         yield _Layer(key, outer, own, {n: hdf5.array(each) for n, each in variables.items()})
     inner = (*outer, own or key) if key else ()
     entries = _by_key(_settings(entry).get("layers"))
@@ -323,7 +323,7 @@ def _names_by_class() -> dict[str, list[str]]:
 
 def _class_of(key: str) -> str:
     """Returns the class in a group's key: conv2d_3 -> conv2d."""
-    return re.sub(r"_\d+$", "", key)
+    return re.sub(r"_\d{1,9}$", "", key)
 
 
 def _order(key: str) -> tuple[str, int]:

@@ -103,6 +103,8 @@ class _Trace:
         for setting in ("center", "scale"):
             self._same(norm.config.get(setting, True), True, norm, setting)
         epsilon = norm.config.get("epsilon", _EPSILON)
+        if not (isinstance(epsilon, float) and 0 < epsilon < 1):
+            raise self._fault(norm, f"has epsilon {_shown(epsilon)}")
         self._same(epsilon, self._epsilon or epsilon, norm, "epsilon")
         self._epsilon = epsilon
         return norm.path
@@ -155,7 +157,7 @@ class _Trace:
             return
         if isinstance(found, tuple):
             found, expected = ("/".join(path) for path in (found, expected))
-        raise self._fault(node, f"has {setting} {found!r} instead of {expected!r}")
+        raise self._fault(node, f"has {setting} {_shown(found)} instead of {_shown(expected)}")
 
     def _fault(self, node: Node, fault: str) -> UserError:
         return UserError(f"its layer {node.name!r} {fault}, and no MobileNetV2 here is like this")
@@ -173,7 +175,13 @@ def activation_name(stored: Any) -> str:
         named = stored.get("class_name") == "function"
         stored = stored.get("config") if named else stored.get("class_name")
     name = str(stored).lower()
-    return {"softmax_v2": "softmax", "relu_v2": "relu"}.get(name, name)
+    known = {"softmax_v2": "softmax", "relu_v2": "relu"}.get(name, name)
+    return known if known.isidentifier() else _shown(known)
+
+
+def _shown(value: Any) -> str:
+    """Returns a value of a config for a message, cut off where it is long."""
+    return ascii(value)[:80]
 
 
 def _stride(block: str) -> int:

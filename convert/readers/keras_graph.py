@@ -5,6 +5,8 @@ forms of Keras 2, Keras 3 and TensorFlow.js's converter. A model may contain mod
 """
 
 import dataclasses
+import functools
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -44,11 +46,11 @@ class Node:
     def size(self) -> tuple[int, int] | None:
         """Height and width of an image after a layer that fixes them; None elsewhere."""
         if self.kind == "Resizing":
-            return self.config["height"], self.config["width"]
+            return _sides(self.config["height"], self.config["width"])
         shape = self.config.get("batch_shape") or self.config.get("batch_input_shape")
         if self.kind != "InputLayer" or not shape or len(shape) != 4 or not all(shape[1:3]):
             return None
-        return shape[1], shape[2]
+        return _sides(shape[1], shape[2])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,15 @@ class Graph:
 
     def consumers(self, path: Path) -> list[Node]:
         """Returns the nodes that get a node's output."""
-        return [node for node in self.nodes.values() if path in node.inputs]
+        return self._consumers[path]
+
+    @functools.cached_property
+    def _consumers(self) -> Mapping[Path, list[Node]]:
+        found = defaultdict(list)
+        for node in self.nodes.values():
+            for path in dict.fromkeys(node.inputs):
+                found[path].append(node)
+        return found
 
 
 def read(config: Any) -> Graph | None:
@@ -152,21 +162,55 @@ class _Builder:
         calls = {_name(layer): layer.get("inbound_nodes") or [[]] for layer in layers}
         self.shared += [(*path, name) for name, made in calls.items() if len(made) > 1]
         first = {name: _call(made[0]) for name, made in calls.items()}
+        by_name = {_name(layer): layer for layer in layers}
+        if len(by_name) < len(layers):
+            raise ValueError("two layers of a model have the same name")
         done: dict[str, tuple[Path, ...]] = {}
-        waiting = {_name(layer): layer for layer in layers}
-        while waiting:
-            ready = [name for name in waiting if all(each in done for each, _ in first[name][0])]
-            if not ready:
-                raise ValueError(f"the inputs of layer {next(iter(waiting))!r} cannot be found")
-            for name in ready:
-                sources, arguments = first[name]
-                inputs = [_output(done[source], index) for source, index in sources]
-                if name in outer:
-                    inputs = [outer[name]]
-                layer = waiting.pop(name)
-                done[name] = self.add(layer, (*path, name), tuple(inputs), arguments)
+        for name in _in_order({name: [s for s, _ in call[0]] for name, call in first.items()}):
+            sources, arguments = first[name]
+            inputs = [_output(done[source], index) for source, index in sources]
+            if name in outer:
+                inputs = [outer[name]]
+            done[name] = self.add(by_name[name], (*path, name), tuple(inputs), arguments)
         outputs = _references(config["output_layers"])
         return tuple(_output(done[name], index) for name, index in outputs)
+
+
+def _in_order(sources: Mapping[str, Sequence[str]]) -> list[str]:
+    """Returns the layers, each after those that it gets its inputs from.
+
+    Args:
+      sources: of each layer.
+
+    Raises:
+      ValueError: there is no such order, or no such source.
+    """
+    missing = {name: set(each) for name, each in sources.items()}
+    users = defaultdict(list)
+    for name, each in missing.items():
+        for source in each:
+            users[source].append(name)
+    order = [name for name, each in missing.items() if not each]
+    for name in order:  # which grows
+        for user in users[name]:
+            missing[user].remove(name)
+            if not missing[user]:
+                order.append(user)
+    if len(order) < len(sources):
+        stuck = next(name for name in sources if missing[name])
+        raise ValueError(f"the inputs of layer {stuck!r} cannot be found")
+    return order
+
+
+def _sides(height: Any, width: Any) -> tuple[int, int]:
+    """Returns the height and width of an image.
+
+    Raises:
+      ValueError: they are not whole numbers above 0.
+    """
+    if not all(isinstance(side, int) and side > 0 for side in (height, width)):
+        raise ValueError(f"images of {height!r} x {width!r} pixels")
+    return height, width
 
 
 def _output(outputs: tuple[Path, ...], number: int) -> Path:

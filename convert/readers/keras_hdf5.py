@@ -17,7 +17,7 @@ from mbv2_jax.errors import UserError
 _PLAIN = 64 << 20
 _RATIO = 8
 
-_MOST_GROUPS = 20_000  # a MobileNetV2 has about 400
+_MOST_GROUPS = 10_000  # a MobileNetV2 has about 400
 _LONGEST_TEXT = 4 << 20  # bytes of a model's config, which has about 200 kB
 
 
@@ -58,10 +58,12 @@ class Hdf5:
         """Returns the groups and datasets in a group.
 
         Raises:
-          UserError: it is met for the second time, or there are too many.
+          UserError: it is no group or is met for the second time, or there are too many.
         """
         import h5py
 
+        if not isinstance(group, h5py.Group):
+            raise UserError(f"{self._path} is damaged: {group.name} in it is not a group")
         address = h5py.h5o.get_info(group.id).addr
         if address in self._visited:
             raise UserError(f"{self._path} was refused: its group {group.name} has two names")
@@ -69,7 +71,8 @@ class Hdf5:
         self._groups += len(group)
         if self._groups > _MOST_GROUPS:
             raise UserError(f"{self._path} was refused: it has more than {_MOST_GROUPS:,} groups")
-        return {name: self.get(group, name) for name in group}
+        # h5py gives a name that is not UTF-8 as bytes.
+        return {name: self.get(group, name) for name in group if isinstance(name, str)}
 
     def array(self, dataset: Any) -> np.ndarray:
         """Reads a dataset; bfloat16, which HDF5 lacks, becomes float32.
@@ -77,6 +80,10 @@ class Hdf5:
         Raises:
           UserError: it is not a plain array of numbers, or is too large for the file.
         """
+        import h5py
+
+        if not isinstance(dataset, h5py.Dataset):
+            raise UserError(f"{self._path} is damaged: it lacks an array, or has a group in place")
         if dataset.external or dataset.is_virtual:
             raise UserError(f"{self._path} was refused: its {dataset.name} lies in another file")
         if dataset.id.get_create_plist().get_nfilters():
@@ -95,16 +102,19 @@ class Hdf5:
         if dataset.dtype.kind not in "fiub" and not bfloat16:
             raise UserError(f"{self._path}: its {dataset.name} does not hold numbers")
         array = np.asarray(dataset[()])
-        if bfloat16 or dataset.attrs.get("dtype") == "bfloat16":
+        marked = dataset.dtype.itemsize == 2 and self.text(dataset, "dtype") == "bfloat16"
+        if bfloat16 or marked:
             array = array.view(ml_dtypes.bfloat16).astype(np.float32)
         return array
 
     def text(self, group: Any, name: str) -> str:
         """Returns an attribute that holds text; "" without one."""
         found = group.attrs.get(name, "")
+        if not isinstance(found, str | bytes):
+            return ""
         if len(found) > _LONGEST_TEXT:
             raise UserError(f"{self._path} was refused: its {name} is longer than any model's")
-        return found.decode() if isinstance(found, bytes) else str(found)
+        return found.decode() if isinstance(found, bytes) else found
 
     def listed(self, group: Any, name: str) -> list[str]:
         """Returns the texts in an attribute; Keras splits a long list into name0, name1, ...

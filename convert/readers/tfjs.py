@@ -10,12 +10,12 @@ import pathlib
 import posixpath
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from mbv2_jax.errors import UserError
+from mbv2_jax.errors import UserError, listed
 
 from .archive import open_archive
 from .contents import Contents, damage_named, no_averages
@@ -103,12 +103,16 @@ def _read(path: pathlib.Path, text: bytes, read_file: _Open) -> tuple[Contents, 
     if not isinstance(topology, dict):
         raise UserError(f"{path} has no modelTopology, which describes a model's layers")
     config = _pythonic(topology.get("model_config", topology.get("modelConfig", topology)))
-    files = [name for group in model["weightsManifest"] for name in group["paths"]]
+    groups = model["weightsManifest"]
+    files = [posixpath.normpath(name) for group in groups for name in group["paths"]]
     if len(set(files)) < len(files):
         raise UserError(f"{path} was refused: it lists a file of weights twice")
     arrays: dict[str, np.ndarray] = {}
-    for group in model["weightsManifest"]:
-        arrays |= _group(path, group, read_file)
+    for group in groups:
+        for name, array in _group(path, group, read_file):
+            if name in arrays:
+                raise UserError(f"{path} was refused: it has two arrays named {name}")
+            arrays[name] = array
     owners = split_names(list(arrays), "", None)
     weights = [
         Weight(*owner, array)
@@ -120,38 +124,40 @@ def _read(path: pathlib.Path, text: bytes, read_file: _Open) -> tuple[Contents, 
     return contents, files
 
 
-def _group(path: pathlib.Path, group: Any, read_file: _Open) -> dict[str, np.ndarray]:
-    """Reads the arrays of a group, which lie one after the other in its files taken together.
+def _group(path: pathlib.Path, group: Any, read_file: _Open) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the arrays of a group, which lie one after the other in its files taken together.
 
     Raises:
       UserError: a file is missing, or they have too few or too many bytes together.
     """
     shards = [_shard(path, name, read_file) for name in group["paths"]]
     content = shards[0] if len(shards) == 1 else b"".join(shards)
-    found, start = {}, 0
+    files = listed(group["paths"], separator=", ") or "no files"
+    start = 0
     for spec in group["weights"]:
-        quantization = spec.get("quantization") or {}
+        name, quantization = spec["name"], spec.get("quantization") or {}
+        if not name.isprintable():
+            raise UserError(f"{path} was refused: an array in it is named {ascii(name)[:100]}")
         kind = quantization.get("dtype", spec["dtype"])
         if kind not in _DTYPES:
-            raise UserError(f"{path}: its {spec['name']} is of type {kind}, which holds no weights")
+            raise UserError(f"{path}: its {name} is of type {kind!r}, which holds no weights")
         shape = tuple(spec["shape"])
         if not all(isinstance(side, int) and side >= 0 for side in shape):
-            raise UserError(f"{path}: its {spec['name']} has the shape {spec['shape']}")
+            raise UserError(f"{path}: its {name} has the shape {ascii(spec['shape'])[:100]}")
         count = math.prod(shape)
         if count * _DTYPES[kind].itemsize > len(content) - start:
             raise UserError(
-                f"{path}: its weights need more bytes than the {len(content):,} in"
-                f" {', '.join(group['paths'])}: a file is cut off or another model's"
+                f"{path}: its weights need more bytes than the {len(content):,} in {files}: a file "
+                "is cut off or another model's"
             )
         array = np.frombuffer(content, _DTYPES[kind], count, start).reshape(shape)
         start += array.nbytes
-        found[spec["name"]] = _scaled_back(array, quantization)
+        yield name, _scaled_back(array, quantization)
     if start != len(content):
         raise UserError(
-            f"{path}: its weights take {start:,} bytes, and {', '.join(group['paths'])} have "
-            f"{len(content):,}: they are another model's"
+            f"{path}: its weights take {start:,} bytes, and {files} have {len(content):,}: they "
+            "are another model's"
         )
-    return found
 
 
 def _shard(path: pathlib.Path, name: str, read_file: _Open) -> bytes:
@@ -169,8 +175,11 @@ def _scaled_back(array: np.ndarray, quantization: Any) -> np.ndarray:
     """Returns float32 values for those of a quantised array; others as they are."""
     if "scale" not in quantization:
         return array
-    scale, least = np.float32(quantization["scale"]), np.float32(quantization["min"])
-    return array.astype(np.float32) * scale + least
+    scaled = array.astype(np.float32)
+    with np.errstate(all="ignore"):  # whatever is not finite is refused in the end
+        scaled *= np.float32(quantization["scale"])
+        scaled += np.float32(quantization["min"])
+    return scaled
 
 
 def _metadata(path: pathlib.Path, read_file: _Open) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -180,10 +189,14 @@ def _metadata(path: pathlib.Path, read_file: _Open) -> tuple[tuple[str, ...], di
     if not isinstance(metadata, dict):
         return (), {}
     labels = metadata.get("labels")
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+    if not isinstance(labels, list) or not all(_is_label(label) for label in labels):
         labels = []
     stated = _ITS_IMAGES if metadata.get("packageName") == _TEACHABLE_MACHINE else {}
     return tuple(labels), dict(stated)
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()
 
 
 def _pythonic(config: Any) -> Any:

@@ -25,6 +25,7 @@ _LAYOUT = LAYOUTS["tflite"]
 _AFFINE = ("MUL", "ADD", "SUB", "DIV")
 _CASTS = (*QUANTIZING, "CAST", "TRANSPOSE")
 _FLATTENING = (*QUANTIZING, "RESHAPE", "SQUEEZE")
+_LONGEST_LABELS = 1 << 20  # bytes; ImageNet's have 10,000
 
 
 class _Entrance(NamedTuple):
@@ -311,16 +312,15 @@ def _working(walk: Walk) -> Iterator[Operator]:
 def _constants(walk: Walk, operators: Sequence[Operator]) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the weights of operators by the names of their tensors."""
     seen: set[str] = set()
-    for operator in operators:
-        for index in operator.inputs:
-            array = walk.graph.constant(index)
-            if array is None or np.issubdtype(array.dtype, np.integer):
-                continue
-            name = walk.graph.tensors[index].name or f"tensor {index}"
-            if name in seen:
-                name = f"{name} (tensor {index})"
-            seen.add(name)
-            yield name, array
+    for index in dict.fromkeys(index for operator in operators for index in operator.inputs):
+        array = walk.graph.constant(index)
+        if array is None or np.issubdtype(array.dtype, np.integer):
+            continue
+        name = walk.graph.tensors[index].name or f"tensor {index}"
+        if name in seen:
+            name = f"{name} (tensor {index})"
+        seen.add(name)
+        yield name, array
 
 
 def _labels(path: pathlib.Path) -> tuple[str, ...]:
@@ -331,5 +331,6 @@ def _labels(path: pathlib.Path) -> tuple[str, ...]:
         texts = [name for name in found.names if name.endswith(".txt")]
         if len(texts) != 1:
             return ()
-        lines = found.read(texts[0]).decode("utf-8").splitlines()
-    return tuple(line.strip() for line in lines if line.strip())
+        lines = found.read(texts[0], _LONGEST_LABELS).decode("utf-8").splitlines()
+    labels = tuple(line.strip() for line in lines if line.strip())
+    return labels if all(label.isprintable() for label in labels) else ()

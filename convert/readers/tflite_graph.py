@@ -6,7 +6,6 @@ bytes many times over, so that what is read is counted.
 """
 
 import functools
-import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -214,6 +213,8 @@ class Graph:
             for index, fields in enumerate(graph.tables(3))
         ]
         self._producers = {out: op for op in self.operators for out in op.outputs}
+        if len(self._producers) < sum(len(op.outputs) for op in self.operators):
+            raise ValueError("two of its operators write one tensor")
 
     def constant(self, index: int) -> np.ndarray | None:
         """Returns a constant; float32 for floats and for scaled integers, also behind DEQUANTIZE.
@@ -237,10 +238,11 @@ class Graph:
                 f"{self.path} has numbers of a type that cannot be read here, in "
                 f"{listed([tensor.name])}: 32-, 16- and 8-bit ones can"
             )
-        self._left -= 4 * math.prod(tensor.shape)
+        numbers = content.view(np.dtype(tensor.dtype))
+        self._left -= 4 * numbers.size
         if self._left < 0:
             raise ValueError("its tensors have more numbers than the file can hold")
-        return _real(content.view(np.dtype(tensor.dtype)).reshape(tensor.shape), tensor)
+        return _real(numbers.reshape(tensor.shape), tensor)
 
     def _bytes(self, buffer: Fields) -> np.ndarray:
         """Returns the bytes of a buffer, which may be behind all tables; [] where there are none.
@@ -271,7 +273,8 @@ def _real(numbers: np.ndarray, tensor: Tensor) -> np.ndarray:
     real = numbers.astype(np.float32)
     if len(tensor.zero_point):
         real -= tensor.zero_point.astype(np.float32).reshape(_per(tensor.zero_point, along))
-    real *= tensor.scale.reshape(along)
+    with np.errstate(all="ignore"):  # whatever is not finite is refused in the end
+        real *= tensor.scale.reshape(along)
     return real
 
 

@@ -67,7 +67,8 @@ def _run(path: pathlib.Path, pipe: int) -> None:
     """Converts a file, and ends the process."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     # The clock of the processor, since the machine may be busy; the other one for what sleeps.
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    # At the second limit the signal would be that of a crash.
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
     signal.alarm(6 * SECONDS)
     _limit_memory()
     code, line = _CODES[CONVERTED], ""
@@ -75,7 +76,7 @@ def _run(path: pathlib.Path, pipe: int) -> None:
         importer.load(path)
     except UserError as error:
         code, line = _CODES[REFUSED], str(error)
-        if "\n" in line or str(path) not in line:
+        if not line.isprintable() or str(path) not in line:
             code, line = 1, f"a refusal that names no file, or is no line: {line}"
     except BaseException as error:
         code, line = 1, f"{type(error).__name__}: {error}"

@@ -81,7 +81,7 @@ HDF5: dict[Callable[[h5py.File], None], str] = {
     one_huge_chunk: "far larger than the file",
     compressed: "h5repack -f NONE",
     the_same_array_often: "far larger than the file",
-    many_groups: "more than 20,000 groups",
+    many_groups: "more than 10,000 groups",
     repeated_names: "repeats a name",
     text: "does not hold numbers",
 }

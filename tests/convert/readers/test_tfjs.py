@@ -74,7 +74,7 @@ def test_files_of_weights(paths, reason, tmp_path):
         ({"shape": [2, 2]}, "take 16 bytes, and weights.bin have 24"),
         ({"shape": [-3, -2]}, "has the shape [-3, -2]"),
         ({"shape": ["3", 2]}, "has the shape"),
-        ({"dtype": "string"}, "is of type string"),
+        ({"dtype": "string"}, "is of type 'string'"),
         ({"dtype": None}, "is of type None"),
         ({"quantization": {"dtype": "uint8", "min": 0.0, "scale": 1.0}}, "take 6 bytes"),
         ({"shape": None}, "damaged"),

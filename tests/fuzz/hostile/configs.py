@@ -110,6 +110,7 @@ def _replace(key: str, value: Any) -> Callable[[Any], None]:
 
 
 _CODE = ["4wEAAAAAAAAAAAAAAAEAAABTAAAA8wQAAAB0AGoB", None, None]  # marshalled
+_LAMBDA = {"class_name": "Lambda", "config": {"name": "a", "function": _CODE}}
 _CHANGES: list[Callable[[Any], None]] = [
     _put("name", ["a"]),
     _put("name", {"a": 1}),
@@ -151,9 +152,6 @@ _CHANGES: list[Callable[[Any], None]] = [
     _replace("inbound_nodes", 7),
     _replace("inbound_nodes", [[[[]]]]),
     lambda layer: layer.update(module="os", registered_name="os>system"),
-    lambda layer: (
-        layer["class_name"] == "Rescaling"
-        and layer.update(class_name="Lambda")
-        or layer["config"].update(function=_CODE, function_type="lambda")
-    ),
+    _put("function", _CODE),
+    lambda layer: layer["class_name"] == "Rescaling" and layer.update(_LAMBDA),
 ]

@@ -226,7 +226,7 @@ _CHANGES: list[Change] = [
     *(_first(buffer=number) for number in (0, 1 << 31, (1 << 32) - 1)),
     _quantized(scale=[]),
     _quantized(scale=[1.0] * 7),
-    _quantized(scale=[1.0] * 300_000),
+    _quantized(scale=[1.0] * 5_000),
     _quantized(scale=[float("nan")], zeroPoint=[0]),
     _quantized(scale=[float("inf")], zeroPoint=[0]),
     _quantized(scale=[1e38], zeroPoint=[-(1 << 63)]),
