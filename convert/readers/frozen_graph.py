@@ -19,8 +19,9 @@ import numpy as np
 
 from mbv2_jax.errors import UserError, listed
 
-from . import archive, strides, wire_format
+from . import archive, strides
 from .contents import Contents, damage_named, no_averages
+from .wire_format import Limit, Message
 
 # The last parts of the names of weights, of TF-slim and of Keras. Other constants are shapes,
 # paddings, anchors, ...
@@ -32,39 +33,47 @@ _DEPTHWISE = ("depthwise_weights", "depthwise_kernel")
 
 _FLOATS = {1: np.dtype("<f4"), 2: np.dtype("<f8"), 14: ml_dtypes.bfloat16, 19: np.dtype("<f2")}
 
-_NODES = 100_000  # a published detection graph has 5,000
+# A published detection graph has 5,000 nodes, and 16 fields are passed for each.
+_NODES = 100_000
+_FIELDS = 1_000_000
 
 
 class _Node:
-    """A node of a graph: an operator, or a constant."""
+    """A node of a graph: an operator, or a constant.
 
-    def __init__(self, message: memoryview):
+    Attributes:
+      name: its own.
+      op: the name of its operator; "Const" for a constant.
+    """
+
+    def __init__(self, message: Message):
         self._message = message
-        self.name = bytes(wire_format.view(message, 1)).decode()
-        self.op = bytes(wire_format.view(message, 2)).decode()
+        self.name = message.text(1)
+        self.op = message.text(2)
 
     @functools.cached_property
     def inputs(self) -> list[str]:
         """The names of the nodes that it reads, without the numbers of their outputs."""
-        names = (bytes(name).decode() for name in wire_format.views(self._message, 3))
+        names = (bytes(name).decode() for name in self._message.views(3))
         return [name.partition(":")[0] for name in names]
 
-    @functools.cached_property
-    def attributes(self) -> dict[str, memoryview]:
-        """The attributes by name, as messages."""
-        entries = wire_format.views(self._message, 5)
-        return {
-            bytes(wire_format.view(entry, 1)).decode(): wire_format.view(entry, 2)
-            for entry in entries
-        }
+    def attribute(self, name: str, number: int) -> Message:
+        """Returns the value of an attribute, of the kind with this number in attr_value.proto.
 
-    def message(self, attribute: str, number: int) -> memoryview:
-        """Returns a message in an attribute; an empty one where it is not there."""
-        return wire_format.view(self.attributes.get(attribute, memoryview(b"")), number)
+        It is an empty message where there is no such value.
+        """
+        return self._attributes.get(name, _NOTHING).message(number)
 
     def integers(self, attribute: str) -> list[int]:
         """Returns an attribute that is a list of integers; [] where it is not there."""
-        return wire_format.integers(self.message(attribute, 1), 3)
+        return self.attribute(attribute, 1).integers(3).tolist()
+
+    @functools.cached_property
+    def _attributes(self) -> dict[str, Message]:
+        return {entry.text(1): entry.message(2) for entry in self._message.messages(5)}
+
+
+_NOTHING = Message(memoryview(b""), Limit(0))
 
 
 def read(path: pathlib.Path, ema: bool | None) -> Contents:
@@ -82,7 +91,8 @@ def read(path: pathlib.Path, ema: bool | None) -> Contents:
         raise no_averages(path)
     member, content = _content(path)
     with damage_named(path):
-        nodes = {node.name: node for node in _nodes(path, memoryview(content))}
+        graph = Message(memoryview(content), Limit(_FIELDS))
+        nodes = {node.name: node for node in _nodes(path, graph)}
         tensors = dict(_tensors(nodes))
         _check(path, nodes, tensors)
         stated = _image_size(nodes) | _strides(path, nodes)
@@ -104,8 +114,9 @@ def _content(path: pathlib.Path) -> tuple[str, bytes]:
     return next(iter(found.items()))
 
 
-def _nodes(path: pathlib.Path, graph: memoryview) -> Iterator[_Node]:
-    for count, message in enumerate(wire_format.views(graph, 1)):
+def _nodes(path: pathlib.Path, graph: Message) -> Iterator[_Node]:
+    """Yields the nodes of a graph."""
+    for count, message in enumerate(graph.messages(1)):
         if count == _NODES:
             raise UserError(f"{path} was refused: its graph has more than {_NODES:,} nodes")
         yield _Node(message)
@@ -115,38 +126,37 @@ def _tensors(nodes: Mapping[str, _Node]) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the weights by name."""
     for node in nodes.values():
         if node.op == "Const" and _WEIGHTS.fullmatch(node.name):
-            message = node.message("value", 8)
-            if _type(message) in _FLOATS:
-                yield node.name, _array(message)
+            tensor = node.attribute("value", 8)
+            if _type(tensor) in _FLOATS:
+                yield node.name, _array(tensor)
 
 
-def _type(message: memoryview) -> int:
-    """Returns the number of a tensor's type."""
-    return next(iter(wire_format.integers(message, 1)), 0)
+def _type(tensor: Message) -> int:
+    """Returns the number of a tensor's type; 0 where it is not there."""
+    return next(iter(tensor.integers(1).tolist()), 0)
 
 
-def _array(message: memoryview) -> np.ndarray:
+def _array(tensor: Message) -> np.ndarray:
     """Returns a tensor of floats; a view, also where one number stands for all of them."""
-    dtype = np.dtype(_FLOATS[_type(message)])
-    shape = _shape(wire_format.view(message, 2))
-    content = wire_format.view(message, 4)
+    dtype = np.dtype(_FLOATS[_type(tensor)])
+    shape = _shape(tensor.message(2))
+    content = tensor.view(4)
     if content:
         return np.frombuffer(content, dtype).reshape(shape)
     if dtype.itemsize == 2:  # half_val: the bits of a number in an integer
-        bits = np.array(wire_format.integers(message, 13), np.uint16)
-        values = bits.view(dtype)
+        values = tensor.integers(13, np.uint16).view(dtype)
     else:
         number = 5 if dtype.itemsize == 4 else 6
-        views = [np.frombuffer(view, dtype) for view in wire_format.views(message, number)]
+        views = [np.frombuffer(view, dtype) for view in tensor.views(number)]
         values = np.concatenate(views) if views else np.zeros(0, dtype)
     if len(values) == 1:  # it stands for all of them
         return np.broadcast_to(values, shape)
     return values.reshape(shape)
 
 
-def _shape(message: memoryview) -> tuple[int, ...]:
+def _shape(message: Message) -> tuple[int, ...]:
     """Returns the sizes in a TensorShapeProto; -1 for an unknown one."""
-    sizes = (wire_format.integers(dimension, 1) for dimension in wire_format.views(message, 2))
+    sizes = (dimension.integers(1).tolist() for dimension in message.messages(2))
     return tuple(size[0] if size else 0 for size in sizes)
 
 
@@ -176,7 +186,7 @@ def _check(
 def _image_size(nodes: Mapping[str, _Node]) -> dict[str, Any]:
     """Returns the side of the images, if the graph takes squares of one size."""
     inputs = [node for node in nodes.values() if node.op == "Placeholder"]
-    shapes = [_shape(node.message("shape", 7)) for node in inputs]
+    shapes = [_shape(node.attribute("shape", 7)) for node in inputs]
     sides = {shape[1] for shape in shapes if len(shape) == 4 and shape[1] == shape[2] > 0}
     return {"data.image_size": sides.pop()} if len(sides) == 1 else {}
 
@@ -221,7 +231,7 @@ def _dilation(node: _Node, nodes: Mapping[str, _Node]) -> int:
     before = nodes.get(node.inputs[0]) if node.inputs else None
     if before is None or before.op != "SpaceToBatchND":
         return _along_height(node, "dilations")
-    block = nodes[before.inputs[1]].message("value", 8)
-    content = wire_format.view(block, 4)
-    sizes = np.frombuffer(content, "<i4") if content else wire_format.integers(block, 7)
+    block = nodes[before.inputs[1]].attribute("value", 8)
+    content = block.view(4)
+    sizes = np.frombuffer(content, "<i4") if content else block.integers(7)
     return int(sizes[0])

@@ -5,6 +5,7 @@ import io
 import pathlib
 import subprocess
 import tarfile
+import time
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -208,6 +209,26 @@ def test_a_constant_made_to_fill_the_memory(tmp_path):
     found.constant("net/a/gamma", np.broadcast_to(np.float32(1), (1 << 20, 1 << 12)), "float_val")
     (tmp_path / "net.pb").write_bytes(found.content())
     assert "its arrays 4,294,967,408 numbers" in refusal(tmp_path / "net.pb")
+
+
+def test_a_graph_made_of_nothing_but_fields(tmp_path):
+    """Each takes two bytes, and would take a microsecond every time that it is passed."""
+    path = tmp_path / "net.pb"
+    path.write_bytes(graph().content() + bytes([9 << 3, 0]) * 2_000_000)
+    start = time.perf_counter()
+    assert "it has more than 1,000,000 fields" in refusal(path)
+    assert time.perf_counter() - start < 10
+
+
+def test_half_floats_that_are_written_as_integers(tmp_path):
+    """TensorFlow 1 wrote all of them so: up to three bytes for each."""
+    found = graph()
+    bits = np.arange(1 << 20) % 0x7C00  # those of infinity
+    numbers = bits.astype(np.uint16).view(np.float16)
+    found.constant("net/a/gamma", numbers, "half_val")
+    (tmp_path / "net.pb").write_bytes(found.content())
+    half = readers.read(tmp_path / "net.pb").tensors["net/a/gamma"]
+    np.testing.assert_array_equal(half, numbers)
 
 
 @pytest.mark.parametrize(
