@@ -64,12 +64,12 @@ def _load_zip(archive: Archive) -> Any:
 
     def persistent(identity: Any) -> Storage:
         _, kind, key, _, count = identity
-        dtype = _element(kind)
+        dtype = _element(kind, key, count)
 
         def numbers() -> np.ndarray:
             return np.frombuffer(archive.read(f"{folder}data/{key}"), dtype, count)
 
-        return storages.setdefault(str(key), Storage(dtype, count, numbers))
+        return storages.setdefault(key, Storage(dtype, count, numbers))
 
     return Machine(persistent).load(archive.read(pickled))
 
@@ -85,12 +85,12 @@ def _load_legacy(content: bytes) -> Any:
         if kind == "module":  # of a whole model: its class, and the source code of that
             return fields[0]
         storage_type, key, _, count, view = fields
-        dtype = _element(storage_type)
+        dtype = _element(storage_type, key, count)
 
         def numbers() -> np.ndarray:
-            return np.frombuffer(content, dtype, count, places[str(key)])
+            return np.frombuffer(content, dtype, count, places[key])
 
-        storage = storages.setdefault(str(key), Storage(dtype, count, numbers))
+        storage = storages.setdefault(key, Storage(dtype, count, numbers))
         if view is None:
             return storage
         _, first, length = view
@@ -103,7 +103,9 @@ def _load_legacy(content: bytes) -> Any:
     system = Machine(persistent).load(file)
     _check_byte_order(system.get("little_endian", True) is True)
     checkpoint = Machine(persistent).load(file)
-    for key in map(str, Machine(persistent).load(file)):
+    for key in Machine(persistent).load(file):
+        if not isinstance(key, str):  # hashing anything else could take for ever
+            raise ValueError("a storage whose key is no text")
         count = int.from_bytes(file.read(8), "little")
         storage = storages[key]
         # A storage of bytes is counted in bytes, in files of torch 1.10 and later.
@@ -116,10 +118,16 @@ def _load_legacy(content: bytes) -> Any:
     return checkpoint
 
 
-def _element(storage_type: Any) -> np.dtype[Any]:
-    """Returns the type of the elements of a torch.FloatStorage and its like."""
-    if not isinstance(storage_type, Name):
-        raise ValueError("a storage without a type")
+def _element(storage_type: Any, key: Any, count: Any) -> np.dtype[Any]:
+    """Returns the type of the elements of a torch.FloatStorage and its like.
+
+    Raises:
+      ValueError: the type is no name, the key no text, or the count no plausible number.
+    """
+    if not isinstance(storage_type, Name) or not isinstance(key, str):
+        raise ValueError("a storage without a type or a key")
+    if type(count) is not int or not 0 <= count < 1 << 48:
+        raise ValueError("a storage whose count of numbers is impossible")
     return np.dtype(STORAGES[storage_type.name.removesuffix("Storage")])
 
 

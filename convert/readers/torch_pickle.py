@@ -45,6 +45,18 @@ STORAGES: dict[str, Any] = {
     "Untyped": np.uint8,
 }
 
+# The types of elements by torch's own names, for tensors in storages of bytes.
+_DTYPES: dict[str, Any] = {
+    **{f"uint{bits}": np.dtype(f"uint{bits}") for bits in (16, 32, 64)},
+    **{
+        name: getattr(ml_dtypes, name)
+        for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+    },
+}
+
+_MOST_AXES = 32  # of a tensor
+_LARGEST = 1 << 48  # an axis, stride or offset: larger integers have products that take for ever
+
 # What is unusual about the tensors that other functions of torch._utils rebuild.
 _OTHER_TENSORS = {
     "_rebuild_qtensor": "is a quantized tensor",
@@ -103,7 +115,7 @@ class Name(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        text = f"{self.module}.{self.name}"
+        text = f"{self.module}.{self.name}"[:200]
         return text if text.isprintable() else repr(text)
 
 
@@ -275,6 +287,8 @@ class Machine:
 
     def _stack_global(self) -> None:
         name, module = self._stack.pop(), self._stack.pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise ValueError("a name that is no text")
         self._name(f"{module} {name}")
 
     def _name(self, both: str) -> None:
@@ -318,7 +332,7 @@ def call(called: Any, arguments: Any) -> Any:
     if called.module in ("torch._utils", "torch._tensor") and called.name in _OTHER_TENSORS:
         return Tensor(fault=_OTHER_TENSORS[called.name])
     top = called.module.partition(".")[0]
-    standard = top in sys.stdlib_module_names or top in ("nt", "__main__")
+    standard = top in sys.stdlib_module_names or top == "nt"
     if standard and str(called) not in _HARMLESS and top not in _HARMLESS_MODULES:
         raise Refused(str(called))
     if str(called) in ("copyreg._reconstructor", "copyreg.__newobj__") and arguments:
@@ -331,9 +345,11 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) 
     if not isinstance(storage, Storage):
         raise ValueError("a tensor without a storage")
     size, stride = tuple(size), tuple(stride)
-    numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in numbers):
-        raise ValueError(f"a tensor of size {size}, stride {stride} and offset {offset}")
+    if not len(size) == len(stride) <= _MOST_AXES:
+        raise ValueError(f"a tensor of {len(size)} axes and {len(stride)} strides")
+    # The values may be anything, tuples that contain one another without end, too: print none.
+    if not all(type(n) is int and 0 <= n < _LARGEST for n in (offset, *size, *stride)):
+        raise ValueError("a tensor whose size, stride or offset is impossible")
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if count and last >= storage.count:
@@ -351,10 +367,9 @@ def _rebuild_tensor_v3(
     del grad, hooks
     if not isinstance(storage, Storage) or not isinstance(dtype, Name):
         raise ValueError("a tensor without a storage or a type")
-    try:
-        kind = np.dtype(dtype.name)  # ml_dtypes has told numpy the names of its own
-    except TypeError:
-        return Tensor(fault=f"is a tensor of {dtype.name}")
+    if dtype.name not in _DTYPES:
+        return Tensor(fault=f"is a tensor of {dtype}")
+    kind = np.dtype(_DTYPES[dtype.name])
     typed = Storage(
         kind, storage.count // kind.itemsize, lambda: storage.array().view(np.uint8).view(kind)
     )
@@ -375,9 +390,18 @@ def _dictionary(*_: Any) -> dict[str, Any]:
     return {}
 
 
-def _set(values: Any = ()) -> list[Any]:
-    """Returns the elements of a set, whose hashes could take for ever."""
-    return list(values) if isinstance(values, list | tuple) else []
+def _ordered_dictionary(items: Any = ()) -> dict[str, Any]:
+    """Returns a dict of the items in the call, which only Python 2 writes there."""
+    if not isinstance(items, list):
+        return {}
+    found = {key: value for key, value in items if isinstance(key, str)}
+    items.clear()  # the same list in 100,000 calls would fill the memory
+    return found
+
+
+def _set(values: Any = ()) -> Any:
+    """Returns the elements of a set, whose hashes could take for ever; copies could, too."""
+    return values if isinstance(values, list | tuple) else []
 
 
 _REBUILD: dict[Name, Callable[..., Any]] = {
@@ -387,7 +411,7 @@ _REBUILD: dict[Name, Callable[..., Any]] = {
     Name("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     Name("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
     Name("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
-    Name("collections", "OrderedDict"): _dictionary,
+    Name("collections", "OrderedDict"): _ordered_dictionary,
     Name("collections", "defaultdict"): _dictionary,
     Name("builtins", "dict"): _dictionary,
     Name("builtins", "set"): _set,

@@ -1,11 +1,13 @@
 """Files of torch, timm and mmcls are read as they are, and nothing in them is executed."""
 
 import argparse
+import collections
 import hashlib
 import os
 import pathlib
 import pickle
 import sys
+import tracemalloc
 import types
 import zipfile
 from typing import Any
@@ -352,6 +354,90 @@ def test_every_value_that_is_not_a_weight_is_named(net, tmp_path):
         "phase is a tensor of complex numbers",
     ):
         assert fault in line
+
+
+FLOAT = torch.FloatStorage
+STORAGE = ("storage", FLOAT, "0", "cpu", 10)
+HANGING = {
+    "size": lambda shared: call(STORAGE, (shared, shared), (1, 1)),
+    "stride": lambda shared: call(STORAGE, (1,), (shared,)),
+    "key": lambda shared: call(("storage", FLOAT, shared, "cpu", 10), (1,), (1,)),
+    "count": lambda shared: call(("storage", FLOAT, "0", "cpu", shared), (0,), (1,)),
+}
+
+
+def call(storage: Any, size: Any, stride: Any) -> Any:
+    return Call(torch._utils._rebuild_tensor_v2, Persistent(storage), 0, size, stride, False, {})
+
+
+class Persistent:
+    """An object whose persistent id is anything."""
+
+    def __init__(self, identity: Any):
+        self.identity = identity
+
+
+class Pickler(pickle.Pickler):
+    def persistent_id(self, obj: Any) -> Any:
+        return obj.identity if isinstance(obj, Persistent) else None
+
+
+@pytest.mark.parametrize("fault", HANGING)
+def test_values_that_contain_one_another_do_not_hang(fault, tmp_path):
+    """As text, or as a key of a dict, such a tuple of a few bytes takes 2**60 steps."""
+    shared: Any = ()
+    for _ in range(60):
+        shared = (shared, shared)
+    hostile = HANGING[fault](shared)
+    with zipfile.ZipFile(tmp_path / "net.pth", "w") as archive:
+        with archive.open("net/data.pkl", "w") as file:
+            Pickler(file, 2).dump({"a": hostile})
+        archive.writestr("net/data/0", bytes(40))
+    assert "damaged" in refusal(tmp_path / "net.pth")
+
+
+def test_a_name_that_is_no_text_does_not_hang(tmp_path):
+    shared = b"N" + b"q\1h\1\x86" * 60
+    with zipfile.ZipFile(tmp_path / "net.pth", "w") as archive:
+        archive.writestr("net/data.pkl", b"\x80\4" + shared + shared + b"\x93.")
+    assert "a name that is no text" in refusal(tmp_path / "net.pth")
+
+
+def test_the_product_of_large_sizes_is_not_taken(tmp_path):
+    """Python multiplies integers of any length, however long that takes."""
+    storage = b"((X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" + b"0X\3\0\0\0cpuK\ntQK\0"
+    large = b"\x8b" + (1_000_000).to_bytes(4, "little") + b"\x7f" * 1_000_000 + b"q\1"
+    size = b"(" + large + b"h\1" * 30 + b"t(" + b"K\1" * 31 + b"t"
+    body = b"ctorch._utils\n_rebuild_tensor_v2\n" + storage + size + b"\x89}tR"
+    with zipfile.ZipFile(tmp_path / "net.pth", "w") as archive:
+        archive.writestr("net/data.pkl", b"\x80\2" + body + b".")
+    assert "impossible" in refusal(tmp_path / "net.pth")
+
+
+def test_a_set_that_is_made_often_takes_no_memory(tmp_path):
+    pickled = b"\x80\2(" + b"N" * 200_000 + b"lq\1cbuiltins\nset\nq\2" + b"h\2h\1\x85R" * 100_000
+    with zipfile.ZipFile(tmp_path / "net.pth", "w") as archive:
+        archive.writestr("net/data.pkl", pickled + b".")
+    tracemalloc.start()
+    refusal(tmp_path / "net.pth")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 100 << 20  # copies would take 160 GB
+
+
+def test_python_2_wrote_the_items_of_a_dict_into_the_call(net, tmp_path):
+    items = [[name, tensor] for name, tensor in net.state_dict().items()]
+    torch.save(Call(collections.OrderedDict, items), tmp_path / "net.pth")
+    loaded = torch.load(tmp_path / "net.pth", weights_only=False)
+    assert_is(readers.read(tmp_path / "net.pth").tensors, loaded)
+
+
+def test_a_model_of_the_users_own_program_is_read(tmp_path, monkeypatch):
+    """Its class is in `__main__`, where a script defines it."""
+    model = type("Net", (torch.nn.Linear,), {"__module__": "__main__"})(2, 3)
+    monkeypatch.setattr(sys.modules["__main__"], "Net", type(model), raising=False)
+    torch.save(model, tmp_path / "net.pth")
+    assert_is(readers.read(tmp_path / "net.pth").tensors, model.state_dict())
 
 
 def test_tensors_without_data(tmp_path):
