@@ -168,8 +168,8 @@ def _check(
     quantized = sorted(op for op in ops if op.startswith(("FakeQuant", "Quantize")))
     if quantized:
         raise UserError(
-            f"{path} simulates 8-bit numbers ({listed(quantized, 1)}), which no network here does: convert "
-            "the graph of the float network, or the .tflite file made from this one"
+            f"{path} simulates 8-bit numbers ({listed(quantized, 1)}), which no network here does: "
+            "convert the graph of the float network, or the .tflite file made from this one"
         )
     if not tensors:
         variables = ops & {"Variable", "VariableV2", "VarHandleOp"}

@@ -62,7 +62,7 @@ def _texts(text: str) -> list[str]:
     return [
         *manifests,
         *(json.dumps(real | {"weightsManifest": value}) for value in _MANIFESTS),
-        *(json.dumps(real | {"modelTopology": value}) for value in (None, [], "a", {}, 1e300)),
+        *(json.dumps(real | {"modelTopology": value}) for value in _TOPOLOGIES),
         text.replace('"shape": [', '"shape": [1e400, '),
         text.replace('"shape": [', '"shape": [' + "9" * 4_000 + ", "),
         text.replace('"shape": [', '"shape": [' + "9" * 9_000 + ", "),
@@ -153,7 +153,8 @@ _CHANGES: list[Callable[[Any], None]] = [
     _more(3_000, shape=[0, 1 << 40]),
     _more(1, shape=[10**300]),
 ]
-_MANIFESTS = [None, [], {}, "a", [None], [[]], [{}], [{"paths": [], "weights": None}]]
+_TOPOLOGIES: list[Any] = [None, [], "a", {}, 1e300]
+_MANIFESTS: list[Any] = [None, [], {}, "a", [None], [[]], [{}], [{"paths": [], "weights": None}]]
 _METADATA = [
     b"[" * 100_000,
     b" " * (60 << 20),
