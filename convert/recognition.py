@@ -27,8 +27,9 @@ _WIDTHS = (
     *(tenths / 10 for tenths in range(1, 41)),
     *(hundredths / 100 for hundredths in range(5, 401)),
 )
-# The same for the divisors of channels: that of every port, and TensorFlow's DeepLab's.
-_DIVISORS = (8, 1)
+# The same for the divisors of channels: that of most ports, d-li14's at width 0.1, and that of
+# TensorFlow's DeepLab.
+_DIVISORS = (8, 4, 1)
 # The same for depths: the paper's, timm's, then round ones.
 _DEPTHS = (1.0, 1.2, 1.4, *(tenths / 10 for tenths in range(1, 41)))
 _MOST_PREFIXES = 20  # that are tried for each layout; a file has one, or a few

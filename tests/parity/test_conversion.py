@@ -57,6 +57,18 @@ def test_torchvision(width, tmp_path):
     assert_same(of_converted(saved, images()), of_torch(model, ends, images()))
 
 
+def test_channels_that_are_multiples_of_4(tmp_path):
+    model = peers.torchvision().models.mobilenet_v2(
+        width_mult=0.1, num_classes=CLASSES, round_nearest=4
+    )
+    peers.randomize(model, seed=8)
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    saved = convert(tmp_path / "model.pth", "torchvision", 0.1)
+    assert saved.spec.backbone.divisor == 4
+    ends = [model.features[i] for i in (1, 3, 6, 10, 13, 16, 17, 18)]
+    assert_same(of_converted(saved, images()), of_torch(model, ends, images()))
+
+
 TIMM = {  # its name -> width and depth
     "mobilenetv2_035": (0.35, 1.0),
     "mobilenetv2_050": (0.5, 1.0),

@@ -231,11 +231,10 @@ OTHERS: dict[str, tuple[Callable[[pathlib.Path], pathlib.Path], list[str]]] = {
         _torchvision("mobilenet_v3_small"),
         [NOT_OURS, "classifier.0.bias"],
     ),
-    "torchvision rounded to 4": (
-        _torchvision("mobilenet_v2", round_nearest=4, width_mult=0.1),
-        ["features.0.0.weight is float32 (4, 3, 3, 3), not (8, 3, 3, 3)"],
+    "timm mnasnet": (
+        _timm("mnasnet_050"),
+        ["missing: blocks.4.2", "blocks.0.0.bn2.weight is float32 (8,)"],
     ),
-    "timm mnasnet": (_timm("mnasnet_050"), ["blocks.3.3.conv_pw.weight"]),
     "mmpretrain ResNet": (_mmpretrain(type="ResNet", depth=18), [NOT_OURS, "backbone.bn1.bias"]),
     "mmpretrain width 1.33": (
         _mmpretrain(type="MobileNetV2", widen_factor=1.33),
