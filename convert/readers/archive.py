@@ -6,7 +6,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Self
 
 from mbv2_jax.errors import UserError
 
@@ -16,6 +16,7 @@ from .contents import damage_named
 # its own size, was made to fill the memory.
 _PLAIN = 64 << 20
 _RATIO = 8
+_LONGEST_HEADER = 4096  # bytes in a tar archive that name a member, and tell its times
 _TAR_RATIO = 2  # where the archive's other files are weights, too
 
 
@@ -99,14 +100,35 @@ def read_tar(path: pathlib.Path, wanted: Callable[[str], bool]) -> dict[str, byt
     found = {}
     with damage_named(path), _decompressed(path) as file:
         bounded = _Bounded(path, file)
-        with tarfile.open(fileobj=bounded, mode="r|") as archive:  # type: ignore[call-overload]
+        with tarfile.open(  # type: ignore[call-overload]
+            fileobj=bounded, mode="r|", tarinfo=_Member
+        ) as archive:
             for member in archive:
-                if member.isreg() and wanted(member.name):
+                if member.isreg() and not member.issparse() and wanted(member.name):
                     content = archive.extractfile(member)
                     found[member.name] = content.read() if content else b""
         while bounded.read(1 << 20):  # gzip checks its CRC at the end
             pass
     return found
+
+
+class _Member(tarfile.TarInfo):
+    """A member of a tar archive, whose extended headers are short.
+
+    tarfile takes hours for a long one that was made for it, and more memory than the file has.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Reads a header, and refuses one of a long header that follows.
+
+        Raises:
+          ValueError: it announces a header that is longer than any path.
+        """
+        member = super().frombuf(buf, encoding, errors)
+        if not member.isreg() and member.size > _LONGEST_HEADER:
+            raise ValueError(f"one of its headers has {member.size:,} bytes")
+        return member
 
 
 class _Bounded:

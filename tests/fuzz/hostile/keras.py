@@ -28,7 +28,7 @@ def weights(originals: Originals) -> Files:
 def whole_model(originals: Originals) -> Files:
     """Returns files with the structure of Keras 2, and real ones with hostile configs."""
     found = [_hdf5(spoil, "model_weights/dense/dense", "bias:0") for spoil in _SPOILS]
-    found += [_written(write) for write in _KERAS_2]
+    found += [_written(write, libver="latest") for write in _KERAS_2]
     original = originals[0].read_bytes()
     for text in configs.texts(_config_of(original)):
         buffer = io.BytesIO(original)

@@ -131,7 +131,7 @@ def _quantized(**fields: Any) -> Change:
     """Returns a change of every constant to 8 bits, with these values of the quantisation."""
 
     def change(network: Any, output: int) -> None:
-        from ai_edge_litert import schema_py_generated as schema
+        from tests.support.tflite_files import schema
 
         for tensor in network._tensors:
             if tensor.buffer and len(tensor.shape) == 4:
@@ -259,7 +259,7 @@ _CHANGES: list[Change] = [
     lambda network, output: network.inputs.extend([0] * 1_000),
     lambda network, output: network.inputs.__setitem__(0, 1 << 30),
 ]
-_LABELS = [
+_LABELS: list[dict[str, bytes]] = [
     {"labels.txt": bytes(300 << 20)},
     {"labels.txt": b"\n" * (60 << 20)},
     {"labels.txt": b"a\n" * (30 << 20)},
