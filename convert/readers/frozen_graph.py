@@ -147,8 +147,10 @@ def _array(tensor: Message) -> np.ndarray:
         values = tensor.integers(13, np.uint16).view(dtype)
     else:
         number = 5 if dtype.itemsize == 4 else 6
-        views = [np.frombuffer(view, dtype) for view in tensor.views(number)]
-        values = np.concatenate(views) if views else np.zeros(0, dtype)
+        joined = bytearray()
+        for view in tensor.views(number):
+            joined += view
+        values = np.frombuffer(joined, dtype)
     if len(values) == 1:  # it stands for all of them
         return np.broadcast_to(values, shape)
     return values.reshape(shape)

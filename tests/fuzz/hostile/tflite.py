@@ -131,7 +131,7 @@ def _quantized(**fields: Any) -> Change:
     """Returns a change of every constant to 8 bits, with these values of the quantisation."""
 
     def change(network: Any, output: int) -> None:
-        from tests.support.tflite_files import schema
+        from ai_edge_litert import schema_py_generated as schema
 
         for tensor in network._tensors:
             if tensor.buffer and len(tensor.shape) == 4:
