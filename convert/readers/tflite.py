@@ -26,6 +26,7 @@ _AFFINE = ("MUL", "ADD", "SUB", "DIV")
 _CASTS = (*QUANTIZING, "CAST", "TRANSPOSE")
 _FLATTENING = (*QUANTIZING, "RESHAPE", "SQUEEZE")
 _LONGEST_LABELS = 1 << 20  # bytes; ImageNet's have 10,000
+_SCORES = {"SOFTMAX": "softmax", "LOGISTIC": "sigmoid"}
 
 
 class _Entrance(NamedTuple):
@@ -120,9 +121,15 @@ def _applied(
     """Returns factor and shift after an operator of arithmetic on the images."""
     swapped = operator.inputs[0] != tensor
     constant = walk.graph.constant(operator.inputs[0 if swapped else 1])
-    if constant is None or constant.size not in (1, 3):
-        raise walk.refusal(f"{walk.name(operator)} is not a normalisation of the images")
-    if (swapped and operator.kind in ("SUB", "DIV")) or walk.activation(operator) != "linear":
+    scales = operator.kind in ("MUL", "DIV")
+    if (
+        constant is None
+        or constant.size not in (1, 3)
+        or not np.isfinite(constant).all()
+        or (scales and not constant.all())
+        or (swapped and operator.kind in ("SUB", "DIV"))
+        or walk.activation(operator) != "linear"
+    ):
         raise walk.refusal(f"{walk.name(operator)} is not a normalisation of the images")
     value = np.broadcast_to(constant.ravel().astype(float), 3)
     if operator.kind == "ADD":
@@ -169,12 +176,21 @@ def _trunk(walk: Walk, tensor: int) -> _Trunk:
         if same and units[f"{block.name}/depthwise"].step.stride == 1:
             additions.append(_addition(walk, block.name, before, tensor))
             (tensor,) = additions[-1].outputs
-    last = walk.unit(tensor, ("CONV_2D",))
-    if last and last.kernel.shape[1:] == (1, 1, units[layer].channels) and last.is_relu6:
+    if last := _last(walk, tensor, units[layer].channels):
         units["last"] = last
         tensor = last.output
     convolutions = [operator for unit in units.values() for operator in unit.operators]
     return _Trunk(units, [*convolutions, *additions], tensor)
+
+
+def _last(walk: Walk, tensor: int, channels: int) -> Unit | None:
+    """Returns the last convolution of the network, after the blocks; None where a head follows."""
+    from mbv2_jax.models.mobilenet_v2 import LAST_CHANNELS
+
+    unit = walk.unit(tensor, ("CONV_2D",))
+    if unit is None or unit.channels < LAST_CHANNELS or not unit.is_relu6:
+        return None
+    return unit if unit.kernel.shape[1:] == (1, 1, channels) else None
 
 
 def _addition(walk: Walk, block: str, before: int, after: int) -> Operator:
@@ -286,11 +302,14 @@ def _chain(walk: Walk, tensor: int) -> tuple[dict[Dense, Unit], list[Operator]]:
         units.append(unit)
         activations.append(unit.activation)
         tensor = unit.output
-    while following := walk.follow(tensor, (*_FLATTENING, "SOFTMAX", "LOGISTIC")):
-        operators += following
-        if following[-1].kind not in _FLATTENING and activations:
-            activations[-1] = {"SOFTMAX": "softmax", "LOGISTIC": "sigmoid"}[following[-1].kind]
-        (tensor,) = following[-1].outputs
+    while following := walk.follow(tensor, (*_FLATTENING, *_SCORES)):
+        (operator,) = following
+        if operator.kind in _SCORES:
+            if activations[-1:] != ["linear"]:
+                break  # not of logits
+            activations[-1] = _SCORES[operator.kind]
+        operators.append(operator)
+        (tensor,) = operator.outputs
     names = [*(f"hidden{index}" for index in range(1, len(units))), "classifier"]
     layers = map(Dense, names, activations)
     return dict(zip(layers, units, strict=True)), operators

@@ -199,18 +199,19 @@ class Walk:
             if operator.kind == "PAD":
                 added = self._integers(operator, 1).reshape(4, 2)
                 pads += added[1:3]
-                side = self.graph.tensors[operator.inputs[0]].shape[1]
             if operator.kind == "SPACE_TO_BATCH_ND":
                 added = self._integers(operator, 2).reshape(2, 2)
                 # What is added after the map may also fill it up to whole blocks.
                 pads += np.stack([added[:, 0], np.minimum(added[:, 0], added[:, 1])], 1)
         if layer.kind == "FULLY_CONNECTED" or kernel.shape[1] == 1:
             return "" if not pads.any() else f"padding {pads.tolist()} before a 1x1"
+        side = self.graph.tensors[operators[0].inputs[0]].shape[1]
+        odd = side % 2 == 1 and side > 1  # 1 may also stand for a side that the file leaves open
         same = layer.options.number(0, BYTE) == 0
         if same and not pads.any():
             return "" if step.stride == 1 else "same"
         if not same and (pads == step.dilation).all():
-            return "" if step.stride == 1 or side % 2 else "torch"
+            return "" if step.stride == 1 or odd else "torch"
         if not same and step.stride == 2 and (pads == [0, 1]).all() and side % 2 == 0:
             return "same"
         return f"padding {pads.tolist()} and stride {step.stride}"
@@ -241,5 +242,9 @@ def pools_globally(graph: Graph, operator: Operator) -> bool:
     """Returns whether an operator averages a whole map: (1, H, W, C) -> C numbers."""
     before = graph.tensors[operator.inputs[0]].shape
     after = graph.tensors[operator.outputs[0]].shape
-    averages = operator.kind in ("MEAN", "AVERAGE_POOL_2D")
-    return averages and len(before) == 4 and math.prod(after) == before[0] * before[3]
+    if len(before) != 4 or math.prod(after) != before[0] * before[3]:
+        return False
+    if operator.kind == "AVERAGE_POOL_2D":
+        width, height = (operator.options.number(field, INT) for field in (3, 4))
+        return height >= before[1] and width >= before[2]
+    return operator.kind == "MEAN"

@@ -50,6 +50,13 @@ class File:
     def shape(self, tensor: int) -> list[int]:
         return self._tensors[tensor].shape
 
+    def open_sides(self) -> None:
+        """Leaves open the sides of all maps, as in a file for images of any size."""
+        for tensor in self._tensors:
+            if len(tensor.shape) == 4 and not tensor.buffer:
+                channels = tensor.shape[3]
+                tensor.shape, tensor.shapeSignature = [1, 1, 1, channels], [1, -1, -1, channels]
+
     def op(
         self, kind: str, inputs: Sequence[int], shape: Sequence[int], options: Any = None
     ) -> int:
@@ -236,6 +243,8 @@ def run_to(content: bytes, images: np.ndarray, names: Sequence[str]) -> list[np.
     """Returns LiteRT's values of the tensors of these names, computed as in `run`."""
     interpreter = _interpreter(content)
     (given,) = interpreter.get_input_details()
+    interpreter.resize_tensor_input(given["index"], (1, *images.shape[1:]))
+    interpreter.allocate_tensors()
     numbers = {tensor["name"]: tensor["index"] for tensor in interpreter.get_tensor_details()}
     found: list[list[np.ndarray]] = [[] for _ in names]
     for image in images:

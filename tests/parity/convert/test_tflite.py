@@ -244,6 +244,84 @@ def test_heads_that_are_no_classifier(tmp_path):
     assert_same(ours, tflite_files.run(maps, images()))
 
 
+def relu_of_logits(network: Network) -> int:
+    logits = network.head(network.build(), 5)
+    network.operators[-1].builtinOptions.fusedActivationFunction = tflite_files.RELU
+    return network.op("SOFTMAX", [logits], [1, 5], schema.SoftmaxOptionsT(1.0))
+
+
+def two_softmaxes(network: Network) -> int:
+    scores = network.head(network.build(), 5, activation="SOFTMAX")
+    return network.op("SOFTMAX", [scores], [1, 5], schema.SoftmaxOptionsT(1.0))
+
+
+def pooling(network: Network, side: int) -> int:
+    """Averages a window of this side at the corner of the map, which is 2x2."""
+    options = schema.Pool2DOptionsT(tflite_files.VALID, 2, 2, side, side)
+    return network.op("AVERAGE_POOL_2D", [network.build()], [1, 1, 1, 1280], options)
+
+
+def softmax_of_features(network: Network) -> int:
+    return network.op(
+        "SOFTMAX", [pooling(network, 2)], [1, 1, 1, 1280], schema.SoftmaxOptionsT(1.0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("head", "kinds"),
+    [
+        (relu_of_logits, "MEAN, FULLY_CONNECTED, SOFTMAX"),
+        (two_softmaxes, "MEAN, FULLY_CONNECTED, SOFTMAX"),
+        (softmax_of_features, "AVERAGE_POOL_2D, SOFTMAX"),
+        (lambda network: pooling(network, 1), "AVERAGE_POOL_2D"),
+    ],
+)
+def test_heads_that_compute_something_else(head, kinds, tmp_path):
+    network = Network(SAME, SIZE)
+    (tmp_path / "net.tflite").write_bytes(network.content(head(network)))
+    with pytest.raises(UserError, match=f"a head of the operators {kinds}"):
+        importer.load(tmp_path / "net.tflite")
+
+
+def test_a_head_that_begins_with_a_narrow_convolution(tmp_path):
+    """It is not the network's last one, which has 1280 channels."""
+
+    class Narrow(Network):
+        def conv(self, tensor, out, side, activation, stride=1):
+            out = 256 if out == 1280 else out
+            return super().conv(tensor, out, side, activation, stride)
+
+    network = Narrow(SAME, SIZE)
+    (tmp_path / "net.tflite").write_bytes(network.content(network.build()))
+    saved = importer.load(tmp_path / "net.tflite", features_only=True).saved
+    assert not saved.spec.backbone.last_convolution
+    with pytest.raises(UserError, match="a head of the operators CONV_2D"):
+        importer.load(tmp_path / "net.tflite")
+
+
+def test_the_padding_of_a_file_for_images_of_any_size(tmp_path):
+    """Its maps have sides of 1, which stand for any."""
+    network = Network(Backbone(width=0.35, padding="torch"), SIZE)
+    whole = network.head(network.build(), 5)
+    network.open_sides()
+    content = network.content(whole)
+    (tmp_path / "net.tflite").write_bytes(content)
+    saved = importer.load(tmp_path / "net.tflite").saved
+    assert saved.spec.backbone.padding == "torch"
+    assert_same(logits(saved, images()), tflite_files.run(content, images()))
+
+
+@pytest.mark.parametrize("kind", ["MUL", "DIV"])
+def test_a_normalization_that_is_none(kind, tmp_path):
+    network = Network(SAME, SIZE)
+    options = schema.MulOptionsT() if kind == "MUL" else schema.DivOptionsT()
+    shape = network.shape(network.images)
+    images = network.op(kind, [network.images, network.constant(0.0)], shape, options)
+    (tmp_path / "net.tflite").write_bytes(network.content(network.head(network.build(images), 5)))
+    with pytest.raises(UserError, match=f"{kind} .* is not a normalisation of the images"):
+        importer.load(tmp_path / "net.tflite")
+
+
 def test_every_block_of_a_trained_deeplab(check_data):
     """The stem and the 17 blocks give LiteRT's maps of photos, at width 0.5 and output stride 8."""
     folder = check_data / "golden" / "deeplab_tf"
