@@ -174,8 +174,9 @@ def _activation_faults(chain: Sequence[str], activations: Mapping[str, str]) -> 
     for place, name in enumerate(chain):
         last = place == len(chain) - 1
         possible = ("linear", "softmax", "sigmoid") if last else ("relu",)
-        if activations and activations[name] not in possible:
-            faults.append(f"the activation of {name} is {activations[name]}, not {possible[0]}")
+        activation = activations.get(name)
+        if activation and activation not in possible:
+            faults.append(f"the activation of {name} is {activation}, not {possible[0]}")
     return faults
 
 
@@ -188,7 +189,7 @@ def _built(
     """
     notes = []
     params = {}
-    if len(layers) > 1 and not activations:
+    if not all(activations.get(name) for name in names[:-1]):
         notes.append(f"the file does not say what lies between {', '.join(names)}: ReLU is assumed")
     hidden = tuple(layer.kernel.shape[1] for layer in layers[:-1])
     notes += [

@@ -19,7 +19,8 @@ class Dense(NamedTuple):
 
     Attributes:
       name: the layer's, as in the names of its arrays.
-      activation: "linear", "relu", "softmax", "sigmoid", or another one's name.
+      activation: "linear", "relu", "softmax", "sigmoid", or another one's name; "" where it is not
+        known.
     """
 
     name: str
@@ -61,6 +62,11 @@ class Contents:
     beside: tuple[pathlib.Path, ...] = ()
 
 
+def unwrapped(name: str) -> str:
+    """Returns the name of a tensor or a module without the parts that `strip_wrappers` removes."""
+    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
+
+
 def strip_wrappers(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Removes the parts that PyTorch's wrapping modules add to the names of tensors.
 
@@ -73,8 +79,7 @@ def strip_wrappers(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> dict[s
     for name, array in tensors.items():
         if name in ("n_averaged", "steps"):  # counters of averaging modules
             continue
-        parts = [part for part in name.split(".") if part not in ("module", "_orig_mod")]
-        short = ".".join(parts)
+        short = unwrapped(name)
         if short in stripped:
             raise UserError(f"{path} has {short} twice: with and without a 'module.' prefix")
         stripped[short] = array

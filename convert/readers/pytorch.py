@@ -23,7 +23,7 @@ from mbv2_jax.errors import UserError, listed
 
 from . import torch_modules
 from .archive import Archive, open_archive
-from .contents import Contents, damage_named, no_averages, strip_wrappers
+from .contents import Contents, Dense, damage_named, no_averages, strip_wrappers, unwrapped
 from .torch_pickle import STORAGES, Machine, Made, Name, Refused, Storage, Tensor
 
 # The keys under which training programs keep the weights, and their moving average.
@@ -147,7 +147,8 @@ def _contents(path: pathlib.Path, checkpoint: Any, ema: bool | None) -> Contents
     )
     if model is None:
         return contents
-    return dataclasses.replace(contents, head=model.head, obstacles=model.obstacles)
+    head = tuple(Dense(unwrapped(name), activation) for name, activation in model.head or ())
+    return dataclasses.replace(contents, head=head or None, obstacles=model.obstacles)
 
 
 def _select(path: pathlib.Path, checkpoint: Any, ema: bool | None) -> tuple[str, Any]:
@@ -158,7 +159,7 @@ def _select(path: pathlib.Path, checkpoint: Any, ema: bool | None) -> tuple[str,
     Raises:
       UserError: there are no such weights, or there are several sets of them.
     """
-    if torch_modules.is_module(checkpoint) or _holds_tensors(checkpoint):
+    if _holds_weights(checkpoint):
         if ema:
             raise no_averages(path)
         return "", checkpoint
@@ -167,11 +168,12 @@ def _select(path: pathlib.Path, checkpoint: Any, ema: bool | None) -> tuple[str,
             f"{path} holds {_article(checkpoint)} instead of weights by name; in the program that "
             "wrote it, save model.state_dict()"
         )
-    held = [key for key in (*_RAW, *_AVERAGED) if _is_weights(checkpoint.get(key))]
+    held = [key for key in (*_RAW, *_AVERAGED) if _holds_weights(checkpoint.get(key))]
     if not held:
         return _only_weights(path, checkpoint, ema)
     averaged = [key for key in held if key in _AVERAGED]
-    if "ema_state_dict" in held and "steps" in checkpoint["ema_state_dict"]:
+    ema_state = checkpoint.get("ema_state_dict")
+    if isinstance(ema_state, dict) and "steps" in ema_state:
         # mmengine's EMAHook swaps the two when it saves: `state_dict` holds the averaged weights.
         averaged = [key for key in held if key == "state_dict"]
     raw = [key for key in held if key not in averaged]
@@ -190,11 +192,7 @@ def _only_weights(
     path: pathlib.Path, checkpoint: Mapping[str, Any], ema: bool | None
 ) -> tuple[str, Any]:
     """Returns the only weights in a checkpoint, whatever their key."""
-    held = [
-        key
-        for key, value in checkpoint.items()
-        if torch_modules.is_module(value) or _holds_tensors(value)
-    ]
+    held = [key for key, value in checkpoint.items() if _holds_weights(value)]
     if not held:
         raise UserError(
             f"{path} holds no weights, neither directly nor under"
@@ -214,12 +212,11 @@ def _several(path: pathlib.Path, keys: list[str]) -> UserError:
     )
 
 
-def _is_weights(value: Any) -> bool:
-    return isinstance(value, dict) or torch_modules.is_module(value)
-
-
-def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, dict) and any(isinstance(entry, Tensor) for entry in value.values())
+def _holds_weights(value: Any) -> bool:
+    """Returns whether an object is a whole model, or has tensors by name."""
+    if isinstance(value, dict):
+        return any(isinstance(entry, Tensor) for entry in value.values())
+    return torch_modules.is_module(value)
 
 
 def _to_arrays(path: pathlib.Path, weights: Mapping[str, Any]) -> dict[str, np.ndarray]:

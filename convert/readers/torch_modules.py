@@ -8,14 +8,20 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from .contents import Dense
-from .torch_pickle import Made, Tensor
+from .torch_pickle import Made, Name, Tensor
 
 _DEEPEST = 50  # modules inside one another; a network has ten
 _MOST = 10_000  # modules; one may stand in several places
 
-# The last part of a class's name -> the activation. Of others, the name itself is used.
-_ACTIVATIONS = {"ReLU": "relu", "Softmax": "softmax", "Sigmoid": "sigmoid"}
+_LONGEST = 1_000  # characters of a name; one may stand in many names
+
+# The last part of a class's name -> the activation. The scores are those of softmax in any case.
+_ACTIVATIONS = {"ReLU": "relu", "Softmax": "softmax", "LogSoftmax": "softmax", "Sigmoid": "sigmoid"}
 _IN_BACKBONE = ("ReLU6", "ReLU", "Hardtanh")  # nn.ReLU6 is a Hardtanh from 0 to 6
+
+# The modules of torch.nn without arrays that change nothing in evaluation, or pool as is done here.
+_PLAIN = ("container", "dropout", "flatten", "loss", "module")
+_PLAIN_KINDS = ("Identity", "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AvgPool2d")
 
 
 class Model(NamedTuple):
@@ -23,8 +29,9 @@ class Model(NamedTuple):
 
     Attributes:
       state: its tensors by name, as state_dict() returns them.
-      head: its dense layers in order, with the activations between them.
-      obstacles: the activations that no network here has.
+      head: its dense layers in order, with the activations between them; those of a module with
+        a `forward` of its own are not known.
+      obstacles: the activations and other modules without arrays that no network here has.
     """
 
     state: dict[str, Tensor]
@@ -48,31 +55,47 @@ def find(value: Any) -> Model | None:
     state: dict[str, Tensor] = {}
     dense: list[Dense] = []
     obstacles: list[str] = []
-    for count, (name, module) in enumerate(_walk(value, "", 0)):
-        if count == _MOST:
-            raise ValueError(f"a model of more than {_MOST:,} modules")
-        state |= _tensors(name, module.state)
+    for count, (name, module, in_order) in enumerate(_walk(value, "", 0)):
+        tensors = _tensors(name, module.state)
+        state |= tensors
+        if count == _MOST or len(state) > _MOST:
+            raise ValueError(f"a model of more than {_MOST:,} modules or arrays")
         kind = module.name.name.rpartition(".")[2]
+        activation = _ACTIVATIONS.get(kind)
         if kind == "Linear":
-            dense.append(Dense(name, "linear"))
-        elif dense and kind in _ACTIVATIONS:
-            dense[-1] = dense[-1]._replace(activation=_ACTIVATIONS[kind])
-        elif module.name.module == "torch.nn.modules.activation" and (
-            dense or kind not in _IN_BACKBONE
-        ):
-            obstacles.append(f"activation {kind} ({name})")
+            dense.append(Dense(name, "linear" if in_order else ""))
+        elif activation == "relu" and dense and not in_order:
+            pass  # it may stand between any of them
+        elif activation and dense and dense[-1].activation in ("linear", ""):
+            dense[-1] = dense[-1]._replace(activation=activation)
+        elif not tensors and _is_obstacle(module.name, kind, after_dense=bool(dense)):
+            obstacles.append(f"{kind} ({name})")
     return Model(state, tuple(dense) or None, tuple(obstacles))
 
 
-def _walk(module: Made, name: str, depth: int) -> Iterator[tuple[str, Made]]:
-    """Yields a module and those in it with their names, in the order of state_dict()."""
-    if depth > _DEEPEST:
+def _is_obstacle(name: Name, kind: str, *, after_dense: bool) -> bool:
+    """Returns whether a module without arrays computes what no network here does."""
+    package, _, file = name.module.rpartition(".")
+    if package != "torch.nn.modules" or file in _PLAIN or kind in _PLAIN_KINDS:
+        return False
+    return after_dense or kind not in _IN_BACKBONE
+
+
+def _walk(
+    module: Made, name: str, depth: int, in_order: bool = False
+) -> Iterator[tuple[str, Made, bool]]:
+    """Yields the modules in one, and itself, in the order of state_dict().
+
+    Each comes with its name, and whether it is called after the one before, as in nn.Sequential.
+    """
+    if depth > _DEEPEST or len(name) > _LONGEST:
         raise ValueError(f"modules inside one another without end: {name[:40]}...")
-    yield name, module
+    yield name, module, in_order
     children = module.state["_modules"]
+    in_order = module.name.name == "Sequential"
     for key, child in children.items() if isinstance(children, dict) else ():
         if is_module(child):
-            yield from _walk(child, f"{name}.{key}" if name else str(key), depth + 1)
+            yield from _walk(child, f"{name}.{key}" if name else str(key), depth + 1, in_order)
 
 
 def _tensors(name: str, state: dict[str, Any]) -> dict[str, Tensor]:

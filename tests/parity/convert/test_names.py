@@ -196,8 +196,60 @@ def test_other_heads_are_refused_with_a_remedy_that_works(name, tmp_path, monkey
 def test_unknown_activations_of_a_whole_model_are_refused(activation, tmp_path):
     head = nn.Sequential(nn.Linear(1280, 16), activation, nn.Linear(16, 5))
     torch.save(Transfer("features", "head", head), tmp_path / "net.pth")
-    with pytest.raises(UserError, match=rf"activation {type(activation).__name__} \(head.1\)"):
+    with pytest.raises(UserError, match=rf"{type(activation).__name__} \(head.1\)"):
         importer.load(tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize(
+    ("head", "named"),
+    [
+        (nn.Sequential(nn.LayerNorm(1280, elementwise_affine=False), nn.Linear(1280, 5)), "head.0"),
+        (nn.Sequential(nn.AdaptiveMaxPool1d(1280), nn.Linear(1280, 5)), "head.0"),
+        (nn.Sequential(nn.Linear(1280, 5), nn.ReLU(), nn.Softmax(dim=1)), "head.2"),
+    ],
+    ids=["norm", "pooling", "two activations"],
+)
+def test_modules_without_arrays_that_no_head_here_has_are_refused(head, named, tmp_path):
+    torch.save(Transfer("features", "head", head), tmp_path / "net.pth")
+    with pytest.raises(UserError, match=rf"classifier of dense layers: \w+ \({named}\)"):
+        importer.load(tmp_path / "net.pth")
+
+
+def test_a_head_that_ends_in_the_logarithm_of_softmax(tmp_path):
+    """Its own output is that of softmax of the converted network's logits."""
+    head = nn.Sequential(nn.Linear(1280, 16), nn.ReLU(), nn.Linear(16, 5), nn.LogSoftmax(dim=1))
+    model = randomized(Transfer("features", "head", head))
+    torch.save(nn.DataParallel(model), tmp_path / "net.pth")
+    imported = importer.load(tmp_path / "net.pth")
+    assert not any("ReLU is assumed" in line for line in imported.warnings)
+    expected = of_torch(model, ends(model.features), images()).logits
+    logits = of_converted(imported.saved, images()).logits
+    assert expected is not None and logits is not None
+    got = torch.tensor(logits).log_softmax(1)
+    np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-11)  # some are nearly 0
+
+
+class Functional(nn.Module):
+    """A head whose activation is in its code, which no file shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(1280, 16)
+        self.fc2 = nn.Linear(16, 5)
+        self.activation = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+def test_what_the_code_of_a_whole_model_decides_is_assumed(tmp_path):
+    model = randomized(Transfer("features", "head", Functional()))
+    torch.save(model, tmp_path / "net.pth")
+    imported = importer.load(tmp_path / "net.pth")
+    assert any("ReLU is assumed" in line for line in imported.warnings)
+    assert_same(
+        of_converted(imported.saved, images()), of_torch(model, ends(model.features), images())
+    )
 
 
 def test_dense_layers_without_an_activation_between_them_are_refused(tmp_path):

@@ -178,6 +178,8 @@ def test_weights_that_are_not_there(net, tmp_path):
     assert "only 'model'" in refusal(path, ema=True)
     torch.save({"model_ema": weights}, path)
     assert "only 'model_ema'" in refusal(path, ema=False)
+    torch.save({"model": {"width": 1.0}, "weights": weights}, path)
+    assert_is(readers.read(path).tensors, weights)
     torch.save({"model": weights, "net": weights}, path)
     assert "several sets of weights: 'model', 'net'" in refusal(path)
     torch.save({"epoch": 3, "generator": weights, "critic": weights}, path)
@@ -297,8 +299,8 @@ def test_a_whole_model_shows_its_activations(tmp_path):
     torch.save(model, tmp_path / "tanh.pth")
     obstacles = readers.read(tmp_path / "tanh.pth").contents.obstacles
     assert obstacles == (
-        "activation Hardswish (features.3.conv.0.2)",
-        "activation Tanh (classifier.1)",
+        "Hardswish (features.3.conv.0.2)",
+        "Tanh (classifier.1)",
     )
 
 
