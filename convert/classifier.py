@@ -7,6 +7,7 @@ other module of the conversion knows the classifier.
 import dataclasses
 import pathlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -89,15 +90,20 @@ def find_head(
         return FoundHead(None)
     described = contents.head
     if described is not None and {dense.name for dense in described} == layers.keys():
-        chain = [dense.name for dense in described]
+        chain, several = [dense.name for dense in described], False
     else:
-        described, chain = None, _chain(layers, channels)
+        described = None
+        chain, several = _chain(layers, channels)
     faults += _size_faults(layers, chain, channels)
     activations = {dense.name: dense.activation for dense in described or ()}
     faults += _activation_faults(chain, activations)
     if faults:
         return FoundHead(None, faults=tuple(faults))
-    return _built([layers[name] for name in chain], chain, activations)
+    head = _built([layers[name] for name in chain], chain, activations)
+    if not several:
+        return head
+    order = f"the dense layers fit in several orders: {', '.join(chain)} is assumed by their names"
+    return dataclasses.replace(head, notes=(order, *head.notes))
 
 
 def no_dense(rest: Mapping[str, np.ndarray], framework: Framework) -> list[str]:
@@ -133,21 +139,35 @@ def _dense_layers(rest: Mapping[str, np.ndarray], framework: Framework) -> dict[
     return found
 
 
-def _chain(layers: Mapping[str, _Layer], channels: int) -> list[str]:
+def _chain(layers: Mapping[str, _Layer], channels: int) -> tuple[list[str], bool]:
     """Returns the names of dense layers in an order in which their sizes fit, if there is one.
 
     Of several such orders, as layers of equal sizes have, it is that of the numbers in their names,
-    with a layer whose name is that of a last one at the end.
+    with a layer whose name is that of a last one at the end. The second value says whether there
+    may be several.
     """
     chain: list[str] = []
-    remaining = sorted(layers, key=lambda name: (name in _LAST_NAMES, _natural(name)))
+    several = False
+    remaining = sorted(layers, key=lambda name: (_last_part(name) in _LAST_NAMES, _natural(name)))
     while remaining:
+        inputs = Counter(layers[name].kernel.shape[0] for name in remaining)
         fitting = [name for name in remaining if layers[name].kernel.shape[0] == channels]
-        following = (fitting or remaining)[0]
+        # After one of the others nothing could follow.
+        continued = [
+            name
+            for name in fitting
+            if inputs[outputs := layers[name].kernel.shape[1]] > (outputs == channels)
+        ]
+        several |= len(continued) > 1
+        following = (continued or fitting or remaining)[0]
         remaining.remove(following)
         chain.append(following)
         channels = layers[following].kernel.shape[1]
-    return chain
+    return chain, several
+
+
+def _last_part(name: str) -> str:
+    return re.split(r"[./]", name)[-1]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -4,6 +4,7 @@ The networks are torchvision's inside other modules, as transfer learning builds
 ones give the same logits and feature maps in float64.
 """
 
+import collections
 import copy
 import dataclasses
 from typing import Any
@@ -123,6 +124,31 @@ def test_heads(encoder, name, head, how, tmp_path):
     assert assumed == (how == "state" and len(widths) > 1)
     assert any("has no bias" in line for line in imported.warnings) == (name == "linear")
     expected = of_torch(model, ends(getattr(model, encoder)), images())
+    assert_same(of_converted(imported.saved, images()), expected)
+
+
+@pytest.mark.parametrize(
+    ("names", "sizes", "several"),
+    [
+        (("z", "a"), (1280, 5), False),
+        (("z", "y", "a"), (512, 1280, 5), False),
+        (("dense1", "dense2", "a"), (1280, 1280, 5), True),
+        (("dense9", "dense10", "classifier"), (1280, 1280, 1280), True),
+    ],
+)
+def test_the_order_of_dense_layers(names, sizes, several, tmp_path):
+    """Their sizes tell it, whatever the order of the names; if they cannot, a warning says so."""
+    layers: dict[str, nn.Module] = {}
+    inputs = 1280
+    for name, outputs in zip(names, sizes, strict=True):
+        layers |= {name: nn.Linear(inputs, outputs), f"{name}_activation": nn.ReLU()}
+        inputs = outputs
+    layers.popitem()
+    model = randomized(Transfer("features", "head", nn.Sequential(collections.OrderedDict(layers))))
+    torch.save(model.state_dict(), tmp_path / "net.pth")
+    imported = importer.load(tmp_path / "net.pth")
+    assert any("in several orders" in line for line in imported.warnings) == several
+    expected = of_torch(model, ends(model.features), images())
     assert_same(of_converted(imported.saved, images()), expected)
 
 
