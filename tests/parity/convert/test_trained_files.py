@@ -1,0 +1,103 @@
+"""Trained networks of TensorFlow: their own heads give their recorded results on our maps."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from mbv2_jax.convert import importer, readers
+from mbv2_jax.errors import UserError
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def test_a_trained_deeplab(check_data):
+    """Its head gives TFLite's logits when it reads our feature map."""
+    folder = check_data / "golden" / "deeplab_tf"
+    path, golden = folder / "deeplabv3_257_mv_gpu.tflite", np.load(folder / "golden.npz")
+    with pytest.raises(UserError, match=r"RESIZE_BILINEAR.*--features-only converts the backbone"):
+        importer.load(path)
+    saved = importer.load(path, features_only=True).saved
+    backbone = saved.spec.backbone
+    assert (backbone.width, backbone.output_stride, backbone.padding) == (0.5, 8, "same")
+    assert not backbone.last_convolution
+    assert saved.spec.preprocessing.image_size == 257
+    network = saved.task().network(backbone, saved.spec.mode)
+    tensors = readers.read(path).tensors
+
+    def conv(x: np.ndarray, name: str) -> np.ndarray:
+        return x @ tensors[f"{name}/weights"][:, 0, 0].T + tensors[f"{name}/Conv2D_bias"]
+
+    for picture in range(3):
+        pixels = golden[f"image_{picture}_u8"][None].astype(np.float32)
+        *_, x = jax.jit(network.apply)(saved.variables(), pixels / 127.5 - 1)
+        x = np.asarray(x)
+        pooled = np.maximum(conv(x.mean((1, 2), keepdims=True), "image_pooling"), 0)
+        aspp = np.maximum(conv(x, "aspp0"), 0)
+        both = np.concatenate([np.broadcast_to(pooled, aspp.shape), aspp], -1)
+        logits = conv(np.maximum(conv(both, "concat_projection"), 0), "logits/semantic")
+        theirs = golden[f"logits33_{picture}"]
+        assert np.ptp(theirs) > 10
+        # Up to 41; float32 rounds at 1e-7 of a map, which 54 layers enlarge.
+        np.testing.assert_allclose(logits.reshape(theirs.shape), theirs, atol=1e-3)
+
+
+def predictor(tensors: Arrays, level: int, kind: str, maps: np.ndarray) -> np.ndarray:
+    """Returns the results of a head of TensorFlow's SSDLite: a separable 3x3 convolution."""
+    scope = f"BoxPredictor_{level}/{kind}"
+    depthwise = tensors[f"{scope}_depthwise/depthwise_weights"].transpose(0, 1, 3, 2)
+    norm = {
+        name: tensors[f"{scope}_depthwise/BatchNorm/{name}"]
+        for name in ("gamma", "beta", "moving_mean", "moving_variance")
+    }
+    layout = ("NHWC", "HWIO", "NHWC")
+    x = np.asarray(
+        lax.conv_general_dilated(
+            jnp.asarray(maps),
+            jnp.asarray(depthwise),
+            (1, 1),
+            "SAME",
+            dimension_numbers=layout,
+            feature_group_count=maps.shape[-1],
+        )
+    )
+    scale = norm["gamma"] / np.sqrt(norm["moving_variance"] + 1e-3)
+    x = np.clip((x - norm["moving_mean"]) * scale + norm["beta"], 0, 6)
+    return x @ tensors[f"{scope}/weights"][0, 0] + tensors[f"{scope}/biases"]
+
+
+def test_a_trained_detection_graph(check_data):
+    """Its two heads on the backbone give TensorFlow's results when they read our feature maps."""
+    folder = check_data / "golden" / "ssdlite_tf"
+    path, golden = folder / "frozen_inference_graph.pb", np.load(folder / "golden.npz")
+    with pytest.raises(UserError, match="--features-only converts the backbone alone"):
+        importer.load(path)
+    imported = importer.load(path, features_only=True)
+    saved, tensors = imported.saved, readers.read(path).tensors
+    assert (saved.spec.backbone.width, saved.spec.backbone.padding) == (1.0, "same")
+    assert (saved.spec.preprocessing.mean, saved.spec.backbone.output_stride) == ((127.5,) * 3, 32)
+    assert any("layer_19_1_Conv2d_2_1x1_256" in line for line in imported.summary.values())
+    network = saved.task().network(saved.spec.backbone, saved.spec.mode)
+
+    @jax.jit
+    def maps(x):
+        def wanted(module, _):
+            return module.name in ("layer6_0", "last")
+
+        options = {"capture_intermediates": wanted, "mutable": ["intermediates"]}
+        _, state = network.apply(saved.variables(), x, **options)
+        found = state["intermediates"]
+        return found["layer6_0"]["__call__"][0][1], found["last"]["__call__"][0]
+
+    for picture in range(3):
+        pixels = golden[f"image_{picture}_u8"][None].astype(np.float32)
+        for level, x in enumerate(map(np.asarray, maps(pixels / 127.5 - 1))):
+            for kind, key in (("BoxEncodingPredictor", "box"), ("ClassPredictor", "cls")):
+                theirs = golden[f"{key}_{level}_{picture}"]
+                ours = predictor(tensors, level, kind, x)[0]
+                # Up to 10; float32 rounds at 1e-7 of a map, which 54 layers enlarge.
+                np.testing.assert_allclose(ours, theirs, atol=1e-3)
+                assert np.ptp(theirs) > 3
