@@ -223,7 +223,8 @@ def _fields(settings: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--set {setting}: write it FIELD=VALUE")
         try:
             fields[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        # What is no literal is text; so is what Python cannot even parse, such as 1,000 brackets.
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             fields[name] = text
     return fields
 
@@ -233,7 +234,7 @@ def _class_names(file: str | None) -> tuple[str, ...]:
     if file is None:
         return ()
     try:
-        names = tuple(pathlib.Path(file).read_text("utf-8").splitlines())
+        names = tuple(pathlib.Path(file).read_text("utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--class-names={file} cannot be read: {error}") from None
     if not names or not all(name.strip() for name in names):

@@ -83,7 +83,8 @@ def find_head(
     layers = _dense_layers(rest, framework)
     faults = list(contents.obstacles)
     if len(layers) > _MOST_LAYERS:
-        return FoundHead(None, faults=(*faults, f"it has {len(layers):,} dense layers"))
+        many = f"it has {len(layers):,} dense layers or 1x1 convolutions, {_MOST_LAYERS} at most"
+        return FoundHead(None, faults=(*faults, many))
     if others := no_dense(rest, framework):
         faults.append(f"not of this network: {listed(others, 20, ', ')}")
     if not layers and not faults:

@@ -143,7 +143,7 @@ def _own_description(file: ForeignFile) -> _Stated:
     """Reads model.json in the metadata of a .safetensors file of ours."""
     try:
         description = model_json.parse(json.loads(file.contents.metadata["model.json"]))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file.path}: model.json in its metadata is not JSON: {error}") from None
     except UserError as error:
         raise UserError(f"{file.path}: model.json in its metadata {error}") from None

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -75,6 +75,8 @@ def recognise(file: ForeignFile, wanted: str) -> Recognised:
     best = max(found, key=lambda name: found[name].share)
     chosen = best if wanted == "auto" else wanted
     if found[chosen].share >= _RECOGNISED:
+        if wanted == "auto":
+            _refuse_others(file, found[best], found.values())
         return found[chosen]
     some = listed(sorted(file.tensors), 3, ", ")
     held = f"{file.path} holds {len(file.tensors)} arrays ({some})"
@@ -84,6 +86,21 @@ def recognise(file: ForeignFile, wanted: str) -> Recognised:
         f"{held}, which are not those of a MobileNetV2 in a layout that is known here: "
         f"{', '.join(LAYOUTS)}"
     )
+
+
+def _refuse_others(file: ForeignFile, chosen: Recognised, candidates: Iterable[Recognised]) -> None:
+    """Refuses a file in which other arrays are a network of another layout.
+
+    Layouts that share names are recognised in the same arrays.
+    """
+    arrays = chosen.arrays().keys() & file.tensors.keys()
+    for other in candidates:
+        if other.share >= _RECOGNISED and arrays.isdisjoint(other.arrays()):
+            raise UserError(
+                f"{file.path} holds several networks: {chosen.name!r} behind the prefix "
+                f"{chosen.prefix!r}, {other.name!r} behind {other.prefix!r}; --layout={other.name} "
+                "with --features-only converts the second one's backbone"
+            )
 
 
 def _find(tensors: Tensors, name: str, layout: Layout) -> Recognised:

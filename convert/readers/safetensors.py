@@ -50,5 +50,5 @@ def read(path: pathlib.Path, ema: bool | None) -> Contents:
         for name, entry in entries
     }
     length = int.from_bytes(content[:8], "little")
-    metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-    return Contents(strip_wrappers(path, tensors), metadata=metadata)
+    metadata = json.loads(content[8 : 8 + length]).get("__metadata__")
+    return Contents(strip_wrappers(path, tensors), metadata=metadata or {})

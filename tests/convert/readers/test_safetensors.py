@@ -1,9 +1,11 @@
 """Safetensors files are read as they are."""
 
+import json
+
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load, save_file
 
 from mbv2_jax.convert import readers
 from tests.support.weight_files import refusal
@@ -38,6 +40,14 @@ def test_safetensors(weights, tmp_path):
 def test_safetensors_without_metadata(weights, tmp_path):
     save_file(weights, tmp_path / "a.safetensors")
     assert readers.read(tmp_path / "a.safetensors").contents.metadata == {}
+    # The library reads this, too.
+    header = json.dumps(
+        {"__metadata__": None, "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    )
+    content = len(header).to_bytes(8, "little") + header.encode() + bytes(4)
+    (tmp_path / "b.safetensors").write_bytes(content)
+    assert load(content).keys() == {"a"}
+    assert readers.read(tmp_path / "b.safetensors").contents.metadata == {}
 
 
 def test_safetensors_that_are_no_plain_weights(weights, tmp_path):

@@ -76,7 +76,8 @@ def test_the_summary_and_the_assumptions_are_printed(run, folder, tmp_path):
 
 
 def test_fields_and_names_can_be_set(run, folder, tmp_path):
-    (tmp_path / "names.txt").write_text("\n".join(tiny_model.CLASSES) + "\n")
+    # With a byte order mark, as Notepad writes it.
+    (tmp_path / "names.txt").write_text("\n".join(tiny_model.CLASSES) + "\n", "utf-8-sig")
     code, _, err = run(
         folder / "6.pth",
         f"--output={tmp_path / 'm'}",
@@ -110,6 +111,7 @@ def test_fields_and_names_can_be_set(run, folder, tmp_path):
         (["--set=data.std=(1, 0, 1)"], "three numbers"),
         (["--set=data.mean=(1e999, 0, 1)"], "three numbers"),
         (["--set=model.padding={1: 2}"], "known are 'torch', 'same'"),
+        (["--set=model.padding={[1]: 2}"], "known are 'torch', 'same'"),
         (["--set=data.eval_transforms=center_corp(size)"], "did you mean 'center_crop'?"),
         (["--set=data.eval_transforms=random_crop(size)"], "random"),
         (["--class-names=missing.txt"], "missing.txt cannot be read"),

@@ -296,6 +296,24 @@ def test_a_module_of_two_names_is_one_network(tmp_path):
     assert_same(of_converted(saved, images()), of_torch(model, ends(model.features), images()))
 
 
+def test_networks_of_two_layouts_are_refused_with_a_remedy_that_works(tmp_path):
+    peers.torchvision()  # timm imports it
+    import timm
+
+    other = randomized(timm.create_model("mobilenetv2_035", num_classes=5))
+    both = nn.ModuleDict({"student": network(), "teacher": other})
+    torch.save(both.state_dict(), tmp_path / "net.pth")
+    torch.save(other.state_dict(), tmp_path / "timm.pth")
+    for flag in (False, True):
+        with pytest.raises(
+            UserError, match=r"'torchvision' behind .*'timm' behind .*--layout=timm"
+        ):
+            importer.load(tmp_path / "net.pth", features_only=flag)
+    got = importer.load(tmp_path / "net.pth", layout="timm", features_only=True)
+    expected = importer.load(tmp_path / "timm.pth", features_only=True)
+    jax.tree.map(np.testing.assert_array_equal, got.saved.variables(), expected.saved.variables())
+
+
 def test_two_networks_are_refused(tmp_path):
     both = nn.ModuleDict({"student": network(), "teacher": network()})
     torch.save(both.state_dict(), tmp_path / "net.pth")
