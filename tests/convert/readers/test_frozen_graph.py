@@ -141,6 +141,26 @@ def test_an_archive_made_to_fill_the_memory(tmp_path):
     assert "it unpacks to more than 2 times its size" in refusal(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "headers", "says"),
+    [
+        ("a/" * 4_000 + "frozen.pb", {}, "one of its headers has 8,0"),
+        ("frozen.pb", {"comment": "1" * 100_000}, "one of its headers has 100,0"),
+        # A sparse file takes 8 GiB once it is read, and 16 bytes of the archive.
+        ("frozen.pb", {"GNU.sparse.map": "0,16", "GNU.sparse.size": str(8 << 30)}, "no frozen"),
+    ],
+    ids=["name", "digits", "sparse"],
+)
+def test_members_made_to_hang_or_to_fill_the_memory(name, headers, says, tmp_path):
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo(name)
+        member.size, member.pax_headers = 16, headers
+        archive.addfile(member, io.BytesIO(bytes(16)))
+    (tmp_path / "net.tgz").write_bytes(content.getvalue())
+    assert says in refusal(tmp_path / "net.tgz")
+
+
 def test_a_constant_made_to_fill_the_memory(tmp_path):
     found = graph()
     found.constant("net/a/gamma", np.broadcast_to(np.float32(1), (1 << 20, 1 << 12)), "float_val")

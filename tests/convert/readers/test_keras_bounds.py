@@ -73,6 +73,22 @@ def text(file: h5py.File) -> None:
     file["layers/dense/vars/1"] = "weights"
 
 
+def group_in_place_of_an_array(file: h5py.File) -> None:
+    file.create_group("layers/dense/vars/1")
+
+
+def array_in_place_of_a_group(file: h5py.File) -> None:
+    file["layers/dense_1/vars"] = np.ones(3, np.float32)
+
+
+def two_lines(file: h5py.File) -> None:
+    file["layers/dense/vars"].attrs["name"] = "two\nlines"
+
+
+def deep_groups(file: h5py.File) -> None:
+    file["/".join(["layers", *["a"] * 3_000, "vars/0"])] = np.ones(3)
+
+
 HDF5: dict[Callable[[h5py.File], None], str] = {
     soft_link: "is a link",
     endless_soft_link: "is a link",
@@ -84,6 +100,10 @@ HDF5: dict[Callable[[h5py.File], None], str] = {
     many_groups: "more than 10,000 groups",
     repeated_names: "repeats a name",
     text: "does not hold numbers",
+    group_in_place_of_an_array: "has a group in place",
+    array_in_place_of_a_group: "is not a group",
+    two_lines: "is named 'two\\nlines/",
+    deep_groups: "nested too deeply",
 }
 
 
@@ -124,7 +144,15 @@ def nested(depth: int) -> dict[str, Any]:
     return model
 
 
+def against_the_order() -> list[Any]:
+    """Returns layers that are listed before their inputs, of which the last one comes late."""
+    wide = [layer(f"l{n}", *["in"] * 120, f"l{n - 1}") for n in range(1, 1_500)]
+    return [layer("in"), *reversed(wide), layer("l0", "in")]
+
+
 CONFIGS = {
+    "against the order": (functional(against_the_order(), output="z"), "it lacks 'z'"),
+    "two of a name": (functional([layer("in"), layer("a", "in"), layer("a", "in")]), "same name"),
     "cycle": (functional([layer("in"), layer("a", "b"), layer("b", "a")]), "cannot be found"),
     "itself": (functional([layer("in"), layer("a", "a")]), "cannot be found"),
     "no such layer": (functional([layer("in"), layer("a", "b")]), "cannot be found"),

@@ -60,6 +60,7 @@ def test_graph_model(tmp_path):
         (["/etc/hostname"], "lie elsewhere"),
         (["https://example.org/weights.bin"], "lie elsewhere"),
         (["weights.bin", "weights.bin"], "lists a file of weights twice"),
+        (["weights.bin", "a/../weights.bin"], "lists a file of weights twice"),
     ],
 )
 def test_files_of_weights(paths, reason, tmp_path):
@@ -74,6 +75,7 @@ def test_files_of_weights(paths, reason, tmp_path):
         ({"shape": [2, 2]}, "take 16 bytes, and weights.bin have 24"),
         ({"shape": [-3, -2]}, "has the shape [-3, -2]"),
         ({"shape": ["3", 2]}, "has the shape"),
+        ({"name": "dense\n/kernel"}, "is named 'dense\\n/kernel'"),
         ({"dtype": "string"}, "is of type 'string'"),
         ({"dtype": None}, "is of type None"),
         ({"quantization": {"dtype": "uint8", "min": 0.0, "scale": 1.0}}, "take 6 bytes"),
@@ -82,6 +84,13 @@ def test_files_of_weights(paths, reason, tmp_path):
 )
 def test_arrays(spec, reason, tmp_path):
     assert reason in refusal(write(tmp_path, description(["weights.bin"], **spec)))
+
+
+def test_two_arrays_of_a_name(tmp_path):
+    model = description(["weights.bin"])
+    (group,) = model["weightsManifest"]
+    group["weights"] *= 2
+    assert "two arrays named dense/kernel" in refusal(write(tmp_path, model, bytes(48)))
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"modelTopology": 3}', '{"modelTopology": {}}', "[1]"])
