@@ -16,7 +16,7 @@ from mbv2_jax.errors import UserError
 from mbv2_jax.spec import Backbone
 from tests.support import feature_maps, tflite_files
 from tests.support.tflite_files import Network
-from tests.support.weight_files import flipped
+from tests.support.weight_files import flipped, refusal
 
 SIZE = 64
 SAME = Backbone(width=0.35, padding="same")
@@ -379,6 +379,45 @@ def test_other_networks(kind, says, tmp_path):
     (tmp_path / "net.tflite").write_bytes(network.content(network.build()))
     with pytest.raises(UserError, match=says):
         importer.load(tmp_path / "net.tflite")
+
+
+def unknown_sizes(network: Network, output: int) -> None:
+    """Adds constants of all the numbers of one buffer, whose shapes do not count them."""
+    large = network.constant(np.ones(500_000))
+    for _ in range(200):
+        open_ones = [network.tensor([-1]) for _ in range(20)]
+        for number in open_ones:
+            network._tensors[number].buffer = network._tensors[large].buffer
+        network.op("CONCATENATION", [output, *open_ones], [1])
+
+
+def two_writers(network: Network, output: int) -> None:
+    """Adds operators of which each of one half leads to each of the other."""
+    tensors = [network.tensor([1]) for _ in range(90)]
+    for number in range(4_000):
+        network.op("CONCATENATION", [output, *(tensors if number % 2 else [])], [1])
+        if not number % 2:
+            network.operators[-1].outputs = tensors
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [(unknown_sizes, "more numbers than the file can hold"), (two_writers, "write one tensor")],
+)
+def test_graphs_made_to_hang_or_to_fill_the_memory(change, says, tmp_path):
+    network = Network(SAME, SIZE)
+    output = network.head(network.build(), 3)
+    change(network, output)
+    (tmp_path / "net.tflite").write_bytes(network.content(output))
+    assert says in refusal(tmp_path / "net.tflite")
+
+
+def test_labels_made_to_fill_the_memory(plain):
+    path = plain.with_name("labels.tflite")
+    path.write_bytes(plain.read_bytes())
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("labels.txt", b"a\n" * (30 << 20))
+    assert "its 'labels.txt' has 62,914,560 bytes" in refusal(path)
 
 
 def test_damaged_files(plain):
