@@ -98,7 +98,7 @@ def load(
         *file.contents.guesses,
         *match.notes,
         *_assumptions(match, spec, stated.fields.keys() | fields.keys()),
-        *classifier.warnings(names, own, match.head, COMMAND),
+        *([] if features_only else classifier.warnings(names, own, match.head, COMMAND)),
     ]
     return Imported(saved, _summary(saved, file, match, names), warnings)
 
