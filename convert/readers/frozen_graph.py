@@ -11,7 +11,7 @@ attr_value.proto and tensor.proto.
 import functools
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -29,6 +29,11 @@ _WEIGHTS = re.compile(
     r"(.+/)?(weights|depthwise_weights|biases|kernel|depthwise_kernel|bias"
     r"|gamma|beta|moving_mean|moving_variance)"
 )
+# A name in TF-slim's network, apart from its head.
+_SCOPE = re.compile(
+    r"(.*/)?MobilenetV2/(?P<layer>Conv|Conv_1|(?P<block>expanded_conv)(_(?P<number>\d{1,4}))?)/.+"
+)
+_ACTIVATIONS = ("Elu", "LeakyRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Tanh")
 _DEPTHWISE = ("depthwise_weights", "depthwise_kernel")
 
 _FLOATS = {1: np.dtype("<f4"), 2: np.dtype("<f8"), 14: ml_dtypes.bfloat16, 19: np.dtype("<f2")}
@@ -77,15 +82,15 @@ _NOTHING = Message(memoryview(b""), Limit(0))
 
 
 def read(path: pathlib.Path, ema: bool | None) -> Contents:
-    """Reads the weights in a frozen graph, and the image size and strides that it shows.
+    """Reads the weights in a frozen graph, and the image size and fields that its nodes show.
 
     Args:
       path: a GraphDef, or a tar archive (compressed or not) that holds one.
       ema: True is refused: a graph holds one set of weights.
 
     Raises:
-      UserError: the file is damaged, holds no weights, simulates 8-bit numbers, or has BatchNorm
-        folded into its convolutions.
+      UserError: the file is damaged, holds no weights, simulates 8-bit numbers, has BatchNorm
+        folded into its convolutions, or differs from every network here.
     """
     if ema:
         raise no_averages(path)
@@ -95,7 +100,7 @@ def read(path: pathlib.Path, ema: bool | None) -> Contents:
         nodes = {node.name: node for node in _nodes(path, graph)}
         tensors = dict(_tensors(nodes))
         _check(path, nodes, tensors)
-        stated = _image_size(nodes) | _strides(path, nodes)
+        stated = _image_size(nodes) | _backbone(path, nodes)
     return Contents(tensors, member, stated=stated)
 
 
@@ -193,33 +198,79 @@ def _image_size(nodes: Mapping[str, _Node]) -> dict[str, Any]:
     return {"data.image_size": sides.pop()} if len(sides) == 1 else {}
 
 
-def _strides(path: pathlib.Path, nodes: Mapping[str, _Node]) -> dict[str, Any]:
-    """Returns the fields of the strides and dilations of TF-slim's network; {} of another one.
+def _backbone(path: pathlib.Path, nodes: Mapping[str, _Node]) -> dict[str, Any]:
+    """Returns the fields of TF-slim's network that its operators show; {} of another network.
 
     Raises:
-      UserError: no network here has them.
+      UserError: no network here has its strides, dilations, padding, activation or epsilon.
     """
-    stems, blocks = [], {}
+    stems, blocks, norms = [], {}, []
     for node in nodes.values():
-        if node.op == "Conv2D" and re.fullmatch(r"(.+/)?MobilenetV2/Conv/Conv2D", node.name):
+        scope = _SCOPE.fullmatch(node.name)
+        if scope is None:
+            continue
+        if node.op in _ACTIVATIONS:
+            place = listed([node.name])
+            raise UserError(f"{path} has the activation {node.op} at {place}, not Relu6")
+        if node.op == "Conv2D" and scope["layer"] == "Conv":
             stems.append(node)
-        if node.op == "DepthwiseConv2dNative":
-            block = re.fullmatch(r".*MobilenetV2/expanded_conv(?:_(\d+))?/.+", node.name)
-            if block:
-                blocks[int(block[1] or 0)] = node
+        if node.op == "DepthwiseConv2dNative" and scope["block"]:
+            blocks[int(scope["number"] or 0)] = node
+        if node.op.startswith("FusedBatchNorm"):
+            norms.append(node)
     if len(stems) != 1 or not blocks:
         return {}
+    depthwise = [blocks[index] for index in sorted(blocks)]
+    fields = _strides(path, nodes, stems[0], depthwise)
+    return fields | _padding(path, nodes, [*stems, *depthwise]) | _epsilon(path, norms)
+
+
+def _strides(
+    path: pathlib.Path, nodes: Mapping[str, _Node], stem: _Node, depthwise: Sequence[_Node]
+) -> dict[str, Any]:
+    """Returns the fields of the strides and dilations."""
     steps = [
-        strides.Step(_along_height(blocks[index], "strides"), _dilation(blocks[index], nodes))
-        for index in sorted(blocks)
+        strides.Step(_along_height(node, "strides"), _dilation(node, nodes)) for node in depthwise
     ]
-    found = strides.fields(_along_height(stems[0], "strides"), steps)
+    found = strides.fields(_along_height(stem, "strides"), steps)
     if found is None:
         raise UserError(
             f"{path} has strides and dilations that no network here has: "
             + ", ".join(f"{step.stride} and {step.dilation}" for step in steps)
         )
     return found
+
+
+def _padding(
+    path: pathlib.Path, nodes: Mapping[str, _Node], convolutions: Sequence[_Node]
+) -> dict[str, Any]:
+    """Returns the padding, which only the convolutions with stride 2 tell."""
+    found = {}
+    for node in convolutions:
+        if _along_height(node, "strides") == 2:
+            kind = bytes(node.attribute("padding", 2).content)
+            before = _before(node, nodes)
+            if kind == b"SAME":
+                found["same"] = node.name
+            elif kind == b"VALID" and before is not None and before.op == "Pad":
+                pads = _integers(nodes[before.inputs[1]])
+                found["torch" if pads == [0, 0, 1, 1, 1, 1, 0, 0] else f"by {pads}"] = node.name
+            else:
+                found["none"] = node.name
+    if len(found) > 1 or not found.keys() <= {"same", "torch"}:
+        places = listed((f"{padding} at {name}" for padding, name in found.items()), 3, ", ")
+        raise UserError(f"{path} pads as no network here does: {places}")
+    return {"model.padding": next(iter(found))} if found else {}
+
+
+def _epsilon(path: pathlib.Path, norms: Sequence[_Node]) -> dict[str, Any]:
+    """Returns the epsilon of the BatchNorm, where the graph has operators of that."""
+    values = [np.frombuffer(node.attribute("epsilon", 4).content, "<f4") for node in norms]
+    # As decimals, since 1e-3 is not a float32.
+    found = {float(str(value[0])) for value in values if len(value)}
+    if len(found) > 1:
+        raise UserError(f"{path} has BatchNorm with several epsilons: {sorted(found)}")
+    return {"model.bn_epsilon": found.pop()} if found else {}
 
 
 def _along_height(node: _Node, attribute: str) -> int:
@@ -230,10 +281,19 @@ def _along_height(node: _Node, attribute: str) -> int:
 
 def _dilation(node: _Node, nodes: Mapping[str, _Node]) -> int:
     """Returns a convolution's dilation, its own or that of a SpaceToBatchND around it."""
-    before = nodes.get(node.inputs[0]) if node.inputs else None
+    before = _before(node, nodes)
     if before is None or before.op != "SpaceToBatchND":
         return _along_height(node, "dilations")
-    block = nodes[before.inputs[1]].attribute("value", 8)
-    content = block.view(4)
-    sizes = np.frombuffer(content, "<i4") if content else block.integers(7)
-    return int(sizes[0])
+    return _integers(nodes[before.inputs[1]])[0]
+
+
+def _before(node: _Node, nodes: Mapping[str, _Node]) -> _Node | None:
+    """Returns the node whose result is the first input of another."""
+    return nodes.get(node.inputs[0]) if node.inputs else None
+
+
+def _integers(constant: _Node) -> list[int]:
+    """Returns the numbers of a constant of 32-bit integers, or the one that stands for all."""
+    tensor = constant.attribute("value", 8)
+    content = tensor.view(4)
+    return (np.frombuffer(content, "<i4") if content else tensor.integers(7)).tolist()

@@ -23,6 +23,8 @@ message_type { name: "NodeDef"
     field { name: "value" number: 2 type: TYPE_MESSAGE type_name: ".tensorflow.AttrValue" } } }
 message_type { name: "AttrValue"
   field { name: "list" number: 1 type: TYPE_MESSAGE type_name: ".tensorflow.ListValue" }
+  field { name: "s" number: 2 type: TYPE_BYTES }
+  field { name: "f" number: 4 type: TYPE_FLOAT }
   field { name: "type" number: 6 type: TYPE_INT32 }
   field { name: "shape" number: 7 type: TYPE_MESSAGE type_name: ".tensorflow.TensorShapeProto" }
   field { name: "tensor" number: 8 type: TYPE_MESSAGE type_name: ".tensorflow.TensorProto" } }
@@ -53,11 +55,18 @@ class GraphDef:
         kind = pool.FindMessageTypeByName("tensorflow.GraphDef")
         self._graph = message_factory.GetMessageClass(kind)()
 
-    def node(self, name: str, op: str, *inputs: str, **lists: list[int]) -> Any:
-        """Adds a node, with attributes that are lists of integers."""
+    def node(
+        self, name: str, op: str, *inputs: str, **attributes: list[int] | bytes | float
+    ) -> Any:
+        """Adds a node, with attributes that are lists of integers, strings or numbers."""
         node = self._graph.node.add(name=name, op=op, input=inputs)
-        for key, value in lists.items():
-            node.attr[key].list.i.extend(value)
+        for key, value in attributes.items():
+            if isinstance(value, list):
+                node.attr[key].list.i.extend(value)
+            elif isinstance(value, bytes):
+                node.attr[key].s = value
+            else:
+                node.attr[key].f = value
         return node
 
     def placeholder(self, name: str, *shape: int) -> None:

@@ -221,16 +221,17 @@ def test_graphs_without_the_weights(tmp_path):
 def with_strides(steps: list[tuple[int, int]], native: bool) -> GraphDef:
     """Returns a graph with strides and dilations of TF-slim's depthwise convolutions."""
     found = graph()
-    found.node("MobilenetV2/Conv/Conv2D", "Conv2D", strides=[1, 2, 2, 1])
+    found.node("MobilenetV2/Conv/Conv2D", "Conv2D", strides=[1, 2, 2, 1], padding=b"SAME")
     for index, (stride, dilation) in enumerate(steps):
         scope = f"MobilenetV2/expanded_conv{f'_{index}' if index else ''}/depthwise"
         found.constant(f"{scope}/block_shape", np.full(2, dilation, np.int32))
         found.node(f"{scope}/SpaceToBatchND", "SpaceToBatchND", "x", f"{scope}/block_shape")
         before = "x" if native or dilation == 1 else f"{scope}/SpaceToBatchND:0"
-        lists = {"strides": [1, stride, stride, 1]}
+        attributes: dict[str, list[int] | bytes] = {"strides": [1, stride, stride, 1]}
+        attributes["padding"] = b"SAME" if before == "x" else b"VALID"
         if native:
-            lists["dilations"] = [1, dilation, dilation, 1]
-        found.node(f"{scope}/depthwise", "DepthwiseConv2dNative", before, **lists)
+            attributes["dilations"] = [1, dilation, dilation, 1]
+        found.node(f"{scope}/depthwise", "DepthwiseConv2dNative", before, **attributes)
     return found
 
 
@@ -245,6 +246,49 @@ def test_the_output_stride_is_the_graphs(native, tmp_path):
     assert readers.read(path).contents.stated["model.output_stride"] == 8
     path.write_bytes(with_strides([(2, 1), *steps[1:]], native).content())
     assert "strides and dilations that no network here has: 2 and 1" in refusal(path)
+
+
+PAPERS = [(2 if index in (1, 3, 6, 13) else 1, 1) for index in range(17)]  # Table 2's strides
+
+
+def with_padding(pads: list[int]) -> GraphDef:
+    """Returns TF-slim's graph with `use_explicit_padding`: a Pad before each 3x3."""
+    found = graph()
+    found.constant("MobilenetV2/pads", np.reshape(pads, (4, 2)).astype(np.int32))
+    found.node("MobilenetV2/Pad", "Pad", "x", "MobilenetV2/pads")
+    scopes = [f"expanded_conv{f'_{index}' if index else ''}/depthwise" for index in range(17)]
+    for scope, (stride, _) in zip(["Conv", *scopes], [(2, 1), *PAPERS], strict=True):
+        op = "Conv2D" if scope == "Conv" else "DepthwiseConv2dNative"
+        attributes = {"strides": [1, stride, stride, 1]}
+        name = f"MobilenetV2/{scope}/{op}"
+        found.node(name, op, "MobilenetV2/Pad", **attributes, padding=b"VALID")
+    return found
+
+
+def test_padding_and_epsilon_are_the_graphs(tmp_path):
+    path = tmp_path / "net.pb"
+    found = with_strides(PAPERS, native=True)
+    path.write_bytes(found.content())
+    assert readers.read(path).contents.stated["model.padding"] == "same"
+    for name in ("Conv/BatchNorm/FusedBatchNorm", "expanded_conv_3/project/FusedBatchNormV3"):
+        found.node(f"MobilenetV2/{name}", name.rpartition("/")[2], epsilon=1e-5)
+    path.write_bytes(found.content())
+    assert readers.read(path).contents.stated["model.bn_epsilon"] == 1e-5
+    found.node("MobilenetV2/Conv_1/FusedBatchNorm", "FusedBatchNorm", epsilon=1e-3)
+    path.write_bytes(found.content())
+    assert r"several epsilons: [1e-05, 0.001]" in refusal(path)
+    path.write_bytes(with_padding([0, 0, 1, 1, 1, 1, 0, 0]).content())
+    assert readers.read(path).contents.stated["model.padding"] == "torch"
+    path.write_bytes(with_padding([0, 0, 0, 1, 0, 1, 0, 0]).content())
+    assert "pads as no network here does: by [0, 0, 0, 1, 0, 1, 0, 0]" in refusal(path)
+
+
+def test_another_activation(tmp_path):
+    found = with_strides(PAPERS, native=True)
+    found.node("MobilenetV2/expanded_conv_1/expand/Relu", "Relu")
+    (tmp_path / "net.pb").write_bytes(found.content())
+    says = "the activation Relu at MobilenetV2/expanded_conv_1/expand/Relu, not Relu6"
+    assert says in refusal(tmp_path / "net.pb")
 
 
 def test_damaged_graphs(tmp_path):
