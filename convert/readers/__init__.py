@@ -25,11 +25,14 @@ from mbv2_jax.errors import UserError, listed
 from . import frozen_graph, identify, keras, pytorch, safetensors, tfjs, tflite
 from .contents import Contents
 
-# A byte or more for each number, of which the zip archives allow eight times as many.
+# A byte or more for each number, of which the zip archives allow eight times as many. Those that
+# become float32 take memory of their own, also where they share what the file has of them.
 _RATIO = 8
+_WIDENED_RATIO = 1
 _PLAIN = 1 << 22
 
 _LONGEST_NAME = 1000  # characters
+_HALVES = (np.float16, ml_dtypes.bfloat16)
 
 _READERS: dict[str, Callable[[pathlib.Path, bool | None], Contents]] = {
     "torch": pytorch.read,
@@ -103,7 +106,8 @@ def _check_size(files: Sequence[pathlib.Path], tensors: dict[str, np.ndarray]) -
     """Refuses arrays that files of this size cannot hold, since they would fill the memory."""
     held = sum(file.stat().st_size for file in files)
     size = sum(array.size for array in tensors.values())
-    if size > _RATIO * held + _PLAIN:
+    widened = sum(array.size for array in tensors.values() if array.dtype in _HALVES)
+    if size > _RATIO * held + _PLAIN or widened > _WIDENED_RATIO * held + _PLAIN:
         raise UserError(
             f"{files[0]} was refused: it has {held:,} bytes, and its arrays {size:,} numbers"
         )
@@ -111,7 +115,7 @@ def _check_size(files: Sequence[pathlib.Path], tensors: dict[str, np.ndarray]) -
 
 def _to_float32(array: np.ndarray) -> np.ndarray:
     """Returns float16 and bfloat16 as float32, which is exact; other types as they are."""
-    if array.dtype in (np.float16, ml_dtypes.bfloat16):
+    if array.dtype in _HALVES:
         return array.astype(np.float32)
     return array
 

@@ -106,6 +106,8 @@ def _tensors(name: str, state: dict[str, Any]) -> dict[str, Tensor]:
     for kind in ("_parameters", "_buffers"):
         entries = state.get(kind)
         for key, value in entries.items() if isinstance(entries, dict) else ():
+            if len(key) > _LONGEST:
+                raise ValueError(f"an array whose name has {len(key):,} characters")
             if isinstance(value, Tensor) and key not in transient:
                 found[f"{name}.{key}" if name else key] = value
     return found

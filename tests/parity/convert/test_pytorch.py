@@ -324,6 +324,25 @@ def test_modules_that_share_theirs_do_not_multiply(levels, tmp_path):
         assert "more than" in refusal(tmp_path / "net.pth")
 
 
+def test_long_names_do_not_multiply(tmp_path):
+    """A name of 1 MB in a module that stands in 5,000 places would take 5 GB."""
+    shared = torch.nn.Module()
+    shared.register_buffer("a" * 1_000_000, torch.zeros(1))
+    torch.save(torch.nn.ModuleList([shared] * 5_000), tmp_path / "net.pth")
+    tracemalloc.start()
+    refusal(tmp_path / "net.pth")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 100 << 20
+
+
+def test_half_precision_that_tensors_share_does_not_multiply(tmp_path):
+    """Each becomes float32: here 1 GB, from a file of 32 MB."""
+    numbers = torch.zeros(16 << 20, dtype=torch.half)
+    torch.save({str(i): numbers[i:] for i in range(16)}, tmp_path / "net.pth")
+    assert "its arrays 268,435,336 numbers" in refusal(tmp_path / "net.pth")
+
+
 def test_the_advice_on_torchscript_works(net, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.jit.trace(net.eval(), torch.zeros(1, 3, 8, 8)).save("net.pt")
