@@ -181,5 +181,6 @@ def sized(found: Recognised, tensors: Tensors) -> Recognised:
         for divisor, fixed_ends, width in itertools.product(_DIVISORS, (False, True), _WIDTHS)
     ]
     whole = (backbone for backbone in candidates if agreeing(backbone) == len(counts))
-    # The first of equally good ones.
-    return found._replace(backbone=next(whole, None) or max(candidates, key=agreeing))
+    # Where none explains all, the faults are told by the usual rounding. The first of equally good.
+    usual = [backbone for backbone in candidates if backbone.divisor == _DIVISORS[0]]
+    return found._replace(backbone=next(whole, None) or max(usual, key=agreeing))
