@@ -55,6 +55,7 @@ def find(value: Any) -> Model | None:
     state: dict[str, Tensor] = {}
     dense: list[Dense] = []
     obstacles: list[str] = []
+    in_head = False  # whether the last module with arrays is a dense one
     for count, (name, module, in_order) in enumerate(_walk(value, "", 0)):
         tensors = _tensors(name, module.state)
         state |= tensors
@@ -62,13 +63,15 @@ def find(value: Any) -> Model | None:
             raise ValueError(f"a model of more than {_MOST:,} modules or arrays")
         kind = module.name.name.rpartition(".")[2]
         activation = _ACTIVATIONS.get(kind)
+        if tensors:
+            in_head = kind == "Linear"
         if kind == "Linear":
             dense.append(Dense(name, "linear" if in_order else ""))
-        elif activation == "relu" and dense and not in_order:
+        elif activation == "relu" and in_head and not in_order:
             pass  # it may stand between any of them
-        elif activation and dense and dense[-1].activation in ("linear", ""):
+        elif activation and in_head and dense[-1].activation in ("linear", ""):
             dense[-1] = dense[-1]._replace(activation=activation)
-        elif not tensors and _is_obstacle(module.name, kind, after_dense=bool(dense)):
+        elif not tensors and _is_obstacle(module.name, kind, after_dense=in_head):
             obstacles.append(f"{kind} ({name})")
     return Model(state, tuple(dense) or None, tuple(obstacles))
 

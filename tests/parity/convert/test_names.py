@@ -278,6 +278,16 @@ def test_what_the_code_of_a_whole_model_decides_is_assumed(tmp_path):
     )
 
 
+def test_a_head_that_a_module_defines_before_its_backbone(tmp_path):
+    model = randomized(Transfer("features", "head", nn.Linear(1280, 5)))
+    modules = model._modules
+    modules["features"] = modules.pop("features")
+    assert list(modules) == ["head", "features"]
+    torch.save(model, tmp_path / "net.pth")
+    saved = importer.load(tmp_path / "net.pth").saved
+    assert_same(of_converted(saved, images()), of_torch(model, ends(model.features), images()))
+
+
 def test_dense_layers_without_an_activation_between_them_are_refused(tmp_path):
     head = nn.Sequential(nn.Linear(1280, 16), nn.Linear(16, 5))
     torch.save(Transfer("features", "head", head), tmp_path / "net.pth")
