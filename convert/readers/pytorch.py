@@ -28,7 +28,7 @@ from .torch_pickle import STORAGES, Machine, Made, Name, Refused, Storage, Tenso
 
 # The keys under which training programs keep the weights, and their moving average.
 _RAW = ("state_dict", "model", "model_state_dict", "net")
-_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict")
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 
 
 def read(path: pathlib.Path, ema: bool | None) -> Contents:

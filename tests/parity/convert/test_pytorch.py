@@ -286,6 +286,19 @@ def test_whole_models(wrap, how, tmp_path):
     assert contents.obstacles == ()
 
 
+def test_two_whole_models_of_which_one_is_averaged(tmp_path):
+    """YOLO's training programs write such files."""
+    models = [peers.torchvision().models.mobilenet_v2(width_mult=0.1) for _ in range(2)]
+    torch.save({"model": models[0], "ema": models[1], "updates": 3}, tmp_path / "last.pt")
+    for ema, selection, model in (
+        (None, "ema (averaged: EMA)", models[1]),
+        (False, "model (not the averaged ones)", models[0]),
+    ):
+        contents = readers.read(tmp_path / "last.pt", ema=ema).contents
+        assert contents.selection == selection
+        assert_is(contents.tensors, model.state_dict())
+
+
 def test_a_whole_model_shows_its_activations(tmp_path):
     model = peers.torchvision().models.mobilenet_v2(width_mult=0.1)
     model.classifier = torch.nn.Sequential(
