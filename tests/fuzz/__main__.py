@@ -9,10 +9,12 @@ and 300 MB are failures, which are listed and kept, and the exit status is 1.
 import argparse
 import csv
 import functools
+import gc
 import multiprocessing
 import os
 import pathlib
 import random
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -21,21 +23,24 @@ from typing import Any
 from tqdm import tqdm
 
 from mbv2_jax.convert import importer
-from tests.fuzz import hostile, seeds, worker
+from tests.fuzz import hostile, worker
 from tests.fuzz.damage import damaged
 from tests.fuzz.worker import OUTCOMES, Outcome
 
 
 def main() -> int:
     arguments = _parser().parse_args()
-    wanted = arguments.containers or list(seeds.CONTAINERS)
+    wanted = arguments.containers or list(hostile.CONTAINERS)
     kept = pathlib.Path(arguments.keep)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        made = {name: seeds.write(name, pathlib.Path(folder)) for name in wanted}
-        # After the files are made, since their frameworks start threads.
+        # In another process, since the frameworks that write the files start threads, and take
+        # memory, whose pages would be copied for each conversion.
+        subprocess.run([sys.executable, "-m", "tests.fuzz.seeds", folder, *wanted], check=True)
         for name in wanted:
-            rows.append(_try(name, made[name], arguments.count, kept))
+            made = sorted(pathlib.Path(folder, name).iterdir())
+            originals = [path for path in made if path.suffix != ".bin"]
+            rows.append(_try(name, originals, arguments.count, kept))
     with open(arguments.output, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -50,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("containers", nargs="*", choices=[[], *seeds.CONTAINERS], metavar="NAME")
+    parser.add_argument("containers", nargs="*", choices=[[], *hostile.CONTAINERS], metavar="NAME")
     parser.add_argument("--count", type=int, default=1000, help="files of each container")
     parser.add_argument("--output", default="benchmarks/fuzz.csv", help="the CSV file to write")
     parser.add_argument("--keep", default="build/fuzz", help="a folder for files that failed")
@@ -67,6 +72,7 @@ def _try(
         if outcome.name != worker.CONVERTED:
             raise SystemExit(f"{name}: {original} itself was {outcome.name}: {outcome.line}")
     attacks = hostile.files(name, originals)
+    gc.freeze()  # or a collection in each process would copy its memory
     attempt = functools.partial(_attempt, originals, attacks, kept / name.replace(" ", "_"))
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
         outcomes = list(tqdm(pool.imap_unordered(attempt, range(count)), name, count, disable=None))

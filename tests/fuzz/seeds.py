@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import pathlib
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -140,9 +141,14 @@ CONTAINERS: dict[str, Callable[[pathlib.Path], None]] = {
 }
 
 
-def write(name: str, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes files of one container, and returns their paths."""
-    own = folder / name.replace(" ", "_")
-    own.mkdir()
-    CONTAINERS[name](own)
-    return sorted(path for path in own.iterdir() if path.suffix != ".bin")
+def main() -> None:
+    """Writes files of some containers, each into a folder of its name: FOLDER NAME ..."""
+    folder, *names = sys.argv[1:]
+    for name in names:
+        own = pathlib.Path(folder, name)
+        own.mkdir()
+        CONTAINERS[name](own)
+
+
+if __name__ == "__main__":
+    main()

@@ -19,6 +19,8 @@ _MAKERS: dict[str, Callable[[Originals], Files]] = {
     "tflite": tflite.files,
 }
 
+CONTAINERS = tuple(_MAKERS)
+
 
 def files(name: str, originals: Originals) -> Files:
     """Returns the hostile files of one container.
