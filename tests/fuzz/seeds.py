@@ -141,14 +141,14 @@ CONTAINERS: dict[str, Callable[[pathlib.Path], None]] = {
 }
 
 
-def main() -> None:
-    """Writes files of some containers, each into a folder of its name: FOLDER NAME ..."""
-    folder, *names = sys.argv[1:]
-    for name in names:
-        own = pathlib.Path(folder, name)
-        own.mkdir()
-        CONTAINERS[name](own)
+def write(name: str, folder: pathlib.Path) -> list[pathlib.Path]:
+    """Writes files of one container into a folder of its name, and returns their paths."""
+    own = folder / name
+    own.mkdir()
+    CONTAINERS[name](own)
+    return sorted(path for path in own.iterdir() if path.suffix != ".bin")
 
 
 if __name__ == "__main__":
-    main()
+    for wanted in sys.argv[2:]:
+        write(wanted, pathlib.Path(sys.argv[1]))
