@@ -102,6 +102,9 @@ def _graph() -> bytes:
         back = tuple(array.axes.index(axis) for axis in range(len(array.axes)))
         values = chance.uniform(0.5, 1.5, [tree.shape[axis] for axis in back])
         graph.constant(name, values.astype(np.float32))
+    head = "MobilenetV2/Logits/Conv2d_1c_1x1"
+    graph.constant(f"{head}/weights", chance.standard_normal((1, 1, 1280, 5)).astype(np.float32))
+    graph.constant(f"{head}/biases", np.ones(5, np.float32))
     return graph.content()
 
 
