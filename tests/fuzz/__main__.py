@@ -8,7 +8,6 @@ and 300 MB are failures, which are listed and kept, and the exit status is 1.
 
 import argparse
 import csv
-import functools
 import gc
 import multiprocessing
 import os
@@ -26,6 +25,8 @@ from mbv2_jax.convert import importer
 from tests.fuzz import hostile, worker
 from tests.fuzz.damage import damaged
 from tests.fuzz.worker import OUTCOMES, Outcome
+
+_common: list[Any] = []  # originals, attacks, and the folder for files that failed
 
 
 def main() -> int:
@@ -73,9 +74,11 @@ def _try(
             raise SystemExit(f"{name}: {original} itself was {outcome.name}: {outcome.line}")
     attacks = hostile.files(name, originals)
     gc.freeze()  # or a collection in each process would copy its memory
-    attempt = functools.partial(_attempt, originals, attacks, kept / name.replace(" ", "_"))
-    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
-        outcomes = list(tqdm(pool.imap_unordered(attempt, range(count)), name, count, disable=None))
+    # Forked processes have them already: sent with each number, they would take most of the time.
+    arguments = (originals, attacks, kept / name.replace(" ", "_"))
+    with multiprocessing.get_context("fork").Pool(os.cpu_count(), _begin, arguments) as pool:
+        done = pool.imap_unordered(_attempt, range(count))
+        outcomes = list(tqdm(done, name, count, disable=None))
     counts = Counter(outcome.name for outcome in outcomes)
     row = {
         "container": name,
@@ -89,10 +92,14 @@ def _try(
     return row
 
 
-def _attempt(
-    originals: list[pathlib.Path], attacks: list[bytes], kept: pathlib.Path, number: int
-) -> Outcome:
+def _begin(*arguments: Any) -> None:
+    """Keeps what the attempts of this process have in common."""
+    _common[:] = arguments
+
+
+def _attempt(number: int) -> Outcome:
     """Converts file `number`, and keeps it where that fails."""
+    originals, attacks, kept = _common
     chance = random.Random(number)
     original = originals[number % len(originals)]
     attack = attacks[number] if number < len(attacks) else None
