@@ -59,7 +59,7 @@ _BY_NAME = (
 
 @dataclasses.dataclass
 class Description:
-    """What a config says about a model, beside its backbone.
+    """The description of a model in its config, without the backbone.
 
     Attributes:
       head: the dense layers by path, and their activations; None where that is not known.

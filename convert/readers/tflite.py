@@ -30,7 +30,7 @@ _SCORES = {"SOFTMAX": "softmax", "LOGISTIC": "sigmoid"}
 
 
 class _Entrance(NamedTuple):
-    """What a graph does before its first convolution.
+    """The part of a graph before its first convolution.
 
     Attributes:
       tensor: the number of the convolution's input.

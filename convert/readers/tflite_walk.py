@@ -67,7 +67,7 @@ class Unit(NamedTuple):
 
     @property
     def is_relu6(self) -> bool:
-        """Whether the activation is ReLU6, or equals it in 8 bits."""
+        """Tells whether the activation is ReLU6, or equals it in 8 bits."""
         clamped = self.clamped and self.activation in ("linear", "relu")
         return clamped or self.activation == "relu6"
 

@@ -95,7 +95,7 @@ def test_a_size_set_alone_keeps_the_share_that_the_file_states(run, tmp_path):
 
 
 def with_description(file: pathlib.Path, text: str) -> pathlib.Path:
-    """Gives one of our .safetensors files another model.json."""
+    """Replaces the model.json of one of our .safetensors files."""
     arrays = safetensors.numpy.load_file(file)
     safetensors.numpy.save_file(arrays, file, {"model.json": text})
     return file

@@ -324,7 +324,7 @@ def test_a_broken_image_stops_both_and_is_named():
 
 @pytest.mark.parametrize("last_batch", ["fill", "drop"])
 def test_repeats_bring_an_example_several_times_each_augmented_anew(last_batch):
-    """As with torchvision's RASampler, an epoch stays as long, and holds fewer examples."""
+    """An epoch stays as long and holds fewer examples, as with torchvision's RASampler."""
     source = CodedSource(40)
     plain = epoch_of(train(source, 0, 5, last_batch=last_batch))
     repeated = train(source, 0, 5, repeats=4, last_batch=last_batch)

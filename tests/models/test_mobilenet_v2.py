@@ -86,7 +86,7 @@ def changed(before: Any, after: Any) -> dict[str, bool]:
 
 
 def gradients_and_statistics(**fields: Any) -> tuple[Any, Any]:
-    """Of one training step in float64, as numpy arrays."""
+    """Returns those of one training step in float64, as numpy arrays."""
     with jax.enable_x64(True):
         model = network(dtype=jnp.float64, **fields)
         variables = random_variables(model)

@@ -33,7 +33,7 @@ class HostBatches:
 
 @pytest.fixture
 def sent(monkeypatch) -> list[jax.Array]:
-    """What was given to the devices so far."""
+    """The arrays that were given to the devices so far."""
     arrays = []
     real = jax.make_array_from_process_local_data
 

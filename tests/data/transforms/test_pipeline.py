@@ -75,7 +75,7 @@ def test_center_crop_takes_the_middle_and_rounds_halves_to_even():
 
 
 def test_random_crop_takes_every_window_of_the_padded_image():
-    """As with torchvision's RandomCrop(size, padding), all places are equally likely."""
+    """All places are equally likely, as with torchvision's RandomCrop(size, padding)."""
     image = ramp(8, 8) + 1  # no zeros of its own
     padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
     windows = {padded[y : y + 8, x : x + 8].tobytes(): (y, x) for y in range(5) for x in range(5)}

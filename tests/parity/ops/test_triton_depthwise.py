@@ -20,7 +20,7 @@ def task(x: Any, kernel: Any, gradient: Any, convolve: Any) -> Any:
 
 
 def torchs(x: Any, kernel: Any, gradient: Any, *, stride: int) -> list[np.ndarray]:
-    """What `task` returns, by torch's convolution in float64."""
+    """Returns the result of `task` by torch's convolution in float64."""
     pixels = peers.nchw(x).requires_grad_()
     weights = torch.from_numpy(kernel.transpose(3, 2, 0, 1)).requires_grad_()  # HWIO -> OIHW
     y = torch.nn.functional.conv2d(pixels, weights, None, stride, padding=1, groups=x.shape[-1])
