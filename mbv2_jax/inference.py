@@ -25,7 +25,6 @@ from mbv2_jax.errors import UserError, nearest
 from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.model_json import Description
 from mbv2_jax.models import variants
-from mbv2_jax.models.folding import fold
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2, map_endpoints
 from mbv2_jax.models.variants import VARIANTS
 from mbv2_jax.ops import lowering
@@ -71,7 +70,7 @@ class Predictor:
         self.transform = spec.preprocessing.transform
         self._spec, self._path = spec, saved.path
         self._network = saved.module(folded=True)
-        folded = fold(saved.params, saved.batch_stats, spec.backbone.bn_epsilon)
+        folded = self.task.fold(saved.params, saved.batch_stats, spec.backbone)
         self._params = jax.device_put(folded)
         self._compiled: set[Any] = set()
 
@@ -130,10 +129,10 @@ class Predictor:
 
     def _decode(self, samples: Sequence[Sample], rows: int) -> list[dict[str, Any]]:
         """Returns the predictions of prepared images, which go through the network at once."""
-        outputs = self._forward(self._network, self._padded(samples, rows))
-        outputs = jax.device_get(_postprocess(self.task, outputs))
+        outputs = self._forward(self._network, self._padded(samples, rows), self.task)
+        frames = [sample.frame for sample in samples if sample.frame is not None]
         try:
-            return self.task.decode(outputs, [sample.size or (0, 0) for sample in samples])
+            return self.task.decode(jax.device_get(outputs), frames)
         except ValueError as error:
             raise UserError(
                 f"{error}: the weights in {self._path} are damaged, or their training went wrong"
@@ -203,7 +202,8 @@ class Predictor:
         """
         return self._spec.preprocessing.prepare(image)
 
-    def _forward(self, network: nn.Module, images: Any) -> Any:
+    def _forward(self, network: nn.Module, images: Any, task: Task | None = None) -> Any:
+        """Applies a network to images of its size, and a task's `postprocess` to its outputs."""
         if not isinstance(images, np.ndarray | jax.Array):
             raise UserError(
                 f"images are a {type(images).__name__}: give an array (N, H, W, 3); predict and"
@@ -219,12 +219,12 @@ class Predictor:
         preprocessing = self._spec.preprocessing
         if images.dtype != np.uint8:
             _check_normalized(images, preprocessing)
-        kind = (network, shape, images.dtype)
+        kind = (network, task, shape, images.dtype)
         with lowering.lowering_for(_platform(images)):
             if kind in self._compiled:
-                return _apply(network, preprocessing, self._params, images)
+                return _apply(network, task, preprocessing, self._params, images)
             with _COMPILING:
-                result = _apply(network, preprocessing, self._params, images)
+                result = _apply(network, task, preprocessing, self._params, images)
                 self._compiled.add(kind)
                 memory.release_freed_memory()
         return result
@@ -293,11 +293,18 @@ def _platform(images: np.ndarray | jax.Array) -> str | None:
     return jax.default_backend()
 
 
-@functools.partial(jax.jit, static_argnames=("network", "preprocessing"))
-def _apply(network: nn.Module, preprocessing: Preprocessing, params: Any, images: Any) -> Any:
+@functools.partial(jax.jit, static_argnames=("network", "task", "preprocessing"))
+def _apply(
+    network: nn.Module, task: Task | None, preprocessing: Preprocessing, params: Any, images: Any
+) -> Any:
     if images.dtype == jnp.uint8:
         images = preprocessing.normalize(images)
-    return map_batch(lambda images: network.apply({"params": params}, images), images)
+
+    def forward(images: jax.Array) -> Any:
+        outputs = network.apply({"params": params}, images)
+        return outputs if task is None else task.postprocess(outputs)
+
+    return map_batch(forward, images)
 
 
 def _check_normalized(images: np.ndarray | jax.Array, preprocessing: Preprocessing) -> None:
@@ -313,11 +320,6 @@ def _check_normalized(images: np.ndarray | jax.Array, preprocessing: Preprocessi
             f"normalised ones lie in {low:.3g}..{high:.3g}. Give uint8, or normalise them first, "
             "with Preprocessing.normalize"
         )
-
-
-@functools.partial(jax.jit, static_argnames="task")
-def _postprocess(task: Task, outputs: Any) -> Any:
-    return task.postprocess(outputs)
 
 
 def _or_raise(outcome: Any) -> Any:

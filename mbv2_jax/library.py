@@ -107,7 +107,7 @@ def load(
         alike = (name, getattr(head, "num_classes", 0)) == (saved.spec.task, len(saved.classes))
         classes = saved.classes if alike else ()
         made_for = tasks.find(name).for_model(head, classes)
-        network = made_for.network(backbone, mode)
+        network = made_for.network(made_for.backbone(backbone), mode)
         variables, note, _ = made_for.transfer(saved, model_dir.shapes_of(network))
         processes.say(note)
     variables = _fit(network, variables, saved, seed)

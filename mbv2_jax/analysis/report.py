@@ -54,7 +54,7 @@ def report(
     cam.check_classifier(saved, "confusion and calibration")
     folder = output.make_empty_folder(out)
     batches: list[Mapping[str, np.ndarray]] = []
-    result, _ = scored.score(saved.variables(), record=batches.append, progress=True)
+    result = scored.score(saved.variables(), record=batches.append, progress=True).result
     found = scored.task.classified(evaluation.in_order(batches, len(aligned.source)))
     names = scored.task.classes
     title = f"{saved.path} on {config.data.source}, {config.data.eval_split}"

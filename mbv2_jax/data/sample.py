@@ -39,6 +39,34 @@ class Boxes:
         return Boxes(*(getattr(self, f.name)[chosen] for f in dataclasses.fields(self)))
 
 
+class Frame(NamedTuple):
+    """The original picture of a transformed image, and the part of it that the image shows.
+
+    A point at the shares (u, v) of the image's width and height, 0 at its left and upper edge and 1
+    at the others, is at (left + u * (right - left), top + v * (bottom - top)) in the picture.
+
+    Attributes:
+      size: (width, height) of the picture, in pixels.
+      extent: left, top, right and bottom of the part, in the picture's pixels. It reaches beyond
+        the picture where the image was padded, and left > right where it was flipped.
+    """
+
+    size: tuple[int, int]
+    extent: tuple[float, float, float, float]
+
+    @classmethod
+    def whole(cls, width: int, height: int) -> "Frame":
+        """Returns the frame of an image that is the picture itself."""
+        return cls((width, height), (0.0, 0.0, float(width), float(height)))
+
+    def part(self, left: float, top: float, right: float, bottom: float) -> "Frame":
+        """Returns the frame of a part of the image, given in shares of its width and height."""
+        x0, y0, x1, y1 = self.extent
+        width, height = x1 - x0, y1 - y0
+        extent = (x0 + left * width, y0 + top * height, x0 + right * width, y0 + bottom * height)
+        return self._replace(extent=extent)
+
+
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """One example of a dataset.
@@ -49,14 +77,14 @@ class Sample:
       id: the name of the example for messages and predictions: its file, or dataset and number.
       targets: a dict from name to whatever a task learns: an int label, `Boxes`, a mask (a Pillow
         image of mode "L", a class for each pixel), or anything else, which operations leave alone.
-      size: (width, height) of the decoded image before any operation, in pixels; None for an
+      frame: the decoded image before any operation, and the part of it that is left; None for an
         encoded image.
     """
 
     image: Any
     id: str
     targets: dict[str, Any] = dataclasses.field(default_factory=dict)
-    size: tuple[int, int] | None = None
+    frame: Frame | None = None
 
     def with_image(self, image: Image.Image) -> "Sample":
         """Returns the sample with another image and the same targets, for changes of colour."""

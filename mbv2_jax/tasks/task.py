@@ -11,8 +11,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from mbv2_jax.data.sample import ArraySpec, Sample
+from mbv2_jax.data.sample import ArraySpec, Frame, Sample
 from mbv2_jax.errors import UserError
+from mbv2_jax.models import folding
 from mbv2_jax.spec import Backbone, TrainingMode
 
 if TYPE_CHECKING:
@@ -164,6 +165,28 @@ class Task(abc.ABC):
           folded: whether batch normalisations are part of the convolutions (models/folding.py).
         """
 
+    def backbone(self, described: Backbone) -> Backbone:
+        """Returns the backbone of this task's network.
+
+        Args:
+          described: the backbone of a config, or of the checkpoint that training starts from, which
+            may have layers that this task's network does without.
+        """
+        return described
+
+    def fold(
+        self, params: Mapping[str, Any], batch_stats: Mapping[str, Any], backbone: Backbone
+    ) -> dict[str, Any]:
+        """Returns the parameters of the folded network, see models/folding.py.
+
+        Here every normalisation has the backbone's epsilon.
+
+        Args:
+          params, batch_stats: of the network that is not folded.
+          backbone: its fields.
+        """
+        return folding.fold(params, batch_stats, backbone.bn_epsilon)
+
     @abc.abstractmethod
     def batch_spec(self, size: tuple[int, int]) -> dict[str, ArraySpec]:
         """Returns the arrays that `collate` makes of one example, without the batch's axis.
@@ -230,7 +253,10 @@ class Task(abc.ABC):
         raise NotImplementedError
 
     def postprocess(self, outputs: Any) -> Any:
-        """Applies the last operations before `decode`, such as a softmax or an argmax."""
+        """Applies the last operations before `decode`, such as a softmax or an argmax.
+
+        Its rows must not depend on each other: on CPUs a batch goes through in pieces.
+        """
         return outputs
 
     # ---- What a person sees (on the host, without jax) ----
@@ -245,6 +271,15 @@ class Task(abc.ABC):
           sums: the sums over the whole split, float64, and "examples", their number.
           rows: the rows of all examples in the split's order, if `needs_rows`; else {}.
         """
+
+    def details(self, sums: Mapping[str, "np.ndarray"]) -> str:
+        """Returns lines about an evaluation that are printed before its result; "" for none.
+
+        Args:
+          sums: as `summarize` takes them.
+        """
+        del sums
+        return ""
 
     def chance(self, sums: Mapping[str, "np.ndarray"]) -> Chance | None:
         """Returns the score that needs no network, by which a run that learned nothing is known.
@@ -272,12 +307,12 @@ class Task(abc.ABC):
         raise NotImplementedError
 
     @abc.abstractmethod
-    def decode(self, outputs: Any, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    def decode(self, outputs: Any, frames: Sequence[Frame]) -> list[dict[str, Any]]:
         """Returns the prediction of each image.
 
         Args:
-          outputs: the outputs of `postprocess`, as numpy arrays; rows beyond `sizes` are padding.
-          sizes: (width, height) of each original image, in pixels.
+          outputs: the outputs of `postprocess`, as numpy arrays; rows beyond `frames` are padding.
+          frames: of each image, by which predictions are placed in the original picture.
 
         Raises:
           ValueError: the outputs are not numbers.

@@ -177,7 +177,7 @@ def resolve(
     mode = spec_lib.from_json(TrainingMode, _section(values, "model"))
     spec = ModelSpec(
         task=settings.run.task,
-        backbone=spec_lib.from_json(spec_lib.Backbone, _section(values, "model")),
+        backbone=task.backbone(spec_lib.from_json(spec_lib.Backbone, _section(values, "model"))),
         head=task.head,
         preprocessing=spec_lib.from_json(spec_lib.Preprocessing, _section(values, "data")),
         mode=mode,

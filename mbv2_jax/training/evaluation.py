@@ -41,10 +41,12 @@ class Score(NamedTuple):
     Attributes:
       result: of `Task.summarize`.
       chance: of `Task.chance`, to compare the result with.
+      details: of `Task.details`, to print before the result.
     """
 
     result: Result
     chance: Chance | None
+    details: str = ""
 
 
 class Published(NamedTuple):
@@ -128,7 +130,11 @@ class Evaluation:
                 bar.update(int(sums["examples"]))
         self._check(totals)
         in_split = in_order(kept, len(self.source)) if kept else {}
-        return Score(self.task.summarize(totals, in_split), self.task.chance(totals))
+        return Score(
+            self.task.summarize(totals, in_split),
+            self.task.chance(totals),
+            self.task.details(totals),
+        )
 
     def _check(self, totals: Mapping[str, Any]) -> None:
         if totals["examples"] != len(self.source):
@@ -220,9 +226,12 @@ def evaluate(
     out_path = predictions.check_path(out) if out else None
     saved, aligned, evaluation = open_evaluation(config, checkpoint, overrides, group, tta=tta)
     batches: list[Mapping[str, np.ndarray]] = []
-    result, _ = evaluation.score(
+    score = evaluation.score(
         saved.variables(), record=batches.append if out else None, progress=True
     )
+    result = score.result
+    if score.details:
+        processes.say(score.details, file=sys.stdout)
     if out_path is not None:
         try:
             rows = in_order(batches, len(aligned.source))

@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -289,6 +290,8 @@ def _finish(
         processes.say(
             ending.describe_model(run, best, step=step, last=last, result=result, has_best=has_best)
         )
+        if score.details and result is score.result:
+            processes.say(score.details, file=sys.stdout)
         for fault in ending.faults(run, last, result, score.chance, read_lines(run.workdir)):
             processes.say(fault)
     return result

@@ -17,7 +17,7 @@ from flax import linen as nn
 from PIL import Image
 
 from mbv2_jax import spec
-from mbv2_jax.data.sample import ArraySpec, Sample
+from mbv2_jax.data.sample import ArraySpec, Frame, Sample
 from mbv2_jax.data.sources import Source
 from mbv2_jax.models.mobilenet_v2 import Backbone
 from mbv2_jax.tasks.task import Batch, Task
@@ -112,9 +112,9 @@ class MeanColour(Task):
     def record(self, row: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return {"levels": float(row["levels"])}
 
-    def decode(self, outputs: np.ndarray, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-        pairs = zip(outputs, sizes, strict=False)
-        return [{"colour": (255 * row).tolist(), "size": size} for row, size in pairs]
+    def decode(self, outputs: np.ndarray, frames: Sequence[Frame]) -> list[dict[str, Any]]:
+        pairs = zip(outputs, frames, strict=False)
+        return [{"colour": (255 * row).tolist(), "size": frame.size} for row, frame in pairs]
 
     def entries(self, prediction: Mapping[str, Any], limit: int) -> list[dict[str, Any]]:
         return [dict(zip(self.columns, map(round, prediction["colour"]), strict=True))]

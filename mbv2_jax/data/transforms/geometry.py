@@ -10,6 +10,7 @@ The rules:
 - A box's `area` is that of its object: a resize multiplies it by both factors, a crop by the share
   of the box that is left.
 - Other targets stay as they are.
+- A sample's `frame` follows the pixels, so that predictions find their way back.
 """
 
 import dataclasses
@@ -45,8 +46,14 @@ def crop(sample: Sample, box: Box, fill: Colour = BLACK) -> Sample:
       box: left, top, width, height in pixels; left and top may be negative.
       fill: the colour of pixels outside the image.
     """
+    left, top, width, height = box
+    across, down = sample.image.size
+    frame = sample.frame and sample.frame.part(
+        left / across, top / down, (left + width) / across, (top + height) / down
+    )
     image = _crop_image(sample.image, box, fill)
-    return dataclasses.replace(sample, image=image, targets=crop_targets(sample.targets, box))
+    targets = crop_targets(sample.targets, box)
+    return dataclasses.replace(sample, image=image, targets=targets, frame=frame)
 
 
 def pad(
@@ -83,6 +90,7 @@ def flip(sample: Sample) -> Sample:
         sample,
         image=_flip_image(sample.image),
         targets=_map_targets(sample.targets, flip_boxes, _flip_image),
+        frame=sample.frame and sample.frame.part(1, 0, 0, 1),
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from mbv2_jax.data import decoding
 from mbv2_jax.data.decoding import ImageLike
-from mbv2_jax.data.sample import Sample
+from mbv2_jax.data.sample import Frame, Sample
 from mbv2_jax.data.transforms import augment, geometry, resize_and_crop
 from mbv2_jax.data.transforms.geometry import Size
 from mbv2_jax.data.transforms.inception_crop import InceptionCrop
@@ -68,13 +68,13 @@ class Transform:
 
         Returns:
           The sample with a uint8 (height, width, 3) array of RGB pixels for its image, with its
-          boxes and masks moved with the pixels, and with its `size` set.
+          boxes and masks moved with the pixels, and with its `frame` set.
 
         Raises:
           UserError: the image is too small for a crop, or an operation does not move the sample's
             boxes or masks.
         """
-        sample = dataclasses.replace(sample, size=sample.image.size)
+        sample = dataclasses.replace(sample, frame=Frame.whole(*sample.image.size))
         return _apply(self.operations, sample, rng)
 
     def from_image(self, image: ImageLike) -> Sample:
@@ -90,7 +90,7 @@ class Transform:
           UserError: as `decoding.open_image` and `__call__`.
         """
         picture = decoding.open_image(image)
-        return self(Sample(picture, id="", size=picture.size), np.random.default_rng(0))
+        return self(Sample(picture, id=""), np.random.default_rng(0))
 
     def from_encoded(
         self, sample: Sample, rng: np.random.Generator, decode_as: str = "exact"
@@ -122,7 +122,9 @@ class Transform:
             decode_as,
         )
         targets = geometry.crop_and_resize_targets(sample.targets, crop.box, size)
-        return _apply(rest, Sample(crop.image, sample.id, targets, crop.image_size), rng)
+        left, top, width, height = crop.box
+        frame = Frame(crop.image_size, (left, top, left + width, top + height))
+        return _apply(rest, Sample(crop.image, sample.id, targets, frame), rng)
 
 
 def _apply(operations: Sequence[Operation], sample: Sample, rng: np.random.Generator) -> Sample:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mbv2_jax import drawing
 from mbv2_jax.data import classes, labels
-from mbv2_jax.data.sample import ArraySpec, Sample
+from mbv2_jax.data.sample import ArraySpec, Frame, Sample
 from mbv2_jax.data.sources import Source
 from mbv2_jax.errors import UserError, listed
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
@@ -182,9 +182,9 @@ class Classification(Task):
             "predictions": [self._entry(int(best), float(score)) for best, score in ranked],
         }
 
-    def decode(self, outputs: np.ndarray, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    def decode(self, outputs: np.ndarray, frames: Sequence[Frame]) -> list[dict[str, Any]]:
         """Returns {"pred_label", "pred_class", "pred_score", "pred_scores" (classes,)} of each."""
-        return [self._prediction(probabilities) for probabilities in outputs[: len(sizes)]]
+        return [self._prediction(probabilities) for probabilities in outputs[: len(frames)]]
 
     def entries(self, prediction: Mapping[str, Any], limit: int) -> list[dict[str, Any]]:
         """Returns {"label", "class", "score"} of the best classes."""

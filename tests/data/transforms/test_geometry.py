@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from mbv2_jax.data.sample import IGNORED, Boxes, Sample
+from mbv2_jax.data.sample import IGNORED, Boxes, Frame, Sample
 from mbv2_jax.data.transforms import geometry
 from mbv2_jax.data.transforms.operation import Operation
 from mbv2_jax.data.transforms.pipeline import make_transform
@@ -172,6 +172,15 @@ def extent(pixels: np.ndarray) -> list[int]:
     return [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
 
 
+def assert_leads_back(frame: Frame, shares: np.ndarray) -> None:
+    """Asserts that a frame leads from a box, in shares of the image, to the painted rectangle."""
+    x0, y0, x1, y1 = frame.part(*shares).extent
+    left, top, right, bottom = frame.extent
+    wanted = np.clip(PAINTED, [min(left, right), top] * 2, [max(left, right), bottom] * 2)
+    back = [min(x0, x1), y0, max(x0, x1), y1]
+    np.testing.assert_allclose(back, wanted, atol=1e-4)  # the corners are float32
+
+
 OPERATIONS = [
     "random_resized_crop(size)",
     "random_resized_crop((48, 90), interpolation='bicubic')",
@@ -199,7 +208,7 @@ def test_a_box_stays_around_a_painted_rectangle(spec, from_file):
         else:
             moved = transform(given, rng)
         assert moved.image.shape == (*transform.output_size, 3)
-        assert moved.size == (100, 80)
+        assert moved.frame is not None and moved.frame.size == (100, 80)
         white, mask = moved.image[..., 0] > 127, np.asarray(moved.targets["mask"])
         assert mask.shape == transform.output_size
         found = moved.targets["boxes"]
@@ -208,6 +217,8 @@ def test_a_box_stays_around_a_painted_rectangle(spec, from_file):
             continue
         seen += 1
         (corners,) = found.corners
+        if "|random_crop" not in spec:  # whose padding shows more than the crop before it left
+            assert_leads_back(moved.frame, corners / (2 * moved.image.shape[1::-1]))
         if not (mask == 1).any():  # a sliver, narrower than a pixel
             assert (corners[2:] - corners[:2]).min() < 1
             continue
@@ -239,7 +250,10 @@ def test_the_file_and_the_image_give_the_same_targets():
             np.testing.assert_array_equal(
                 getattr(encoded.targets["boxes"], name), getattr(whole.targets["boxes"], name)
             )
-        assert encoded.size == whole.size == (140, 90)
+        assert encoded.frame is not None and whole.frame is not None
+        assert encoded.frame.size == whole.frame.size == (140, 90)
+        # Rounded in float64: one from integers, the other from shares of the image.
+        np.testing.assert_allclose(encoded.frame.extent, whole.frame.extent, atol=1e-9)
 
 
 @pytest.mark.parametrize("spec", ["color_jitter(0.4, 0.4, 0.4, 0.1)", "random_erasing(1.0)"])
