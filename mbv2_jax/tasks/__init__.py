@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from mbv2_jax.tasks.task import Task
 
 # Name -> the class, in a module that imports jax.
-BUILT_IN = {"classification": "mbv2_jax.tasks.classification.task:Classification"}
+BUILT_IN = {
+    "classification": "mbv2_jax.tasks.classification.task:Classification",
+    "segmentation": "mbv2_jax.tasks.segmentation.task:Segmentation",
+}
 DEFAULT = "classification"
 
 

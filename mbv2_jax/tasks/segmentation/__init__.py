@@ -1,0 +1,1 @@
+"""Semantic segmentation with Mobile DeepLabv3 (section 6.3 of the paper)."""

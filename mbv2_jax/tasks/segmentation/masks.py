@@ -1,0 +1,110 @@
+"""Masks of classes on the host: from samples, to the picture's size, and as a person sees them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mbv2_jax.data.sample import IGNORED, Frame, Sample
+from mbv2_jax.data.sources import Source
+from mbv2_jax.errors import UserError
+from mbv2_jax.tasks.segmentation.palette import colours
+
+MASK = "mask"  # the name of the target
+
+
+def of(sample: Sample) -> np.ndarray:
+    """Returns a sample's mask, (H, W) uint8.
+
+    Raises:
+      UserError: it has none; the message begins with its id.
+    """
+    mask = sample.targets.get(MASK)
+    if mask is None:
+        raise UserError(f"{sample.id}: has no mask: the data is not for segmentation")
+    return np.asarray(mask)
+
+
+def fault(mask: np.ndarray, classes: int) -> str:
+    """Returns why a mask cannot be used with so many classes; "" if it can."""
+    odd = np.unique(mask[(mask >= classes) & (mask != IGNORED)])
+    if not len(odd):
+        return ""
+    names = ", ".join(map(str, odd[:5]))
+    return (
+        f"its mask holds {names}, and there are classes 0 to {classes - 1}; {IGNORED} marks pixels "
+        "that do not count"
+    )
+
+
+def in_picture(mask: np.ndarray, frame: Frame) -> np.ndarray:
+    """Returns a mask of the network's image as a mask of the original picture.
+
+    Each pixel of the picture takes the class of the nearest pixel of the image; those that the
+    image does not show take that of its edge.
+
+    Args:
+      mask: (h, w) uint8.
+      frame: of the image.
+
+    Returns:
+      (H, W) uint8.
+    """
+    width, height = frame.size
+    left, top, right, bottom = frame.extent
+    rows = _nearest(height, top, bottom, mask.shape[0])
+    columns = _nearest(width, left, right, mask.shape[1])
+    return mask[rows[:, None], columns]
+
+
+def _nearest(count: int, start: float, stop: float, pixels: int) -> np.ndarray:
+    """Returns the pixel of the image's axis that shows each of the picture's, (count,) int64."""
+    position = (np.arange(count) + 0.5 - start) / (stop - start) * pixels
+    return np.floor(position).clip(0, pixels - 1).astype(np.int64)
+
+
+def to_image(mask: np.ndarray) -> Image.Image:
+    """Returns a mask as an image of mode "P" with VOC's palette."""
+    image = Image.fromarray(mask)
+    image.putpalette(colours().tobytes())
+    return image
+
+
+def overlay(
+    picture: Image.Image, mask: np.ndarray, entries: Sequence[Mapping[str, Any]]
+) -> Image.Image:
+    """Returns a picture under its mask, with a legend."""
+    return Image.blend(picture, to_image(mask).convert("RGB"), 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Relabelled:
+    """A source whose masks have a model's classes.
+
+    Attributes:
+      source: the split.
+      found: the model's class of each of the source's.
+      class_names: the model's.
+    """
+
+    source: Source
+    found: tuple[int, ...]
+    class_names: tuple[str, ...]
+
+    @property
+    def parts(self) -> Any:
+        return self.source.parts
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.source[index]
+        table = list(self.found) + [IGNORED] * (256 - len(self.found))
+        targets = dict(sample.targets) | {MASK: sample.targets[MASK].point(table)}
+        return dataclasses.replace(sample, targets=targets)
+
+    def describe(self, index: int) -> str:
+        return self.source.describe(index)
