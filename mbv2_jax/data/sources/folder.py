@@ -18,17 +18,11 @@ import numpy as np
 import tqdm
 
 from mbv2_jax.data.sample import Sample
-from mbv2_jax.data.sources import held_out, index_cache, parts
+from mbv2_jax.data.sources import file_splits, index_cache, parts
 from mbv2_jax.errors import UnreadableImage, UserError, nearest
 
 # torchvision's list (torchvision/datasets/folder.py), so that both see the same files.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-
-# Folders of these names are splits even if they hold no class folders.
-_SPLIT_NAMES = held_out.TRAINING | held_out.EVALUATION
-
-# TFDS's name of the split and torchvision's, each of which also finds the other.
-_OTHER_NAME = {"validation": "val", "val": "validation"}
 
 _CACHE_KIND = "folder-1"  # the number changes with the layout of a cached listing
 _MIN_CACHED = 10_000  # files; fewer are listed in a moment
@@ -44,9 +38,7 @@ class FolderSource:
     Classes are the sub-folders in sorted order, without hidden ones. The split "validation" is the
     folder val if there is no folder validation, and the other way round.
 
-    A part such as "train[10000:]" is a random one, since files are sorted by class: the range
-    selects from numpy.random.RandomState(0).permutation(number of files), and the selected files
-    are read in sorted order. Disjoint ranges have no file in common.
+    A part such as "train[10000:]" is a random one (file_splits.py).
 
     A folder of classes without splits is one split if it has the name of a split (photos/val).
     Otherwise it is split: "train" is four fifths of each class, "val" (or "test", ...) the rest,
@@ -68,25 +60,18 @@ class FolderSource:
     def __init__(self, path: str, split: str):
         if not path:
             raise UserError("folder: needs a path, such as 'folder:/data/flowers'")
-        name = _split_name(path, split)
+        name = file_splits.split_name(path, split)
         self.root, is_split = _split_root(path, name)
         self._listing = _list(self.root)
         _check_classes(self.root, self._listing)
         count = len(self._listing)
         self.class_names = self._listing.class_names
-        self.note = ""
-        order, start, size = None, 0, count
-        if not is_split:
-            order, first = held_out.order([self._listing[number] for number in range(count)])
-            start, size = _range(path, name, first, count)
-            self.note = "" if name == held_out.EVERYTHING else _note(path, first, count)
-        chosen = parts.read(split, {name: [size]}, self.root)
-        location = os.path.realpath(self.root)
-        self.parts = [
-            parts.Part(location, start + part.start, start + part.stop) for part in chosen
-        ]
-        is_whole = [len(part) for part in chosen] == [count]
-        self._numbers = None if is_whole else _file_numbers(self.parts, count, order)
+        if is_split:
+            chosen = file_splits.choose(self.root, split, name, count)
+        else:
+            files = [self._listing[number] for number in range(count)]
+            chosen = file_splits.choose_held_out(path, split, name, files, "classes")
+        self._numbers, self.parts, self.note = chosen.numbers, chosen.parts, chosen.note
 
     def __len__(self) -> int:
         return len(self._listing) if self._numbers is None else len(self._numbers)
@@ -110,59 +95,6 @@ class FolderSource:
         return os.path.join(self.root, file), label
 
 
-def _file_numbers(chosen: Sequence[parts.Part], count: int, order: np.ndarray | None) -> np.ndarray:
-    """Returns the numbers of the files in the parts of an order, sorted: int64 (files,)."""
-    if order is None:
-        order = np.random.RandomState(0).permutation(count)  # a stream that NumPy never changes
-    return np.sort(np.concatenate([order[part.start : part.stop] for part in chosen]))
-
-
-def _range(path: str, name: str, first: int, count: int) -> tuple[int, int]:
-    """Returns start and size of a split in the order of `held_out.order`.
-
-    Args:
-      path: the folder.
-      name: of the split.
-      first: the number of files that are held out.
-      count: the number of all files.
-    """
-    known = {held_out.EVERYTHING: (0, count)}
-    known |= dict.fromkeys(held_out.TRAINING, (first, count - first))
-    known |= dict.fromkeys(held_out.EVALUATION, (0, first))
-    if name not in known:
-        raise UserError(
-            f"no split {name!r} in {path}, which has classes and no splits; 'train', 'val' and "
-            "'all' are made of it"
-        )
-    if not known[name][1]:
-        raise UserError(
-            f"{path} has classes and no splits, and one image for each class: nothing can be held "
-            "out for evaluation (--config.data.eval_split=all evaluates all of them)"
-        )
-    return known[name]
-
-
-def _note(path: str, first: int, count: int) -> str:
-    return (
-        f"{path} has classes and no splits: {count - first:,} of its {count:,} images are for "
-        f"training, and {first:,}, a fifth of each class, are held out for evaluation, always the "
-        "same ones; --config.data.eval_split=all evaluates all of them"
-    )
-
-
-def _split_name(path: str, split: str) -> str:
-    """Returns the name of the split of which an expression takes parts."""
-    if not parts.is_expression(split) or os.path.isdir(os.path.join(path, split)):
-        return split
-    names = {term.split("[")[0].strip() for term in split.split("+")}
-    if len(names) > 1 or "shard" in split.partition("[")[2]:
-        raise UserError(
-            f"cannot take {split!r} of the folder {path}: give parts of one split, such as"
-            " 'train[10000:]', 'train[:90%]' or 'train[:20%]+train[40%:]'"
-        )
-    return names.pop()
-
-
 def _split_root(path: str, split: str) -> tuple[str, bool]:
     """Returns the folder whose sub-folders are classes, and whether it is the split itself.
 
@@ -172,7 +104,7 @@ def _split_root(path: str, split: str) -> tuple[str, bool]:
         local = " on a local disk" if "://" in path else ""
         raise UserError(f"no folder {path!r}; folder: takes the path of a folder of images{local}")
     folders = _sub_folders(path)
-    for name in (split, _OTHER_NAME.get(split)):
+    for name in (split, file_splits.OTHER_NAME.get(split)):
         if name in folders:
             root = os.path.join(path, name)
             if not _sub_folders(root):
@@ -190,12 +122,12 @@ def _split_root(path: str, split: str) -> tuple[str, bool]:
         if others:
             fault += f". If {others[0]!r} is a class, it belongs in {os.path.join(path, split)}"
         raise UserError(fault)
-    return path, os.path.basename(os.path.abspath(path)).lower() in _SPLIT_NAMES
+    return path, os.path.basename(os.path.abspath(path)).lower() in file_splits.NAMES
 
 
 def _is_split(path: str, name: str) -> bool:
     """Returns whether the folder holds class folders, rather than the images of a class."""
-    if name.lower() in _SPLIT_NAMES:
+    if name.lower() in file_splits.NAMES:
         return True
     has_folders = False
     with _scan(os.path.join(path, name)) as entries:
