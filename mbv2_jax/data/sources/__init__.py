@@ -4,6 +4,8 @@ digits              scikit-learn's handwritten digits (data/digits.py), prepared
 cifar10, ...        any prepared TFDS builder with `image` and `label` (tfds.py)
 folder:PATH         image files: PATH/SPLIT/CLASS/*.jpg, or PATH/CLASS/*.jpg, of which a fifth is
                     held out (folder.py)
+pairs:PATH          pictures and masks: PATH/SPLIT/images/NAME.jpg, PATH/SPLIT/masks/NAME.png and
+                    PATH/classes.txt (pairs.py)
 
 To add a kind of source, add a file here and an entry to `_PREFIXES`.
 """
@@ -11,14 +13,15 @@ To add a kind of source, add a file here and an entry to `_PREFIXES`.
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from mbv2_jax.data.sample import Sample
 from mbv2_jax.data.sources import parts
 from mbv2_jax.data.sources.folder import FolderSource
+from mbv2_jax.data.sources.pairs import PairsSource
 from mbv2_jax.data.sources.parts import Part
-from mbv2_jax.errors import UserError
+from mbv2_jax.errors import UserError, listed
 from mbv2_jax.installed import require
 
 
@@ -51,25 +54,37 @@ class Source(Protocol):
 
 # The kinds of datasets that are named PREFIX:PATH; each takes the path and the split. Other names
 # are TFDS builders'.
-_PREFIXES: dict[str, Callable[[str, str], Source]] = {"folder": FolderSource}
+_PREFIXES: dict[str, Callable[[str, str], Source]] = {
+    "folder": FolderSource,
+    "pairs": PairsSource,
+}
 
 
-def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
+def open_source(
+    name: str, split: str, data_dir: str | None = None, *, with_faults: bool = False
+) -> Source:
     """Opens a split of a dataset.
 
     Args:
-      name: "digits", the name of a TFDS builder, or "folder:PATH".
+      name: "digits", the name of a TFDS builder, or a prefix and a path, such as "folder:PATH".
       split: the split's name, or parts of it in TFDS's notation: "train[10000:]", "train[:90%]",
         "train[:20%]+train[40%:]" (see parts.py). Parts of a folder are random ones.
       data_dir: the folder of TFDS's prepared datasets; None is TFDS's default (TFDS_DATA_DIR, or
         tensorflow_datasets in the home folder). Other kinds of datasets ignore it.
+      with_faults: whether to open a split of which files are missing, without these examples;
+        `faults` returns a line for each.
 
     Raises:
-      UserError: the dataset or split is unknown, not prepared, empty, or of another kind.
+      UserError: the dataset or split is unknown, not prepared, empty, or of another kind, or files
+        of it are missing.
     """
     prefix, colon, path = name.partition(":")
     if colon and prefix in _PREFIXES:
-        return _PREFIXES[prefix](os.path.expanduser(path), split)
+        source = _PREFIXES[prefix](os.path.expanduser(path), split)
+        if (found := faults(source)) and not with_faults:
+            count = "a file" if len(found) == 1 else f"{len(found):,} files"
+            raise UserError(f"{name} has {count} without a counterpart: {listed(found)}")
+        return source
     if os.path.isabs(name) or name.startswith((".", "~")) or os.path.isdir(name):
         raise UserError(
             f"unknown dataset {name!r}; for a folder of images write {'folder:' + name!r}"
@@ -84,6 +99,11 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
 def notes(*opened: Source) -> list[str]:
     """Returns the sentences for the user about how these splits were made, each once."""
     return [note for note in dict.fromkeys(getattr(each, "note", "") for each in opened) if note]
+
+
+def faults(source: Source) -> Sequence[str]:
+    """Returns a line for each file that should be in a split and is missing or has no other."""
+    return getattr(source, "faults", ())
 
 
 def overlap(source: Source, other: Source) -> bool:

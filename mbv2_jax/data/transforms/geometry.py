@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from mbv2_jax.data.sample import IGNORED, Boxes, Sample
+from mbv2_jax.errors import UserError
 
 Box = tuple[int, int, int, int]  # left, top, width, height, in pixels
 Size = tuple[int, int]  # height, width, in pixels
@@ -122,6 +123,16 @@ def crop_and_resize_targets(targets: Mapping[str, Any], box: Box, size: Size) ->
 def spatial_targets(targets: Mapping[str, Any]) -> list[str]:
     """Returns the names of the targets with positions in the image: boxes and masks."""
     return [name for name, value in targets.items() if isinstance(value, (Boxes, Image.Image))]
+
+
+def check_masks(targets: Mapping[str, Any], size: tuple[int, int]) -> None:
+    """Raises UserError unless all masks are as large as their image, (width, height) in pixels."""
+    for name, value in targets.items():
+        if isinstance(value, Image.Image) and value.size != size:
+            raise UserError(
+                f"the image is {size[0]} x {size[1]} pixels (upright), and its {name} "
+                f"{value.width} x {value.height}: make the {name} for the image as it is"
+            )
 
 
 def _map_targets(

@@ -71,9 +71,10 @@ class Transform:
           boxes and masks moved with the pixels, and with its `frame` set.
 
         Raises:
-          UserError: the image is too small for a crop, or an operation does not move the sample's
-            boxes or masks.
+          UserError: a mask is not as large as the image, the image is too small for a crop, or an
+            operation does not move the sample's boxes or masks.
         """
+        geometry.check_masks(sample.targets, sample.image.size)
         sample = dataclasses.replace(sample, frame=Frame.whole(*sample.image.size))
         return _apply(self.operations, sample, rng)
 
@@ -121,6 +122,7 @@ class Transform:
             first.interpolation,
             decode_as,
         )
+        geometry.check_masks(sample.targets, crop.image_size)
         targets = geometry.crop_and_resize_targets(sample.targets, crop.box, size)
         left, top, width, height = crop.box
         frame = Frame(crop.image_size, (left, top, left + width, top + height))
