@@ -1,0 +1,51 @@
+"""Bilinear resizing of maps: values worked out by hand (tests/parity/ops compares with torch)."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mbv2_jax.ops.resize import resize_bilinear
+
+ROW = [0.0, 4.0, 8.0]
+
+
+def resize_row(row: list[float], width: int, align_corners: bool) -> list[float]:
+    image = jnp.asarray(row).reshape(1, 1, -1, 1)
+    return resize_bilinear(image, (1, width), align_corners=align_corners).ravel().tolist()
+
+
+@pytest.mark.parametrize(
+    ("width", "align_corners", "expected"),
+    [
+        # The corner pixels' centres are on each other: steps of (3 - 1) / (5 - 1) pixels.
+        (5, True, [0, 2, 4, 6, 8]),
+        (2, True, [0, 8]),
+        (1, True, [0]),
+        # The outer corners are: centres at (i + 0.5) * 3 / 6 - 0.5 = -0.25, 0.25, 0.75, ...
+        (6, False, [0, 1, 3, 5, 7, 8]),
+        (1, False, [4]),
+        # Without antialiasing: at 0.25 and 1.75.
+        (2, False, [1, 7]),
+        (3, True, ROW),
+        (3, False, ROW),
+    ],
+)
+def test_row(width, align_corners, expected):
+    # Multiples of 1/4 are exact in float32.
+    assert resize_row(ROW, width, align_corners) == expected
+
+
+def test_axes_and_channels_are_apart():
+    rows = np.arange(3.0)[:, None, None]
+    columns = 10 * np.arange(4.0)[None, :, None]
+    image = np.concatenate([rows + columns, -rows - columns], -1)[None]  # (1, 3, 4, 2)
+    resized = resize_bilinear(jnp.asarray(image, jnp.float32), (5, 7), align_corners=True)
+    expected = np.arange(5.0)[:, None] / 2 + 5 * np.arange(7.0)
+    # A plane is interpolated exactly; its values are exact in float32.
+    np.testing.assert_array_equal(np.asarray(resized[0, :, :, 0]), expected)
+    np.testing.assert_array_equal(np.asarray(resized[0, :, :, 1]), -expected)
+
+
+def test_dtype_stays():
+    image = jnp.ones((1, 2, 2, 1), jnp.bfloat16)
+    assert resize_bilinear(image, (3, 3), align_corners=True).dtype == jnp.bfloat16
