@@ -65,6 +65,13 @@ def _nearest(count: int, start: float, stop: float, pixels: int) -> np.ndarray:
     return np.floor(position).clip(0, pixels - 1).astype(np.int64)
 
 
+def shares(mask: np.ndarray) -> list[tuple[int, float]]:
+    """Returns each class in a mask with its share of the pixels, 0 to 1, the largest first."""
+    pixels = np.bincount(mask.ravel())
+    order = (-pixels).argsort(kind="stable")[: np.count_nonzero(pixels)]
+    return [(int(label), float(pixels[label] / mask.size)) for label in order]
+
+
 def to_image(mask: np.ndarray) -> Image.Image:
     """Returns a mask as an image of mode "P" with VOC's palette."""
     image = Image.fromarray(mask)
@@ -102,6 +109,8 @@ class Relabelled:
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.source[index]
+        if odd := fault(of(sample), len(self.found)):
+            raise UserError(f"{sample.id}: {odd}")
         table = list(self.found) + [IGNORED] * (256 - len(self.found))
         targets = dict(sample.targets) | {MASK: sample.targets[MASK].point(table)}
         return dataclasses.replace(sample, targets=targets)

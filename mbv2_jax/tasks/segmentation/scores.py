@@ -1,5 +1,6 @@
 """The loss and the scores of semantic segmentation: cross entropy, confusion matrix, mIoU."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -113,6 +114,22 @@ def summarize(sums: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "loss": float(sums["loss"]) / max(1.0, float(sums["pixels"])),
         "examples": int(sums["examples"]),
     }
+
+
+def chance(pixels: np.ndarray, examples: int) -> tuple[float, float]:
+    """Returns the mIoU of always naming the largest class, and its standard error, in percent.
+
+    The other classes have an IoU of 0. The error is as if each image had a single class: the pixels
+    of an image are alike, and count as one drawing of a class.
+
+    Args:
+      pixels: (classes,), the pixels of each class; more than 0 in total.
+      examples: the number of images.
+    """
+    present = np.count_nonzero(pixels)
+    share = float(pixels.max() / pixels.sum())
+    error = math.sqrt(share * (1 - share) / examples)
+    return 100 * share / present, 100 * error / present
 
 
 def table(matrix: np.ndarray, names: Sequence[str]) -> str:

@@ -1,6 +1,8 @@
 """Semantic segmentation as training, evaluation and prediction see it."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -156,14 +158,21 @@ class Segmentation(Task):
         return found
 
     def merge(self, outputs: Sequence[jax.Array]) -> jax.Array:
-        """Averages the probabilities of all views; returns their logarithms."""
+        """Averages the probabilities of all views; returns their logarithms.
+
+        The logits of a view are resized to the image, not their probabilities: as in TensorFlow's
+        deeplab.
+        """
         size = outputs[0].shape[1:3]
-        total = jnp.zeros(())
-        for number, logits in enumerate(outputs):
+
+        def placed(number: int, logits: jax.Array) -> jax.Array:
             upright = logits[:, :, ::-1] if number % 2 else logits
             resized = resize_bilinear(upright, size, align_corners=self.head.align_corners)
-            total += jax.nn.softmax(resized)
-        return jnp.log(total / len(outputs))
+            # Logarithms, in which no probability is too small to be a number.
+            return jax.nn.log_softmax(resized)
+
+        found = (placed(number, logits) for number, logits in enumerate(outputs))
+        return functools.reduce(jnp.logaddexp, found) - math.log(len(outputs))
 
     def postprocess(self, outputs: jax.Array) -> dict[str, jax.Array]:
         """Returns {"mask": (N, H, W) uint8, "finite": (N,) bool}."""
@@ -184,11 +193,10 @@ class Segmentation(Task):
     def chance(self, sums: Mapping[str, np.ndarray]) -> Chance | None:
         """Returns the mIoU of always naming the largest class; None where there is only one."""
         pixels = np.asarray(sums["confusion"]).sum(1)
-        present = np.count_nonzero(pixels)
-        if present < 2:
+        if np.count_nonzero(pixels) < 2:
             return None
-        value = 100 * float(pixels.max() / pixels.sum()) / present
-        return Chance("mIoU", value, 0.0, "by always naming the largest class")
+        value, error = scores.chance(pixels, int(sums["examples"]))
+        return Chance("mIoU", value, 2 * error, "by always naming the largest class")
 
     def record(self, row: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Returns {"pixels", "pixel_accuracy" (percent), "loss"}."""
@@ -214,12 +222,10 @@ class Segmentation(Task):
 
     def entries(self, prediction: Mapping[str, Any], limit: int) -> list[dict[str, Any]]:
         """Returns {"share", "label", "class"} of the largest classes."""
-        found = zip(prediction["areas"], prediction["classes"], strict=True)
-        entries = [
-            {"share": share, "label": self.classes.index(name), "class": name}
-            for share, name in found
+        return [
+            {"share": share, "label": label, "class": self.classes[label]}
+            for label, share in masks.shares(prediction["mask"])[:limit]
         ]
-        return entries[:limit]
 
     def draw(self, picture: Image.Image, prediction: Mapping[str, Any], limit: int) -> Image.Image:
         """Returns the picture under its mask, with a legend of the largest classes."""
@@ -227,12 +233,20 @@ class Segmentation(Task):
 
     def transfer(self, saved: "SavedModel", fresh: Mapping[str, Any]) -> Transferred:
         """Keeps a saved model's logits only where its classes are this task's."""
-        params = dict(saved.params)
-        known = "logits" in params and labels.same(self.classes, saved.classes)
-        if not known:
-            params.pop("logits", None)
+        params, why = dict(saved.params), ""
+        if "logits" in params and not labels.same(self.classes, saved.classes):
+            del params["logits"]
+            why = f": its {len(saved.classes)} classes are not these {self.head.num_classes}"
         kept = super().transfer(dataclasses.replace(saved, params=params), fresh)
-        return kept._replace(note=f"{kept.note}, its head included") if known else kept
+        head = [name for name in fresh["params"] if deeplabv3.is_of_head(name)]
+        new = [name for name in head if kept.variables["params"][name] is fresh["params"][name]]
+        if not new:
+            note = ", head included"
+        elif new == head:
+            note = " with a new head"
+        else:
+            note = f" with new weights of {', '.join(new)}{why}"
+        return kept._replace(note=f"starting from {saved.path}{note}")
 
     def align(self, source: Source, data: str, model: str) -> Aligned:
         """Returns the split with the model's labels: see `data.labels.match`."""
@@ -243,17 +257,17 @@ class Segmentation(Task):
 
     def unlike_published(self, aligned: Aligned) -> str:
         """Returns why a split is not VOC's; "" if its classes are all of the model's."""
-        if len(set(aligned.found)) != len(self.classes):
-            return f"they are for {len(self.classes)} classes, and the data has {aligned.found}"
+        found = len(set(aligned.found))
+        if found != len(self.classes):
+            return f"they are for {len(self.classes)} classes, and the data has {found} of them"
         return ""
 
     def _prediction(self, mask: np.ndarray) -> dict[str, Any]:
-        pixels = np.bincount(mask.ravel(), minlength=len(self.classes))
-        order = [int(label) for label in (-pixels).argsort(kind="stable") if pixels[label]]
+        found = masks.shares(mask)
         return {
             "mask": mask,
-            "classes": [self.classes[label] for label in order],
-            "areas": [float(pixels[label] / mask.size) for label in order],
+            "classes": [self.classes[label] for label, _ in found],
+            "areas": [share for _, share in found],
         }
 
 
