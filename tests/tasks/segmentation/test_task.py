@@ -2,7 +2,6 @@
 
 import io
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -50,13 +49,13 @@ class Scenes:
 
     def __init__(
         self,
-        pictures: Sequence[np.ndarray] | np.ndarray,
-        found: Sequence[np.ndarray] | np.ndarray,
+        pictures: Any,
+        found: Any,
         class_names: tuple[str, ...] = NAMES,
     ):
         self.class_names = class_names
         self.parts = [Part("scenes", 0, len(pictures))]
-        self.pictures, self.found = pictures, found
+        self.pictures, self.found = list(pictures), list(found)
 
     def __len__(self) -> int:
         return len(self.pictures)
