@@ -225,7 +225,7 @@ def evaluated_spec(
         wanted = spec_lib.frozen(overrides.get(name))
         if wanted is None or wanted == value:
             continue
-        field = spec_lib.inherited().get(name)
+        field = spec_lib.inherited(settings.task.Head).get(name)
         if field is None or field.metadata["shapes"]:
             raise UserError(
                 f"{name} is {wanted}, but {saved.path} was trained with {value}, and its arrays "

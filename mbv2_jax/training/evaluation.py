@@ -273,7 +273,7 @@ def open_evaluation(
     spec = config_lib.evaluated_spec(settings, saved, overrides)
     mesh = mesh_lib.create()
     mesh_lib.check_batch(mesh, settings.run.batch_size)
-    task = saved.task()
+    task = settings.task.for_model(spec.head, saved.classes)
     evaluation = Evaluation(
         task=task,
         network=task.network(spec.backbone, spec.mode),

@@ -16,6 +16,7 @@ from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.spec import Backbone, Preprocessing, TrainingMode
 from mbv2_jax.tasks.classification.settings import Head, Settings
 from mbv2_jax.tasks.classification.task import Classification
+from mbv2_jax.tasks.segmentation import settings as segmentation
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import settings as settings_lib
 from mbv2_jax.training.checkpoint import differences
@@ -165,6 +166,20 @@ def test_saved_model_is_evaluated_as_it_was_trained_unless_overridden(capsys):
         config_lib.evaluated_spec(settings, TINY, {"model.hidden": (8,)})
     with pytest.raises(UserError, match=r"num_classes is 7, but tiny was trained with 6"):
         config_lib.evaluated_spec(settings, TINY, {"model.num_classes": 7})
+
+
+def test_a_field_of_a_head_that_leaves_the_arrays_alone_can_be_overridden(capsys):
+    head = segmentation.Head(6, aspp_rates=(6,))
+    spec = dataclasses.replace(tiny_model.SPEC, task="segmentation", head=head)
+    description = dataclasses.replace(tiny_model.DESCRIPTION, spec=spec)
+    saved = dataclasses.replace(TINY, description=description)
+    settings = config_lib.read(default.get_config("segmentation"))
+    found = config_lib.evaluated_spec(settings, saved, {"model.align_corners": False})
+    assert found.head == dataclasses.replace(head, align_corners=False)
+    err = capsys.readouterr().err
+    assert "model.align_corners: False instead of the checkpoint's True" in err
+    with pytest.raises(UserError, match=r"aspp_rates is \(\), but tiny was trained with \(6,\)"):
+        config_lib.evaluated_spec(settings, saved, {"model.aspp_rates": ()})
 
 
 def test_fields_that_an_old_config_lacks_count_as_their_defaults():
