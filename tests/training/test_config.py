@@ -43,7 +43,7 @@ def test_a_recipes_resolved_config_round_trips(name):
     spec, task = config_lib.resolve(settings, None)
     stored = json.loads(json.dumps(settings.to_dict(spec)))  # as config.json
 
-    again = default.get_config()
+    again = default.get_config(settings.run.task)
     again.update_from_flattened_dict(
         {key: tuple(v) if isinstance(v, list) else v for key, v in flatten(stored).items()}
     )
