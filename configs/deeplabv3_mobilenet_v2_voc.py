@@ -46,7 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.eval_split = "val"
     config.data.image_size = 513
     config.data.train_transforms = (
-        "random_scale(0.5, 2.0, step=0.25)|random_crop(size, pad=True)|random_flip(0.5)"
+        "random_scale(0.5, 2.0, step=0.25)|pad(size)|random_crop(size)|random_flip(0.5)"
     )
     config.data.eval_transforms = "fit(size)|pad(size)"  # no picture of VOC is larger than 500
     config.data.workers = 16
