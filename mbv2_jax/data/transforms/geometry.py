@@ -125,10 +125,15 @@ def spatial_targets(targets: Mapping[str, Any]) -> list[str]:
     return [name for name, value in targets.items() if isinstance(value, (Boxes, Image.Image))]
 
 
+def masks(targets: Mapping[str, Any]) -> dict[str, Image.Image]:
+    """Returns the targets that are masks."""
+    return {name: value for name, value in targets.items() if isinstance(value, Image.Image)}
+
+
 def check_masks(targets: Mapping[str, Any], size: tuple[int, int]) -> None:
     """Raises UserError unless all masks are as large as their image, (width, height) in pixels."""
-    for name, value in targets.items():
-        if isinstance(value, Image.Image) and value.size != size:
+    for name, value in masks(targets).items():
+        if value.size != size:
             raise UserError(
                 f"the image is {size[0]} x {size[1]} pixels (upright), and its {name} "
                 f"{value.width} x {value.height}: make the {name} for the image as it is"

@@ -22,6 +22,8 @@ from mbv2_jax.data.transforms import augment, geometry, resize_and_crop
 from mbv2_jax.data.transforms.geometry import Size
 from mbv2_jax.data.transforms.inception_crop import InceptionCrop
 from mbv2_jax.data.transforms.operation import Operation, ResizedCrop, check_side, height_width
+from mbv2_jax.data.transforms.photometric_distortion import PhotometricDistortion
+from mbv2_jax.data.transforms.scale_and_pad import Fit, Pad, RandomScale
 from mbv2_jax.data.transforms.timm_augment import TimmRandAugment
 from mbv2_jax.errors import UserError, nearest
 
@@ -39,6 +41,10 @@ OPERATIONS: dict[str, Callable[..., Operation]] = {
     "color_jitter": augment.ColorJitter,
     "random_erasing": augment.RandomErasing,
     "inception_crop": InceptionCrop,
+    "random_scale": RandomScale,
+    "fit": Fit,
+    "pad": Pad,
+    "photometric_distortion": PhotometricDistortion,
 }
 
 
@@ -71,12 +77,12 @@ class Transform:
           boxes and masks moved with the pixels, and with its `frame` set.
 
         Raises:
-          UserError: a mask is not as large as the image, the image is too small for a crop, or an
-            operation does not move the sample's boxes or masks.
+          UserError: a mask is not as large as the image, the image is too small for a crop or too
+            large for padding, or an operation does not move the sample's boxes or masks.
         """
         geometry.check_masks(sample.targets, sample.image.size)
         sample = dataclasses.replace(sample, frame=Frame.whole(*sample.image.size))
-        return _apply(self.operations, sample, rng)
+        return self._apply(self.operations, sample, rng)
 
     def from_image(self, image: ImageLike) -> Sample:
         """Applies the operations of an evaluation, none of which is random, to any kind of image.
@@ -126,13 +132,26 @@ class Transform:
         targets = geometry.crop_and_resize_targets(sample.targets, crop.box, size)
         left, top, width, height = crop.box
         frame = Frame(crop.image_size, (left, top, left + width, top + height))
-        return _apply(rest, Sample(crop.image, sample.id, targets, frame), rng)
+        return self._apply(rest, Sample(crop.image, sample.id, targets, frame), rng)
+
+    def _apply(
+        self, operations: Sequence[Operation], sample: Sample, rng: np.random.Generator
+    ) -> Sample:
+        for operation in operations:
+            sample = operation(sample, rng)
+        height, width = self.output_size
+        if sample.image.size != (width, height):  # after `pad`, which makes nothing smaller
+            first, last = (sample.frame and sample.frame.size), sample.image.size
+            raise UserError(
+                f"the picture of {_by(first)} pixels becomes {_by(last)}, and not "
+                f"{_by((width, height))}: pad(...) makes nothing smaller; put fit(...) before it, "
+                "or random_crop(...) after it"
+            )
+        return dataclasses.replace(sample, image=np.asarray(sample.image))
 
 
-def _apply(operations: Sequence[Operation], sample: Sample, rng: np.random.Generator) -> Sample:
-    for operation in operations:
-        sample = operation(sample, rng)
-    return dataclasses.replace(sample, image=np.asarray(sample.image))
+def _by(size: tuple[int, int] | None) -> str:
+    return " x ".join(map(str, size or ()))
 
 
 def make_transform(spec: str, image_size: int) -> Transform:
@@ -170,7 +189,7 @@ def make_transform(spec: str, image_size: int) -> Transform:
     if output_size is None:
         raise UserError(
             f"transform {spec!r} does not end in a fixed size; add center_crop(size),"
-            " random_resized_crop(size), random_crop(size) or resize(size)"
+            " random_resized_crop(size), random_crop(size), resize(size) or fit(size)|pad(size)"
         )
     return Transform(tuple(operations), output_size)
 
@@ -213,7 +232,8 @@ def _arguments(call: ast.Call, name: str, image_size: int) -> dict[str, Any]:
         values[keyword.arg] = _value(keyword.value, image_size)
     for field in fields:
         if field.default is dataclasses.MISSING and field.name not in values:
-            raise UserError(f"it needs {field.name!r}; write for example {name}(size)")
+            hint = f"; write for example {name}(size)" if "low" not in known else ""
+            raise UserError(f"it needs {field.name!r}{hint}")
     return values
 
 

@@ -1,4 +1,4 @@
-"""mmpretrain's resizes, crops and flip.
+"""mmpretrain's resizes, crops and flip, and mmsegmentation's choice of crops.
 
 For the same crop box the pixels are equal, bit for bit, to those of
 mmpretrain/datasets/transforms/processing.py and mmcv/transforms/processing.py with
@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mbv2_jax.data.sample import Sample
+from mbv2_jax.data.sample import IGNORED, Sample
 from mbv2_jax.data.transforms import geometry
 from mbv2_jax.data.transforms.geometry import Box, Size
 from mbv2_jax.data.transforms.operation import (
@@ -98,15 +98,20 @@ class RandomCrop:
     Attributes:
       crop_size: in pixels: the side of a square, or (height, width).
       padding: number of black pixels on each side of the image.
+      cat_max_ratio: for samples with a mask: a crop is drawn again, up to ten times, if it shows
+        one class only, or if a class has this share of its counted pixels or more (mmseg's
+        RandomCrop); 1.0 takes the first.
     """
 
     random: ClassVar[bool] = True
     crop_size: int | Size
     padding: int = 0
+    cat_max_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         check_size("crop_size", self.crop_size)
         check_count("padding", self.padding)
+        check_share("cat_max_ratio", self.cat_max_ratio)
 
     def output_size(self, size: Size | None) -> Size | None:
         del size
@@ -118,12 +123,30 @@ class RandomCrop:
         if width < crop_width or height < crop_height:
             raise UserError(
                 f"random_crop({self.crop_size}, padding={self.padding}) needs a larger image than "
-                f"{sample.image.width} x {sample.image.height}; put resize_edge(...) before it, or "
-                "give more padding"
+                f"{sample.image.width} x {sample.image.height}; put resize_edge(...) or pad(...) "
+                "before it, or give more padding"
             )
-        top = int(rng.integers(0, height - crop_height + 1)) - self.padding
-        left = int(rng.integers(0, width - crop_width + 1)) - self.padding
-        return geometry.crop(sample, (left, top, crop_width, crop_height))
+
+        def draw() -> Box:
+            top = int(rng.integers(0, height - crop_height + 1)) - self.padding
+            left = int(rng.integers(0, width - crop_width + 1)) - self.padding
+            return left, top, crop_width, crop_height
+
+        box = draw()
+        if self.cat_max_ratio < 1:
+            for _ in range(10):
+                if not self._is_monotonous(sample, box):
+                    break
+                box = draw()
+        return geometry.crop(sample, box)
+
+    def _is_monotonous(self, sample: Sample, box: Box) -> bool:
+        """Returns whether too much of a crop of any mask is of one class."""
+        for mask in geometry.crop_targets(geometry.masks(sample.targets), box).values():
+            counted = np.array(mask.histogram())[:IGNORED]
+            if np.count_nonzero(counted) < 2 or counted.max() / counted.sum() >= self.cat_max_ratio:
+                return True
+        return False
 
 
 @dataclasses.dataclass(frozen=True)

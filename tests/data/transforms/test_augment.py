@@ -18,6 +18,8 @@ SPECS = [
     "timm_rand_augment()",
     "timm_rand_augment(10, magnitude_std=3.0, increasing=True, prob=1.0)",
     "color_jitter(0.4, (0.5, 1.5), saturation=0.4, hue=0.1)",
+    "photometric_distortion()",
+    "photometric_distortion(64, (0.1, 3.0), saturation_range=(0.2, 4.0), hue_delta=90)",
     "random_erasing(1.0)",
     "random_erasing(1.0, (0.02, 0.333333), (0.3, 3.333333), mode='noise')",
 ]
@@ -28,6 +30,9 @@ GEOMETRIC = {
     "resize_edge",
     "center_crop",
     "resize",
+    "random_scale",
+    "fit",
+    "pad",
 }
 INCEPTION = [
     "inception_crop(16)",

@@ -191,6 +191,9 @@ OPERATIONS = [
     "center_crop((66, 50))",
     "resize((120, 33))",
     "resize(size)|random_flip(1.0)",
+    "random_scale(0.5, 2.0, step=0.25)|pad(size, (0, 0, 0))|random_crop(size)",
+    "random_scale(0.3, 1.0)|pad((90, 100), (9, 9, 9))|random_flip(0.5)",
+    "fit((33, 64))|pad(size, (9, 9, 9))",
     "random_resized_crop(size)|random_flip(0.5)|random_crop(size, padding=8)",
 ]
 
@@ -256,7 +259,10 @@ def test_the_file_and_the_image_give_the_same_targets():
         np.testing.assert_allclose(encoded.frame.extent, whole.frame.extent, atol=1e-9)
 
 
-@pytest.mark.parametrize("spec", ["color_jitter(0.4, 0.4, 0.4, 0.1)", "random_erasing(1.0)"])
+@pytest.mark.parametrize(
+    "spec",
+    ["color_jitter(0.4, 0.4, 0.4, 0.1)", "random_erasing(1.0)", "photometric_distortion()"],
+)
 def test_colours_leave_targets_alone(spec):
     given = sample(boxes((1, 2, 5, 6)))
     moved = operation(spec)(given, np.random.default_rng(0))
@@ -299,6 +305,9 @@ def operation(spec: str) -> Operation:
         ("resize((35, 20))|resize_edge(10)", (17, 10)),
         ("resize((20, 30))|random_flip(0.5)|color_jitter(0.4)", (20, 30)),
         ("resize(size)", (16, 16)),
+        ("fit((6, 10))|pad((7, 11))", (7, 11)),
+        ("resize((20, 30))|fit(15)", (10, 15)),
+        ("resize((20, 30))|pad((25, 10))", (25, 30)),
     ],
 )
 def test_sizes_need_not_be_square(spec, size):
