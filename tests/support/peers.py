@@ -1,4 +1,4 @@
-"""The real peers, imported as they are: torchvision, timm, mmpretrain, Keras, transformers.
+"""The real peers, imported as they are: torchvision, timm, mmpretrain, mmseg, Keras, transformers.
 
 They are test requirements (requirements/peers.txt): a test that needs one fails where it is
 missing.
@@ -6,6 +6,7 @@ missing.
 
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,27 @@ def mmpretrain() -> ModuleType:
     import mmpretrain.models
 
     return mmpretrain
+
+
+def mmseg() -> ModuleType:
+    """Returns the module mmseg, whose compiled operators are missing.
+
+    The wheel of mmcv without a compiler (mmcv-lite) has none, and mmseg imports names of them.
+    """
+    torchvision()
+    sys.modules.setdefault("mmcv.ops", _Missing("mmcv.ops"))
+    import mmseg
+
+    return mmseg
+
+
+class _Missing(ModuleType):
+    """A module of which any name can be imported, and none used."""
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
 
 
 def timm() -> ModuleType:
