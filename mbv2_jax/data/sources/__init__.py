@@ -6,6 +6,7 @@ folder:PATH         image files: PATH/SPLIT/CLASS/*.jpg, or PATH/CLASS/*.jpg, of
                     held out (folder.py)
 pairs:PATH          pictures and masks: PATH/SPLIT/images/NAME.jpg, PATH/SPLIT/masks/NAME.png and
                     PATH/classes.txt (pairs.py)
+voc:PATH            Pascal VOC's pictures and masks, in VOCdevkit's layout (voc.py)
 
 To add a kind of source, add a file here and an entry to `_PREFIXES`.
 """
@@ -21,6 +22,7 @@ from mbv2_jax.data.sources import parts
 from mbv2_jax.data.sources.folder import FolderSource
 from mbv2_jax.data.sources.pairs import PairsSource
 from mbv2_jax.data.sources.parts import Part
+from mbv2_jax.data.sources.voc import VocSource
 from mbv2_jax.errors import UserError, listed
 from mbv2_jax.installed import require
 
@@ -57,6 +59,7 @@ class Source(Protocol):
 _PREFIXES: dict[str, Callable[[str, str], Source]] = {
     "folder": FolderSource,
     "pairs": PairsSource,
+    "voc": VocSource,
 }
 
 
@@ -82,8 +85,11 @@ def open_source(
     if colon and prefix in _PREFIXES:
         source = _PREFIXES[prefix](os.path.expanduser(path), split)
         if (found := faults(source)) and not with_faults:
-            count = "a file" if len(found) == 1 else f"{len(found):,} files"
-            raise UserError(f"{name} has {count} without a counterpart: {listed(found)}")
+            faulty = "1 file is" if len(found) == 1 else f"{len(found):,} files are"
+            raise UserError(
+                f"{faulty} missing or lack a counterpart in {name}: {listed(found)} "
+                "(python -m mbv2_jax.data verify lists all)"
+            )
         return source
     if os.path.isabs(name) or name.startswith((".", "~")) or os.path.isdir(name):
         raise UserError(

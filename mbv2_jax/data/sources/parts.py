@@ -97,10 +97,13 @@ def _ranges(
 
 def overlap(parts: Sequence[Part], others: Sequence[Part]) -> bool:
     """Returns whether any example is in both."""
+    by_split: dict[str, list[Part]] = {}
+    for other in others:
+        by_split.setdefault(other.split, []).append(other)
     return any(
-        part.split == other.split and part.start < other.stop and other.start < part.stop
+        part.start < other.stop and other.start < part.stop
         for part in parts
-        for other in others
+        for other in by_split.get(part.split, ())
     )
 
 

@@ -1,0 +1,156 @@
+"""Pascal VOC's pictures and masks in the layout of its VOCdevkit.
+
+    VOC2012/ImageSets/Segmentation/SPLIT.txt     the names of a split, a line each
+    VOC2012/JPEGImages/NAME.jpg
+    VOC2012/SegmentationClassAug/NAME.png        if it has all masks of the split, else
+    VOC2012/SegmentationClass/NAME.png
+
+SegmentationClassAug holds the masks of SBD (Hariharan et al. 2011) in VOC's numbers, as grey or
+palette PNGs; with them the split train_aug has 10,582 pictures instead of 1,464. Its list is part
+of neither and comes with the masks.
+"""
+
+import os
+import pathlib
+
+from mbv2_jax.data.sources import file_splits
+from mbv2_jax.data.sources.masked_files import MaskedFiles
+from mbv2_jax.data.sources.parts import Part
+from mbv2_jax.errors import UserError, nearest
+
+CLASS_NAMES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+
+_LISTS = os.path.join("ImageSets", "Segmentation")
+_IMAGES = "JPEGImages"
+_MASKS = ("SegmentationClassAug", "SegmentationClass")  # the first that is complete is taken
+
+
+class VocSource(MaskedFiles):
+    """A split of VOC's pictures and masks; 255 in a mask marks pixels that do not count.
+
+    The split "validation" is val.txt if there is no validation.txt, and the other way round. A part
+    such as "train[:90%]" is a random one (file_splits.py).
+
+    Args:
+      path: VOC2012, VOCdevkit, or the folder that holds either.
+      split: the name of a list, or an expression as `parts.read` takes it.
+
+    Attributes:
+      root: the folder of the year.
+      class_names: VOC's 21, background first.
+      parts: of each picture, so that train and trainval are known to overlap.
+      note, faults: as `MaskedFiles` has them; the faults are pictures and masks that are missing.
+
+    Raises:
+      UserError: there is no such folder or split, or nothing in it can be used.
+    """
+
+    def __init__(self, path: str, split: str):
+        if not path:
+            raise UserError("voc: needs a path, such as 'voc:/data/VOCdevkit'")
+        self.root = _root(path)
+        name = file_splits.split_name(os.path.join(self.root, _LISTS), split)
+        names = _read_list(self.root, name)
+        masks = _masks_folder(self.root, names)
+        chosen = file_splits.choose(self.root, split, name, len(names))
+        if chosen.numbers is not None:
+            names = [names[number] for number in chosen.numbers.tolist()]
+        faults, images = [], []
+        for each in names:
+            image = os.path.join(self.root, _IMAGES, f"{each}.jpg")
+            mask = os.path.join(masks, f"{each}.png")
+            missing = [file for file in (image, mask) if not os.path.isfile(file)]
+            faults += [f"{file} is missing" for file in missing]
+            if not missing:
+                images.append((image, mask))
+        if not images:
+            raise UserError(f"no picture of split {split!r} has its files; {faults[0]}")
+        location = os.path.realpath(self.root)
+        super().__init__(
+            [image for image, _ in images],
+            [mask for _, mask in images],
+            CLASS_NAMES,
+            [Part(os.path.join(location, each), 0, 1) for each in names],
+            faults=faults,
+        )
+
+
+def _root(path: str) -> str:
+    """Returns the folder of a year that a path stands for; 2012 if there are several."""
+    if not os.path.isdir(path):
+        raise UserError(f"no folder {path!r}; voc: takes VOCdevkit or a year's folder, VOC2012")
+    tried = [path]
+    for folder in (path, os.path.join(path, "VOCdevkit")):
+        if os.path.isdir(folder):
+            years = sorted(name for name in os.listdir(folder) if name.startswith("VOC2"))
+            tried += [os.path.join(folder, year) for year in years]
+    found = [folder for folder in tried if os.path.isdir(os.path.join(folder, _LISTS))]
+    if not found:
+        raise UserError(f"no {_LISTS} in {path}, nor in a VOC2012 below it: voc: takes VOCdevkit")
+    if len(found) == 1:
+        return found[0]
+    latest = [folder for folder in found if os.path.basename(folder) == "VOC2012"]
+    if not latest:
+        raise UserError(f"several years in {path}: give one of {', '.join(map(repr, found))}")
+    return latest[0]
+
+
+def _read_list(root: str, name: str) -> list[str]:
+    """Returns the names of a split's pictures.
+
+    A line may also be two paths, of the picture and the mask, as in the list that goes around for
+    train_aug.
+    """
+    folder = pathlib.Path(root, _LISTS)
+    known = sorted(file.stem for file in folder.glob("*.txt"))
+    chosen = name if name in known else file_splits.OTHER_NAME.get(name)
+    if chosen not in known:
+        raise UserError(f"no split {name!r} in {folder}; {nearest(name, known)}")
+    file = folder / f"{chosen}.txt"
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {file} as text: {error}") from None
+    names = [pathlib.PurePosixPath(line.split()[0]).stem for line in lines if line.strip()]
+    if not names:
+        raise UserError(f"{file} names no picture")
+    if len(set(names)) < len(names):
+        twice = next(each for number, each in enumerate(names) if each in names[:number])
+        raise UserError(f"{file} names {twice!r} more than once")
+    return names
+
+
+def _masks_folder(root: str, names: list[str]) -> str:
+    """Returns the first folder that has all masks of a split, or the one that lacks the fewest."""
+    folders = [os.path.join(root, name) for name in _MASKS]
+    present = [folder for folder in folders if os.path.isdir(folder)]
+    if not present:
+        raise UserError(f"no {' and no '.join(_MASKS)} in {root}: they hold the masks")
+
+    def missing(folder: str) -> int:
+        files = set(os.listdir(folder))
+        return sum(f"{name}.png" not in files for name in names)
+
+    return min(present, key=missing)  # of two that lack as many, the first
