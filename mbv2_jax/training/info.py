@@ -19,9 +19,12 @@ def describe(config: ConfigDict) -> str:
         f"image size     {size} x {size}",
         f"parameters     {measured.params:,}",
         f"multiply-adds  {measured.multiply_adds:,}",
-        f"page's count   {measured.page_count / 1e9:.3f} G  (mmpretrain's: BatchNorm, ReLU6 and "
-        "pooling counted, the head not)",
     ]
+    if task.classifies:
+        lines.append(
+            f"page's count   {measured.page_count / 1e9:.3f} G  (mmpretrain's: BatchNorm, ReLU6 "
+            "and pooling counted, the head not)"
+        )
     if task.head is None:
         lines.append(f"the head is left out: {task.open_head}")
     return "\n".join(lines)
