@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mbv2_jax import spec
-from mbv2_jax.models import folding
+from mbv2_jax.errors import UserError
+from mbv2_jax.models import folding, layers
 from mbv2_jax.models.layers import Conv, ConvNorm, parameter_dtype
 from mbv2_jax.models.mobilenet_v2 import Backbone, stage_endpoints
 from mbv2_jax.ops.normalization import materialize
@@ -79,6 +80,7 @@ class DeepLabV3(nn.Module):
 
         Raises:
           ValueError: the input or a field is not as described.
+          UserError: in training, BatchNorm would see a single example.
         """
         logits = self.coarse_logits(x, train=train)
         return resize_bilinear(logits, x.shape[1:3], align_corners=self.align_corners)
@@ -95,11 +97,13 @@ class DeepLabV3(nn.Module):
           `__call__`.
         """
         mode = self.mode
+        learn = train and not mode.norm_eval  # whether BatchNorm uses the batch's statistics
+        if learn and not self.is_initializing():
+            self._check_groups(len(x))
         last = stage_endpoints(self.architecture)[-1]
         backbone = Backbone(self.architecture, mode, (last,), self.folded)
         nn.share_scope(self, backbone)
         features = backbone(x, train)[last]  # (N, h, w, 320)
-        learn = train and not mode.norm_eval
         layer = partial(
             ConvNorm,
             CHANNELS,
@@ -132,6 +136,15 @@ class DeepLabV3(nn.Module):
             kernel_init=nn.initializers.truncated_normal(0.01),
             name="logits",
         )(y)
+
+    def _check_groups(self, batch: int) -> None:
+        """Refuses groups of one example, of which image pooling leaves one value per channel."""
+        if layers.count_groups(batch, int(self.mode.bn_group_size)) == batch:
+            raise UserError(
+                "batch normalisation would see one example at a time, and image pooling leaves one "
+                "value of it per channel: raise batch_size or model.bn_group_size, or set "
+                "model.norm_eval to True"
+            )
 
     def rates(self) -> tuple[int, ...]:
         """Returns the dilations of the 3x3 convolutions at this network's output stride."""
