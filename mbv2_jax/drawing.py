@@ -30,6 +30,11 @@ FIRST, OTHER = (26, 115, 232), (154, 190, 240)  # the bars of the first class an
 INK, FAINT = (32, 33, 36), (95, 99, 104)
 RIGHT, WRONG = (19, 115, 51), (197, 34, 31)  # the text of right and of wrong predictions
 
+# Of masks over pictures.
+COVER = 0.55  # share of a class's colour in the colour of its pixels
+LEGEND_ROW = 28
+SWATCH = 16  # side of a class's colour beside its name, in pixels
+
 # Of grids, in pixels.
 SMALLEST, LARGEST = 112, 256  # side of an image
 GAP = 12
@@ -52,14 +57,9 @@ def annotate(photo: Image.Image, predictions: Sequence[tuple[str, float]]) -> Im
       RGB; a new picture.
     """
     photo = _scaled(photo)
-    width = max(photo.width, PANEL_WIDTH)
-    height = photo.height + MARGIN + ROW * len(predictions) + BAR
-    picture = Image.new("RGB", (width, height), BACKGROUND)
-    draw = ImageDraw.Draw(picture)
-    draw.rectangle((0, 0, width, photo.height), TRACK)  # beside a narrow photo, and a line below it
-    picture.paste(photo, ((width - photo.width) // 2, 0))
+    picture, draw = _above_panel(photo, MARGIN + ROW * len(predictions) + BAR)
     lettering = font()
-    left, right = MARGIN, width - MARGIN
+    left, right = MARGIN, picture.width - MARGIN
     for rank, (name, score) in enumerate(predictions):
         bar, ink = (FIRST, INK) if rank == 0 else (OTHER, FAINT)
         percent = f"{score:.1%}"
@@ -73,6 +73,68 @@ def annotate(photo: Image.Image, predictions: Sequence[tuple[str, float]]) -> Im
         if end - left >= BAR:  # a shorter bar would be a dot
             draw.rounded_rectangle((left, top, end, top + BAR), BAR // 2, bar)
     return picture
+
+
+def _above_panel(photo: Image.Image, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """Returns a picture of a photo above an empty panel of this height, and its pen."""
+    width = max(photo.width, PANEL_WIDTH)
+    picture = Image.new("RGB", (width, photo.height + height), BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((0, 0, width, photo.height), TRACK)  # beside a narrow photo, and a line below it
+    picture.paste(photo, ((width - photo.width) // 2, 0))
+    return picture, draw
+
+
+def overlay(
+    photo: Image.Image,
+    mask: np.ndarray,
+    palette: np.ndarray,
+    classes: Sequence[tuple[str, int, float]],
+) -> Image.Image:
+    """Draws a photo under the colours of its classes, with a legend below.
+
+    White lines separate the classes. A class whose colour is black, as VOC's background, leaves the
+    photo as it is, and has an empty square in the legend.
+
+    Args:
+      photo: upright, RGB, any size; scaled to a longer side of 160..640.
+      mask: (height, width) uint8, the class of each of its pixels.
+      palette: (256, 3) uint8 RGB, the colour of each class.
+      classes: (name, class, share in 0..1) of each line of the legend. Names that are too long are
+        cut.
+
+    Returns:
+      RGB; a new picture.
+    """
+    shown = _scaled(photo)
+    mask = np.asarray(Image.fromarray(mask).resize(shown.size, Image.Resampling.NEAREST))
+    colours, pixels = palette[mask], np.asarray(shown)
+    blended = ((1 - COVER) * pixels + COVER * colours).round().astype(np.uint8)
+    covered = np.where(colours.any(-1, keepdims=True), blended, pixels)
+    covered[_outlines(mask)] = BACKGROUND
+    picture, draw = _above_panel(Image.fromarray(covered), MARGIN + LEGEND_ROW * len(classes))
+    lettering = font()
+    left, right = MARGIN, picture.width - MARGIN
+    for rank, (name, number, share) in enumerate(classes):
+        baseline = shown.height + MARGIN + LEGEND_ROW * rank + FONT_SIZE
+        red, green, blue = palette[number] if palette[number].any() else BACKGROUND
+        upper = baseline - SWATCH + 2
+        square = (left, upper, left + SWATCH, upper + SWATCH)
+        draw.rounded_rectangle(square, 3, (int(red), int(green), int(blue)), outline=FAINT)
+        percent = f"{share:.1%}"
+        start = left + SWATCH + MARGIN // 2
+        available = right - start - lettering.getlength(percent) - MARGIN
+        draw.text((start, baseline), cut(name, available, lettering), INK, lettering, anchor="ls")
+        draw.text((right, baseline), percent, FAINT, lettering, anchor="rs")
+    return picture
+
+
+def _outlines(mask: np.ndarray) -> np.ndarray:
+    """Returns which pixels of a mask have another class to their right or below: (H, W) bool."""
+    found = np.zeros(mask.shape, bool)
+    found[:, :-1] |= mask[:, 1:] != mask[:, :-1]
+    found[:-1] |= mask[1:] != mask[:-1]
+    return found
 
 
 def make_folder(folder: pathlib.Path, flag: str, apart_from: Sequence[str] = ()) -> None:

@@ -89,7 +89,8 @@ class Predictor:
             normalised already. Nothing is resized.
 
         Returns:
-          The outputs of the task's network, such as (N, classes) float32.
+          The outputs of the task's network: logits (N, classes) float32 of a classifier, and
+          (N, H, W, classes) of a segmentation model.
 
         Raises:
           UserError: the images have another shape (the message points out (N, 3, H, W)) or dtype,
@@ -461,8 +462,10 @@ def inference_model(predictor: Predictor, image: ImageLike | Iterable[ImageLike]
 
     Returns:
       The prediction of the model's task. For classification: {"pred_label": int, "pred_class": str,
-      "pred_score": float, "pred_scores": (classes,) float32}, where scores are probabilities. For a
-      folder or several images, a list of predictions.
+      "pred_score": float, "pred_scores": (classes,) float32}, where scores are probabilities. For
+      segmentation: {"mask": (H, W) uint8, the class of each pixel of the picture, "classes": their
+      names, the largest first, "areas": their shares of the picture}. For a folder or several
+      images, a list of predictions.
 
     Raises:
       UserError: as `Predictor.predict`.

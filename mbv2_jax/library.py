@@ -36,7 +36,7 @@ class LoadedModel:
     """A linen module with its variables; `module, variables = model` takes it apart.
 
     Attributes:
-      module: (N, H, W, 3) normalised images -> outputs; see `MobileNetV2`.
+      module: (N, H, W, 3) normalised images -> outputs; see `MobileNetV2` and `DeepLabV3`.
       variables: {"params", "batch_stats"}, nested dicts of jax arrays on the default device:
         float32, or float64 where the module's dtype is.
       preprocessing: how an image becomes the module's input.
@@ -78,7 +78,8 @@ def load(
       seed: of fresh parameters.
       **architecture: other values for fields of `spec.Backbone` that leave the arrays as they are
         (output_stride, strides), of `spec.TrainingMode` (frozen_stages, norm_eval, dropout, dtype,
-        remat, bn_momentum, bn_group_size), and of the task's head (hidden).
+        remat, bn_momentum, bn_group_size), and of the task's head (hidden; aspp_rates and
+        align_corners).
 
     Returns:
       The module and its variables, with the checkpoint's preprocessing and class names.
@@ -233,7 +234,7 @@ def save(
       class_names: of the classes, in the order of the outputs; () for a backbone alone.
       preprocessing: how an image becomes the module's input, such as `LoadedModel.preprocessing`.
       task: the task of the module, where it is not a `MobileNetV2`, as `load` takes it.
-      **head: the fields of that task's head.
+      **head: the fields of that task's head, where the module has none of that name.
 
     Raises:
       UserError: the variables are not those of the module, or not finite; there are not as many
@@ -273,10 +274,10 @@ def _spec_of(
         )
     if getattr(module, "folded", False):
         raise UserError("module is folded, for inference alone: give the one it was made from")
-    if isinstance(module, MobileNetV2):
-        head = {"num_classes": module.num_classes, "hidden": tuple(module.hidden), **head}
     cls = tasks.settings(task).Head
     known = [field.name for field in dataclasses.fields(cls)]
+    own = {field.name for field in dataclasses.fields(module)} & set(known)
+    head = {name: spec_lib.frozen(getattr(module, name)) for name in own} | dict(head)
     for name in head:
         if name not in known:
             raise UserError(f"the head has no field {name!r}: {nearest(name, known)}")

@@ -1,9 +1,10 @@
-"""python -m mbv2_jax.predict: predict image files.
+"""python -m mbv2_jax.predict: predict image files, with a classifier or another model.
 
 Examples:
   python -m mbv2_jax.predict cat.jpg dog.png --checkpoint=mmpretrain
   python -m mbv2_jax.predict photos/ --checkpoint=runs/mine --show-dir=predicted
   python -m mbv2_jax.predict photos/ --checkpoint=runs/mine --topk=3 --json > predictions.jsonl
+  python -m mbv2_jax.predict street/ --checkpoint=runs/segmentation --out-dir=masks
 """
 
 import argparse
@@ -22,6 +23,8 @@ from mbv2_jax.convert.published import PUBLISHED
 from mbv2_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from mbv2_jax import inference
     from mbv2_jax.tasks.task import Task
 
@@ -57,14 +60,27 @@ def _arguments() -> argparse.Namespace:
         "--checkpoint", required=True, metavar="PATH", help="the model; see the end of this help"
     )
     parser.add_argument(
-        "--topk", type=int, default=5, metavar="K", help="how many classes to name (default: 5)"
+        "--topk",
+        type=int,
+        default=5,
+        metavar="K",
+        help="how many classes to name, at most (default: 5)",
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON per image")
     parser.add_argument(
         "--show-dir",
         type=pathlib.Path,
         metavar="DIR",
-        help="write each photo with its predictions below it to DIR; no file there is overwritten",
+        help="write each photo with its predictions below it to DIR, of a segmentation model the "
+        "photo under its mask; no file there is overwritten",
+    )
+    parser.add_argument(
+        "--out-dir",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="of a segmentation model: write the mask of each photo to DIR, as a PNG of its name and "
+        "size whose pixels are the numbers of classes, in VOC's colours; no file there is "
+        "overwritten",
     )
     parser.add_argument(
         "--batch-size",
@@ -84,22 +100,30 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Predicts all images; a bad one does not stop the others."""
     arguments = _arguments()
-    if arguments.show_dir:
-        from mbv2_jax import drawing
+    folders = {"--show-dir": arguments.show_dir, "--out-dir": arguments.out_dir}
+    for flag, folder in folders.items():
+        if folder:
+            from mbv2_jax import drawing
 
-        drawing.make_folder(arguments.show_dir, "--show-dir", apart_from=arguments.images)
+            drawing.make_folder(folder, flag, apart_from=arguments.images)
 
     from mbv2_jax import inference  # here, because jax takes seconds and --help does not need it
     from mbv2_jax.runtime import compilation_cache
 
     compilation_cache.enable()
     predictor = inference.init_model(arguments.checkpoint)
+    if arguments.out_dir and not predictor.task.image_of:
+        raise UserError(
+            f"--out-dir={arguments.out_dir} is for masks, and the predictions of "
+            f"{arguments.checkpoint} are none: --show-dir draws them, --json prints them"
+        )
     report(
         predictor,
         arguments.images,
         topk=arguments.topk,
         as_json=arguments.json,
         show_dir=arguments.show_dir,
+        out_dir=arguments.out_dir,
         batch_size=arguments.batch_size,
     )
 
@@ -111,6 +135,7 @@ def report(
     topk: int = 5,
     as_json: bool = False,
     show_dir: pathlib.Path | None = None,
+    out_dir: pathlib.Path | None = None,
     batch_size: int = 32,
 ) -> None:
     """Prints the predictions of images.
@@ -121,6 +146,7 @@ def report(
       topk: the most entries to print for each image, such as classes.
       as_json: whether to print a JSON object for each image instead of the table.
       show_dir: a folder for annotated pictures.
+      out_dir: a folder for predictions that are images, see `Task.to_image`.
       batch_size: images that go through the network at once.
 
     Raises:
@@ -153,8 +179,20 @@ def report(
         if show_dir:
             picture = task.draw(decoding.open_image(image), outcome, topk)
             drawing.save(picture, show_dir, os.path.basename(image))
+        if out_dir:
+            _write_image(task.to_image(outcome), out_dir, image, task.image_of)
     if bad:
         raise UserError(f"{bad} of {total} images could not be predicted")
+
+
+def _write_image(picture: "Image.Image", folder: pathlib.Path, image: str, kind: str) -> None:
+    """Writes a prediction that is an image under its photo's name; says so where it is taken."""
+    from mbv2_jax import drawing
+
+    name = f"{pathlib.Path(image).stem}.png"
+    written = drawing.save(picture, folder, name)
+    if written.name != name:
+        _say(f"{image}: its {kind} is {written}, since {folder / name} exists")
 
 
 def _with_bar(outcomes: Iterator[Any], count: int) -> Iterator[Any]:
@@ -196,7 +234,7 @@ class Table:
 
     def _cell(self, column: str, value: Any) -> str:
         """Returns a value as text: shares as percentages, numbers right-aligned."""
-        if column == "score":
+        if column in ("score", "share"):
             return f"{value:>7}" if isinstance(value, str) else f"{value:7.2%}"
         if column == "label":
             return f"{value:>{max(len(column), self._number)}}"

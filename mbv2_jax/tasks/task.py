@@ -119,6 +119,9 @@ class Task(abc.ABC):
     open_head: ClassVar[str] = "the config leaves the head to the data, and no data is opened"
     # Whether an example has one class, so that `class_logits` and `classified` exist.
     classifies: ClassVar[bool] = False
+    # The word for a prediction that is an image of its own, such as "mask", so that `to_image`
+    # exists; "" where a prediction is no image.
+    image_of: ClassVar[str] = ""
     # Whether `summarize` needs the rows of every example, and not only the sums.
     needs_rows: ClassVar[bool] = False
 
@@ -326,6 +329,10 @@ class Task(abc.ABC):
         self, picture: "Image.Image", prediction: Mapping[str, Any], limit: int
     ) -> "Image.Image":
         """Draws an image with its prediction, for a person to look at."""
+        raise NotImplementedError
+
+    def to_image(self, prediction: Mapping[str, Any]) -> "Image.Image":
+        """Returns a prediction as an image of the picture's size, for other programs to read."""
         raise NotImplementedError
 
     # ---- From one model to another (on the host) ----

@@ -1,7 +1,6 @@
 """Masks of classes on the host: from samples, to the picture's size, and as a person sees them."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,13 +76,6 @@ def to_image(mask: np.ndarray) -> Image.Image:
     image = Image.fromarray(mask)
     image.putpalette(colours().tobytes())
     return image
-
-
-def overlay(
-    picture: Image.Image, mask: np.ndarray, entries: Sequence[Mapping[str, Any]]
-) -> Image.Image:
-    """Returns a picture under its mask, with a legend."""
-    return Image.blend(picture, to_image(mask).convert("RGB"), 0.5)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from mbv2_jax import drawing
 from mbv2_jax.data import labels
 from mbv2_jax.data.sample import IGNORED, ArraySpec, Frame, Sample
 from mbv2_jax.data.sources import Source
@@ -21,6 +22,7 @@ from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 from mbv2_jax.ops.resize import resize_bilinear
 from mbv2_jax.spec import Backbone, TrainingMode
 from mbv2_jax.tasks.segmentation import masks, scores
+from mbv2_jax.tasks.segmentation.palette import colours
 from mbv2_jax.tasks.segmentation.settings import Head, Settings
 from mbv2_jax.tasks.task import Aligned, Batch, Chance, Task, Transferred
 
@@ -51,6 +53,7 @@ class Segmentation(Task):
         "pixel_accuracy": "pixel accuracy (%)",
     }
     columns: ClassVar[tuple[str, ...]] = ("share", "label", "class")
+    image_of: ClassVar[str] = "mask"
     open_head: ClassVar[str] = (
         "model.num_classes is not set, and no data is opened to count the classes: give "
         "--config.model.num_classes=21, say"
@@ -229,7 +232,13 @@ class Segmentation(Task):
 
     def draw(self, picture: Image.Image, prediction: Mapping[str, Any], limit: int) -> Image.Image:
         """Returns the picture under its mask, with a legend of the largest classes."""
-        return masks.overlay(picture, prediction["mask"], self.entries(prediction, limit))
+        entries = self.entries(prediction, limit)
+        found = [(entry["class"], entry["label"], entry["share"]) for entry in entries]
+        return drawing.overlay(picture, prediction["mask"], colours(), found)
+
+    def to_image(self, prediction: Mapping[str, Any]) -> Image.Image:
+        """Returns the mask as an image of mode "P" with VOC's palette."""
+        return masks.to_image(prediction["mask"])
 
     def transfer(self, saved: "SavedModel", fresh: Mapping[str, Any]) -> Transferred:
         """Keeps a saved model's logits only where its classes are this task's."""
