@@ -6,6 +6,7 @@ folder:PATH         image files: PATH/SPLIT/CLASS/*.jpg, or PATH/CLASS/*.jpg, of
                     held out (folder.py)
 pairs:PATH          pictures and masks: PATH/SPLIT/images/NAME.jpg, PATH/SPLIT/masks/NAME.png and
                     PATH/classes.txt (pairs.py)
+digit_scenes        scenes of scikit-learn's digits with masks and boxes (digit_scenes.py)
 voc:PATH            Pascal VOC's pictures and masks, in VOCdevkit's layout (voc.py)
 
 To add a kind of source, add a file here and an entry to `_PREFIXES`.
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 
 from mbv2_jax.data.sample import Sample
 from mbv2_jax.data.sources import parts
+from mbv2_jax.data.sources.digit_scenes import DigitScenes
 from mbv2_jax.data.sources.folder import FolderSource
 from mbv2_jax.data.sources.pairs import PairsSource
 from mbv2_jax.data.sources.parts import Part
@@ -63,13 +65,18 @@ _PREFIXES: dict[str, Callable[[str, str], Source]] = {
 }
 
 
+# Those that are drawn here, and need no file; each takes the split.
+_EMBEDDED: dict[str, Callable[[str], Source]] = {"digit_scenes": DigitScenes}
+
+
 def open_source(
     name: str, split: str, data_dir: str | None = None, *, with_faults: bool = False
 ) -> Source:
     """Opens a split of a dataset.
 
     Args:
-      name: "digits", the name of a TFDS builder, or a prefix and a path, such as "folder:PATH".
+      name: "digits", "digit_scenes", the name of a TFDS builder, or a prefix and a path, such as
+        "folder:PATH".
       split: the split's name, or parts of it in TFDS's notation: "train[10000:]", "train[:90%]",
         "train[:20%]+train[40%:]" (see parts.py). Parts of a folder are random ones.
       data_dir: the folder of TFDS's prepared datasets; None is TFDS's default (TFDS_DATA_DIR, or
@@ -91,6 +98,8 @@ def open_source(
                 "(python -m mbv2_jax.data verify lists all)"
             )
         return source
+    if name in _EMBEDDED:
+        return _EMBEDDED[name](split)
     if os.path.isabs(name) or name.startswith((".", "~")) or os.path.isdir(name):
         raise UserError(
             f"unknown dataset {name!r}; for a folder of images write {'folder:' + name!r}"
@@ -98,7 +107,7 @@ def open_source(
     require(f"dataset {name!r}", "tensorflow_datasets", "array_record", "google_crc32c")
     from mbv2_jax.data.sources.tfds import TfdsSource
 
-    others = [f"{prefix}:PATH" for prefix in _PREFIXES]
+    others = [*_EMBEDDED, *(f"{prefix}:PATH" for prefix in _PREFIXES)]
     return TfdsSource(name, split, os.path.expanduser(data_dir) if data_dir else None, others)
 
 

@@ -1,0 +1,178 @@
+"""Scenes of handwritten digits with masks and boxes, drawn as they are read: no download.
+
+Each scene shows two to five of scikit-learn's digits (data/digits.py) on a textured background, of
+different sizes, some partly covered by others. A scene depends on its split and number only, and is
+the same on every machine. The test scenes show the digits that `digits` holds out, and the training
+scenes the others, so that no handwriting is in both.
+"""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from mbv2_jax.data import digits
+from mbv2_jax.data.sample import Boxes, Sample
+from mbv2_jax.data.sources import parts
+
+SIZES = {"train": 2000, "test": 200}  # scenes
+SIDE = 128  # of a scene, in pixels
+CLASS_NAMES = ("background", *digits.CLASS_NAMES)
+SMALLEST, LARGEST = 40, 64  # heights of digits, in pixels
+
+_MOST = 5  # digits in a scene; the fewest are two
+_LEAST_SHOWN = 0.75  # of a digit's own pixels; the others may be covered
+_TRIES = 20  # places that are tried for a digit
+
+# A digit is 8 x 8 levels of ink. Its outline is where the enlarged ink is above this.
+_INK = 100
+_ENLARGED = 16  # times, before the outline is taken
+
+
+class DigitScenes:
+    """A split of scenes; samples have a "mask" of the classes and "boxes".
+
+    A box is the extent of a whole digit, also of its covered part, and its area the number of the
+    digit's visible pixels. Labels of boxes count as those of the mask: 1 is the digit 0.
+
+    Args:
+      split: "train", "test", or an expression as `parts.read` takes it.
+
+    Attributes:
+      class_names, parts: as `sources.Source` describes them.
+
+    Raises:
+      UserError: the split is unknown or empty, or scikit-learn is not installed.
+    """
+
+    class_names = CLASS_NAMES
+
+    def __init__(self, split: str):
+        chosen = parts.read(split, {name: [size] for name, size in SIZES.items()}, "digit_scenes")
+        loaded = digits.load()
+        self.parts = [parts.Part(f"digit_scenes/{p.split}", p.start, p.stop) for p in chosen]
+        self._scenes = [(p.split, number) for p in chosen for number in range(p.start, p.stop)]
+        self._digits = {p.split: loaded[p.split] for p in chosen}
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def __getitem__(self, index: int) -> Sample:
+        split, number = self._scenes[index]
+        # A stream that NumPy never changes, as a Generator's may.
+        rng = np.random.RandomState([list(SIZES).index(split), number])
+        image, mask, boxes = _draw(*self._digits[split], rng)
+        file = io.BytesIO()
+        image.save(file, "PNG", compress_level=1)
+        return Sample(file.getvalue(), self.describe(index), {"mask": mask, "boxes": boxes})
+
+    def describe(self, index: int) -> str:
+        split, number = self._scenes[index]
+        return f"scene {number} of digit_scenes[{split}]"
+
+
+def _draw(
+    images: np.ndarray, labels: np.ndarray, rng: np.random.RandomState
+) -> tuple[Image.Image, Image.Image, Boxes]:
+    """Returns a scene, its mask, and its boxes.
+
+    Args:
+      images: (N, 8, 8) uint8, the digits to choose from.
+      labels: (N,), of the digits.
+      rng: the source of all randomness.
+    """
+    # Dark digits on a bright ground, or the other way round.
+    ranges = [(10, 115), (140, 245)]
+    ground, ink = ranges if rng.randint(2) else ranges[::-1]
+    scene = _texture(SIDE, SIDE, *ground, rng)
+    shapes: list[tuple[int, int, np.ndarray]] = []
+    owner = np.full((SIDE, SIDE), -1)  # the digit that is visible at a pixel
+    chosen = rng.randint(len(labels), size=rng.randint(2, _MOST + 1))
+    for number, digit in enumerate(chosen):
+        shape = _outline(images[digit], rng)
+        height, width = shape.shape
+        top, left = _place(owner, shapes, shape, rng)
+        owner[top : top + height, left : left + width][shape] = number
+        scene.paste(_texture(width, height, *ink, rng), (left, top), Image.fromarray(shape))
+        shapes.append((top, left, shape))
+    noise = rng.randint(-8, 9, size=(SIDE, SIDE, 3), dtype=np.int16)
+    pixels = (np.asarray(scene) + noise).clip(0, 255).astype(np.uint8)
+    mask = np.append(labels[chosen] + 1, 0)[owner].astype(np.uint8)  # -1, the ground, is the last
+    boxes = _boxes(shapes, labels[chosen] + 1, owner)
+    return Image.fromarray(pixels), Image.fromarray(mask), boxes
+
+
+def _texture(
+    width: int, height: int, low: int, high: int, rng: np.random.RandomState
+) -> Image.Image:
+    """Returns colours of levels from `low` to `high` that change smoothly, with finer spots."""
+    coarse, fine = rng.randint(1, 4), rng.randint(6, 25)
+    levels = rng.randint(low, high + 1, size=(coarse, coarse, 3)).astype(np.uint8)
+    spots = rng.randint(low, high + 1, size=(fine, fine, 3)).astype(np.uint8)
+    smooth, detail = (
+        Image.fromarray(each).resize((width, height), Image.Resampling.BILINEAR)
+        for each in (levels, spots)
+    )
+    return Image.blend(smooth, detail, 0.25)
+
+
+def _outline(image: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
+    """Returns the filled outline of a digit of random size: (height, width) bool, cut to it."""
+    height = rng.randint(SMALLEST, LARGEST + 1)
+    stretch = rng.randint(85, 121)  # percent, of the width
+    side = 10 * _ENLARGED
+    padded = Image.fromarray(np.pad(image, 1))
+    ink = padded.resize((side, side), Image.Resampling.BICUBIC)
+    left, top, right, bottom = _extent(np.asarray(ink) > _INK)
+    width = max(8, (right - left) * height * stretch // ((bottom - top) * 100))
+    # Enlarged from pixels whose edges are those of the outline, so that it has this height.
+    ink = ink.resize((width, height), Image.Resampling.BILINEAR, (left, top, right, bottom))
+    return np.asarray(ink) > _INK
+
+
+def _place(
+    owner: np.ndarray,
+    shapes: Sequence[tuple[int, int, np.ndarray]],
+    shape: np.ndarray,
+    rng: np.random.RandomState,
+) -> tuple[int, int]:
+    """Returns top and left of a digit: the first place tried that covers little of the others."""
+    count = len(shapes)
+    sizes = np.array([np.count_nonzero(other) for _, _, other in shapes], np.int64)
+    visible = np.bincount(owner.ravel() + 1, minlength=count + 1)[1:]
+    best, where = -1.0, (0, 0)
+    for _ in range(_TRIES):
+        top = rng.randint(SIDE - shape.shape[0] + 1)
+        left = rng.randint(SIDE - shape.shape[1] + 1)
+        below = owner[top : top + shape.shape[0], left : left + shape.shape[1]][shape]
+        covered = np.bincount(below + 1, minlength=count + 1)[1:]
+        least = ((visible - covered) / sizes).min(initial=1.0)
+        if least > best:
+            best, where = least, (top, left)
+        if least >= _LEAST_SHOWN:
+            break
+    return where
+
+
+def _boxes(
+    shapes: Sequence[tuple[int, int, np.ndarray]], labels: np.ndarray, owner: np.ndarray
+) -> Boxes:
+    corners = []
+    for top, left, shape in shapes:
+        x0, y0, x1, y1 = _extent(shape)
+        corners.append((left + x0, top + y0, left + x1, top + y1))
+    count = len(shapes)
+    return Boxes(
+        np.array(corners, np.float32),
+        labels.astype(np.int32),
+        np.zeros(count, bool),
+        np.zeros(count, bool),
+        np.array([np.count_nonzero(owner == number) for number in range(count)], np.float32),
+    )
+
+
+def _extent(shape: np.ndarray) -> tuple[int, int, int, int]:
+    """Returns the box around the pixels of a bool array that are True."""
+    rows, columns = (np.flatnonzero(shape.any(axis)) for axis in (1, 0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
