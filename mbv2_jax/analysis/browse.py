@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,10 +15,11 @@ from mbv2_jax import drawing
 from mbv2_jax.analysis import output
 from mbv2_jax.data import classes, loader, sources
 from mbv2_jax.data import workers as workers_lib
-from mbv2_jax.data.sample import ArraySpec, Sample
+from mbv2_jax.data.sample import IGNORED, ArraySpec, Sample
 from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.data.workers import Batch, Batches
-from mbv2_jax.errors import UserError
+from mbv2_jax.errors import UnreadableImage, UserError
+from mbv2_jax.tasks.segmentation import palette
 
 if TYPE_CHECKING:
     from mbv2_jax.tasks.task import Task
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 MAX_COUNT = 1000  # a picture of more images is too large to look at
 _NAME_LENGTH = 80  # characters; the picture has room for fewer
 _ENDLESS = 1_000_000  # batches, more than anyone waits for
+_LEGEND = 4  # classes that are named below an image with a mask
+MASK = "drawn_mask"  # in a batch; "mask" is the loader's
 
 
 def browse(
@@ -40,7 +44,7 @@ def browse(
     """Draws the first images of an epoch, and measures and prints the rate of the input.
 
     The images are those of a run of this config on one process, bit for bit, before mixup and
-    cutmix, which run on the device.
+    cutmix, which run on the device. Masks are drawn over them in VOC's colours.
 
     Args:
       config: of a recipe.
@@ -74,11 +78,18 @@ def browse(
         _say(f"starting {_worker_count(data.workers)} on {workers_lib.cores()} cores")
     with contextlib.closing(batches):
         take_out = skipped.Skipped(source, _say).take_out
-        images, names = _first(batches, count, take_out)
+        first = _first(batches, count, take_out)
         at_a_time = workers_lib.parallel(data.workers)
         rate = _rate(batches, at_a_time, batch_size, seconds) if seconds else None
-    labels = [[(name, drawing.INK)] for name in names]
+    images = first["image"]
+    labels = [[(str(name), drawing.INK)] for name in first["name"]]
     caption = _caption(settings, task, epoch, *images.shape[1:3])
+    if MASK in first:
+        images = _under(images, first[MASK])
+        labels = [
+            label + _legend(mask, source.class_names)
+            for label, mask in zip(labels, first[MASK], strict=True)
+        ]
     output.write_picture(drawing.grid(images, labels, caption), out)
     print(f"{out}: the first images of epoch {epoch}")
     if rate is not None:
@@ -99,22 +110,32 @@ def _check(out: str, count: int, epoch: int, seconds: float, needs: float | None
 
 
 class _WithNames:
-    """A collator that adds "name", the text below an image, to another collator's arrays."""
+    """A collator that adds to another collator's arrays what is drawn with an image.
 
-    def __init__(self, collator: loader.Collator, class_names: Sequence[str]):
+    "name" is the text below it, and MASK its mask, if `has_masks`.
+    """
+
+    def __init__(self, collator: loader.Collator, class_names: Sequence[str], has_masks: bool):
         self._collator, self._class_names = collator, class_names
+        self._has_masks = has_masks
 
     def batch_spec(self, size: tuple[int, int]) -> dict[str, ArraySpec]:
-        name = ArraySpec((), np.dtype(("U", _NAME_LENGTH)))
-        return {**self._collator.batch_spec(size), "name": name}
+        added = {"name": ArraySpec((), np.dtype(("U", _NAME_LENGTH)))}
+        if self._has_masks:
+            added[MASK] = ArraySpec(size, np.uint8)
+        return {**self._collator.batch_spec(size), **added}
 
     def collate(self, samples: Sequence[Sample]) -> Mapping[str, np.ndarray]:
-        names = np.array([self._name(sample) for sample in samples])
-        return {**self._collator.collate(samples), "name": names}
+        added = {"name": np.array([self._name(sample) for sample in samples])}
+        if self._has_masks:
+            added[MASK] = np.stack([np.asarray(sample.targets["mask"]) for sample in samples])
+        return {**self._collator.collate(samples), **added}
 
     def _name(self, sample: Sample) -> str:
         label = sample.targets.get("label")
-        return sample.id if label is None else classes.english(self._class_names[label])
+        if label is None:
+            return pathlib.PurePath(sample.id).name  # there is no room for folders
+        return classes.english(self._class_names[label])
 
 
 def _batches(
@@ -124,13 +145,13 @@ def _batches(
     task: "Task",
     epoch: int,
 ) -> Batches:
-    """Returns the run's batches from the beginning of an epoch on, with "name"."""
+    """Returns the run's batches from the beginning of an epoch on: see `_WithNames`."""
     data, batch_size = settings.data, settings.run.batch_size
     steps = loader.steps_per_epoch(len(source), batch_size, data.last_batch)
     return loader.train_batches(
         source,
         transform,
-        _WithNames(task, source.class_names),
+        _WithNames(task, source.class_names, _has_masks(source)),
         batch_size=batch_size,
         seed=settings.run.seed,
         start=epoch * steps,
@@ -143,21 +164,51 @@ def _batches(
     )
 
 
+def _has_masks(source: sources.Source) -> bool:
+    """Returns whether the first readable example has a mask."""
+    for index in range(len(source)):
+        try:
+            return "mask" in source[index].targets
+        except UnreadableImage:  # data.corrupt decides later
+            continue
+    return False
+
+
 def _first(
     batches: Iterator[Batch], count: int, take_out: Callable[[Batch], Batch]
-) -> tuple[np.ndarray, list[str]]:
-    """Returns the first `count` images, (count, H, W, 3) uint8, and their names.
+) -> dict[str, np.ndarray]:
+    """Returns the first `count` rows of "image" (count, H, W, 3), "name" and, if it is there, MASK.
 
     `take_out` is called with each batch, of which the last is cut to the wanted rows.
     """
-    images: list[np.ndarray] = []
-    names: list[str] = []
-    while len(names) < count:
-        wanted = slice(count - len(names))
+    found: list[Batch] = []
+    taken = 0
+    while taken < count:
+        wanted = slice(count - taken)
         batch = take_out({name: array[wanted] for name, array in next(batches).items()})
-        images.append(np.array(batch["image"]))  # a copy, since the memory is the workers'
-        names += batch["name"].tolist()
-    return np.concatenate(images), names
+        # Copies, since the memory is the workers'.
+        kept = {name: np.array(batch[name]) for name in ("image", "name", MASK) if name in batch}
+        found.append(kept)
+        taken += len(kept["image"])
+    return {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
+
+
+def _under(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Returns images, each mixed half and half with its mask in VOC's colours."""
+    return (images // 2) + (palette.colours()[masks] // 2)
+
+
+def _legend(mask: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, tuple[int, int, int]]]:
+    """Returns lines for the largest classes of a mask, each in the class's colour."""
+    pixels = np.bincount(mask.ravel(), minlength=256)
+    colours = palette.colours().tolist()
+    lines = []
+    for label in np.argsort(-pixels, kind="stable")[:_LEGEND].tolist():
+        name = "does not count" if label == IGNORED else class_names[label : label + 1]
+        text = f"■ {''.join(name)}: {100 * pixels[label] / mask.size:.0f} %"
+        red, green, blue = colours[label]
+        lines.append((text if pixels[label] else "", (red, green, blue)))
+    return lines
 
 
 def _rate(

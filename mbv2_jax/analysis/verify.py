@@ -14,11 +14,12 @@ from ml_collections import ConfigDict
 
 from mbv2_jax import tasks
 from mbv2_jax.analysis.random_examples import random_examples
-from mbv2_jax.data import classes, sources
+from mbv2_jax.data import classes, mask_files, sources
 from mbv2_jax.data import workers as workers_lib
 from mbv2_jax.data.decoding import decode
+from mbv2_jax.data.sample import IGNORED
 from mbv2_jax.data.sources import Source, parts
-from mbv2_jax.data.transforms import pipeline
+from mbv2_jax.data.transforms import geometry, pipeline
 from mbv2_jax.errors import RunFailed, UserError, listed
 
 # Examples of ILSVRC 2012 by the names of its splits in TFDS and folders, and examples per class of
@@ -44,7 +45,10 @@ def verify(
     The line is {"ok": bool, "splits": [{"split", "examples", "expected", "classes", "decoded",
     "bad"}, ...]}: `expected` is the number of examples in ImageNet's split of that name (None for
     other data, and for a part of a split), `decoded` the number of images that were read and
-    fully decoded, `bad` the number of all others, including those whose label is not a class.
+    fully decoded, `bad` the number of all others, including those whose label is not a class, whose
+    mask is missing, is of another size, or holds a number that is no class, and masks without an
+    image. With masks, "pixels" is {class: number of pixels}, and "ignored" their number without a
+    class.
 
     If the config has 1000 classes (model.num_classes), a folder of ImageNet's classes should be all
     of ImageNet: missing examples and classes are faults. If both splits are checked, examples in
@@ -71,7 +75,10 @@ def verify(
     names = {"train": [data.train_split], "eval": [data.eval_split]}.get(
         which, [data.train_split, data.eval_split]
     )
-    opened = {name: sources.open_source(data.source, name, data.data_dir) for name in names}
+    opened = {
+        name: sources.open_source(data.source, name, data.data_dir, with_faults=True)
+        for name in names
+    }
     for note in sources.notes(*opened.values()):
         _say(note)
     faults = _faults_between(config, names, [opened[name] for name in names])
@@ -81,8 +88,11 @@ def verify(
     for name, source in opened.items():
         split = _Split(name, source, _imagenet_split(config, name, source))
         _say(split.summary())
+        split.report_missing()
         indices = random_examples(len(source), sample, config.seed)
         split.decode(indices, _processes(len(indices)) if workers is None else workers)
+        if shares := split.shares():
+            _say(shares)
         splits.append(split)
     for split in splits:
         for fault in split.faults():
@@ -160,7 +170,7 @@ class _Split:
       source: the split.
       imagenet: the key of _IMAGENET that it should be, or None.
       decoded: the number of images that were decoded.
-      bad: the number of images that cannot be used.
+      bad: the number of images that cannot be used, and of masks without an image.
     """
 
     name: str
@@ -171,6 +181,7 @@ class _Split:
 
     def __post_init__(self) -> None:
         self._per_class = np.zeros(len(self.source.class_names), np.int64)
+        self._pixels = np.zeros(256, np.int64)  # of each number in the masks
 
     def summary(self) -> str:
         """Returns a line about the numbers of examples and classes."""
@@ -180,6 +191,24 @@ class _Split:
         elif known := _imagenet_classes(self.source):
             found += f"; {known:,} of ImageNet's 1,000 classes"
         return f"{self.name}: {found}"
+
+    def report_missing(self) -> None:
+        """Prints each file that is missing, or has no counterpart."""
+        for fault in sources.faults(self.source):
+            self.bad += 1
+            _say(f"bad: {fault}")
+
+    def shares(self) -> str:
+        """Returns a line about the classes' shares of the pixels; "" without masks."""
+        total = self._pixels.sum()
+        if not total:
+            return ""
+        counted = zip(self.source.class_names, self._pixels, strict=False)
+        found = [f"{name} {100 * count / total:.1f} %" for name, count in counted]
+        ignored = 100 * self._pixels[IGNORED] / total
+        return (
+            f"{self.name}: pixels by class: {listed(found, 40, ', ')}; {ignored:.1f} % do not count"
+        )
 
     def decode(self, indices: np.ndarray, workers: int) -> None:
         """Reads and decodes examples, and prints the fault of each bad one."""
@@ -199,6 +228,7 @@ class _Split:
                         _say(f"bad: {self.source.describe(int(index))}: {reason}")
                 sound = batch["label"][batch["reason"] == ""]
                 self.decoded += len(sound)
+                self._pixels += batch["pixels"]
                 labels = sound[sound >= 0]
                 self._per_class += np.bincount(labels, minlength=len(self._per_class))
                 bar.update(len(batch["label"]))
@@ -246,6 +276,10 @@ class _Split:
 
     def line(self) -> dict[str, Any]:
         """Returns the split's entry in the JSON line."""
+        pixels: dict[str, Any] = {}
+        if self._pixels.any():
+            counted = zip(self.source.class_names, self._pixels.tolist(), strict=False)
+            pixels = {"pixels": dict(counted), "ignored": int(self._pixels[IGNORED])}
         return {
             "split": self.name,
             "examples": len(self.source),
@@ -253,6 +287,7 @@ class _Split:
             "classes": len(self.source.class_names),
             "decoded": self.decoded,
             "bad": self.bad,
+            **pixels,
         }
 
 
@@ -271,24 +306,40 @@ class _Reports:
         return self.indices[number * _RECORDS_PER_REPORT : (number + 1) * _RECORDS_PER_REPORT]
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        """Returns {"label": int32 or -1, "reason": str, "" for a sound record}, (records,) each."""
-        found = [self._check(int(index)) for index in self.part(number)]
-        labels, reasons = zip(*found, strict=True)
-        return {"label": np.array(labels, np.int32), "reason": np.array(reasons, np.str_)}
+        """Returns what was found in the records of a report.
 
-    def _check(self, index: int) -> tuple[int, str]:
-        """Returns an example's label, -1 without one, and its fault, "" without one."""
+        Returns:
+          {"label": int32 or -1, "reason": str, "" for a sound record}, (records,) each, and
+          "pixels": int64 (256,), of each number in their masks.
+        """
+        found = [self._check(int(index)) for index in self.part(number)]
+        labels, reasons, pixels = zip(*found, strict=True)
+        return {
+            "label": np.array(labels, np.int32),
+            "reason": np.array(reasons, np.str_),
+            "pixels": np.sum(pixels, axis=0),
+        }
+
+    def _check(self, index: int) -> tuple[int, str, np.ndarray]:
+        """Returns an example's label, its fault, and the pixels of each number in its masks.
+
+        The label is -1, the fault "", and all pixels are 0 where there is none.
+        """
+        pixels, count = np.zeros(256, np.int64), len(self.source.class_names)
         try:
             sample = self.source[index]
-            decode(sample.image)
+            geometry.check_masks(sample.targets, decode(sample.image).size)
+            for name, mask in geometry.masks(sample.targets).items():
+                mask_files.check_classes(mask, f"its {name}", count)
+                pixels += np.array(mask.histogram())
         except UserError as error:
-            return -1, str(error)
+            return -1, str(error), np.zeros_like(pixels)
         if "label" not in sample.targets:
-            return -1, ""
-        label, count = sample.targets["label"], len(self.source.class_names)
+            return -1, "", pixels
+        label = sample.targets["label"]
         if not 0 <= label < count:
-            return -1, f"its label is {label}, and there are classes 0 to {count - 1}"
-        return label, ""
+            return -1, f"its label is {label}, and there are classes 0 to {count - 1}", pixels
+        return label, "", pixels
 
 
 def _say(line: str) -> None:

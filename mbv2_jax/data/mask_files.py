@@ -47,13 +47,13 @@ def read(path: str) -> Image.Image:
     return Image.fromarray(values // _step(image, encoded))
 
 
-def check_classes(mask: Image.Image, path: str, count: int) -> None:
-    """Raises UserError, which names the file, unless all classes of a mask are below `count`."""
+def check_classes(mask: Image.Image, name: str, count: int) -> None:
+    """Raises UserError, which begins with the name, unless a mask's classes are below `count`."""
     odd = [value for value, pixels in enumerate(mask.histogram()) if pixels and value >= count]
     odd = [value for value in odd if value != IGNORED]
     if odd:
         raise UserError(
-            f"the mask {path} holds {listed(map(str, odd), separator=', ')}, and there are classes "
+            f"{name} holds {listed(map(str, odd), separator=', ')}, and there are classes "
             f"0 to {count - 1}; {IGNORED} marks pixels that do not count"
         )
 

@@ -21,6 +21,7 @@ from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import program, step_rate
 from tests.support.coded import CodedSource, LabelCollator
+from tests.support.masked import write_classes, write_image, write_mask
 
 SIZE = 128  # images of this size are shown unscaled
 LABEL = [("name", drawing.INK)]
@@ -126,10 +127,51 @@ def test_images_need_not_be_square():
 
 
 def test_an_image_without_a_class_is_named_by_its_id():
-    named = browse._WithNames(LabelCollator(), ["cat"])
+    named = browse._WithNames(LabelCollator(), ["cat"], False)
     assert named._name(Sample(b"", "photo 3", {"boxes": None})) == "photo 3"
+    assert named._name(Sample(b"", "/photos/a/3.jpg", {"boxes": None})) == "3.jpg"
     assert named._name(Sample(b"", "photo 3", {"label": 0})) == "cat"
     assert named.batch_spec((4, 5))["image"].shape == (4, 5, 3)
+
+
+def test_masks_are_drawn_over_the_images_in_vocs_colours(run, tmp_path, monkeypatch):
+    """Half the picture and half its mask, both moved alike, with a legend of the classes."""
+    lines: list[list[tuple[str, tuple[int, int, int]]]] = []
+    grid = drawing.grid
+
+    def spy(images, labels, caption, **options):
+        lines.extend(labels)
+        return grid(images, labels, caption, **options)
+
+    monkeypatch.setattr(drawing, "grid", spy)
+    folder = write_classes(tmp_path / "pairs", "road", "sky")
+    rows = np.zeros((SIZE, SIZE))
+    rows[:, :30] = 1
+    rows[:20] = 255
+    write_mask(folder / "train/masks/one.png", rows)
+    write_image(folder / "train/images/one.png", (SIZE, SIZE))
+    run(
+        "--config=finetune_segmentation",
+        f"--config.data.source=pairs:{folder}",
+        f"--config.data.image_size={SIZE}",
+        "--config.data.train_transforms=resize(size)|random_flip(1.0)",
+        "--config.batch_size=1",
+        "--count=1",
+    )
+    picture = np.asarray(Image.open("browse.png"))
+    top = 2 * drawing.GAP + drawing.CAPTION * 2
+    drawn = picture[top : top + SIZE, drawing.GAP : drawing.GAP + SIZE].astype(int)
+    image = np.asarray(Image.open(folder / "train/images/one.png"))[:, ::-1]
+    colours = {0: (0, 0, 0), 1: (128, 0, 0), 255: (224, 224, 192)}
+    mask = np.array([[colours[int(value)] for value in row] for row in rows[:, ::-1]])
+    assert np.abs(drawn - (image.astype(int) + mask) / 2).max() <= 1  # both halves are rounded
+    [[name, *legend]] = lines
+    assert name[0] == "one.png"
+    assert [line for line in legend if line[0]] == [
+        ("■ road: 65 %", (0, 0, 0)),  # 98 x 108 of 128 x 128
+        ("■ sky: 20 %", (128, 0, 0)),
+        ("■ does not count: 16 %", (224, 224, 192)),
+    ]
 
 
 def last_line(config: ConfigDict, **changes: float) -> str:

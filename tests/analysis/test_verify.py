@@ -19,6 +19,7 @@ from mbv2_jax.data import classes, sources
 from mbv2_jax.errors import RunFailed, UserError
 from tests.support import REPOSITORY
 from tests.support.coded import CodedSource
+from tests.support.masked import write_classes, write_image, write_mask, write_pair
 
 
 def photo(size: tuple[int, int] = (40, 30), mode: str = "RGB") -> bytes:
@@ -91,6 +92,58 @@ def test_every_bad_file_is_named_with_what_is_wrong(verify, tmp_path):
     assert result == {"ok": True, "splits": [val | {"decoded": 2, "bad": 0}]}
 
 
+def test_every_mistake_in_pictures_and_masks_is_named(verify, tmp_path):
+    """A missing mask, sizes that differ, and a number that is no class, in one folder."""
+    folder = write_classes(tmp_path / "mine", "road", "sky")
+    for name in ("a", "b", "c", "d", "e"):
+        write_pair(folder / "train", name, [[0, 1, 1], [0, 0, 255]])
+    write_pair(folder / "val", "v", [[0, 1, 1], [0, 0, 0]])
+    images, masks = folder / "train/images", folder / "train/masks"
+    (masks / "b.png").unlink()
+    write_mask(masks / "c.png", [[0, 1], [0, 1], [0, 1]])
+    write_mask(masks / "d.png", [[0, 1, 1], [0, 0, 7]])
+    write_mask(masks / "left.png", [[0]])
+    arguments = ["--config=finetune_segmentation", f"--config.data.source=pairs:{folder}"]
+    error, lines, result = verify(*arguments)
+    assert isinstance(error, RunFailed)
+    assert "train: 4 of 6 images are bad" in str(error)
+    assert [line for line in lines if line.startswith("bad")] == [
+        f"bad: {images}/b.png: there is no mask {masks}/b.png",
+        f"bad: {masks}/left.png: there is no picture of this name in {images}",
+        f"bad: {images}/c.png: the image is 3 x 2 pixels (upright), and its mask 2 x 3: make the "
+        "mask for the image as it is",
+        f"bad: {images}/d.png: the mask {masks}/d.png holds 7, and there are classes 0 to 1; 255 "
+        "marks pixels that do not count",
+    ]
+    assert "train: pixels by class: road 50.0 %, sky 33.3 %; 16.7 % do not count" in lines
+    train, val = result["splits"]
+    assert not result["ok"]
+    assert (train["decoded"], train["bad"], val["bad"]) == (2, 4, 0)
+    assert (train["pixels"], train["ignored"]) == ({"road": 6, "sky": 4}, 2)
+    error, _, result = verify(*arguments, "--split=eval", "--workers=1")
+    assert error is None and result["ok"]
+    assert result["splits"][0]["pixels"] == {"road": 4, "sky": 2}
+
+
+def test_missing_masks_of_voc_are_named(verify, tmp_path):
+    year = tmp_path / "VOC2012"
+    for name in "ab":
+        write_image(year / "JPEGImages" / f"{name}.jpg", (3, 2))
+    write_mask(year / "SegmentationClass/a.png", [[0, 20, 20], [0, 0, 21]])
+    (year / "ImageSets/Segmentation").mkdir(parents=True)
+    (year / "ImageSets/Segmentation/val.txt").write_text("a\nb\n")
+    source = f"--config.data.source=voc:{tmp_path}"
+    error, lines, result = verify("--config=finetune_segmentation", source, "--split=eval")
+    assert isinstance(error, RunFailed)
+    masks = year / "SegmentationClass"
+    assert [line for line in lines if line.startswith("bad")] == [
+        f"bad: {masks}/b.png is missing",
+        f"bad: {year}/JPEGImages/a.jpg: the mask {masks}/a.png holds 21, and there are classes 0 "
+        "to 20; 255 marks pixels that do not count",
+    ]
+    assert result["splits"][0]["bad"] == 2
+
+
 def test_digits_are_whole_in_threads_and_processes(verify, tmp_path):
     arguments = ["--config=digits", f"--config.data.data_dir={tmp_path}"]
     for workers in (0, 1):
@@ -106,7 +159,7 @@ def test_a_sample_is_drawn_at_random_and_again_the_same(verify, monkeypatch):
             seen.append(index)
             return super().__getitem__(index)
 
-    monkeypatch.setattr(sources, "open_source", lambda *_: Noted(5000))
+    monkeypatch.setattr(sources, "open_source", lambda *_, **__: Noted(5000))
     arguments = ["--config=digits", "--split=train", "--sample=300"]
     drawn = []
     for seed in (0, 0, 1):
@@ -125,7 +178,7 @@ def test_labels_that_are_no_class_are_bad(verify, monkeypatch):
             label = {3: -1, 7: 10}.get(index, index % 10)
             return dataclasses.replace(super().__getitem__(index), targets={"label": label})
 
-    monkeypatch.setattr(sources, "open_source", lambda *_: Mislabelled(100))
+    monkeypatch.setattr(sources, "open_source", lambda *_, **__: Mislabelled(100))
     error, lines, result = verify("--config=digits", "--split=train")
     assert isinstance(error, RunFailed)
     assert lines[1:3] == [
@@ -208,7 +261,7 @@ def test_the_whole_of_imagenet_has_nothing_to_say(verify, monkeypatch):
     class Whole(CodedSource):
         class_names = tuple(f"n{i:08}" for i in range(1000))
 
-    monkeypatch.setattr(sources, "open_source", lambda *_: Whole(1_281_167))
+    monkeypatch.setattr(sources, "open_source", lambda *_, **__: Whole(1_281_167))
     arguments = ["--config=mobilenet_v2_8xb32_in1k", "--split=train", "--sample=10"]
     error, lines, result = verify(*arguments)
     assert error is None

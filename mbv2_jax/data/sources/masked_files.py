@@ -61,7 +61,7 @@ class MaskedFiles:
         except OSError as error:
             raise UnreadableImage(f"cannot read the image: {error.strerror}") from error
         mask = mask_files.read(self._masks[index])
-        mask_files.check_classes(mask, self._masks[index], self._count)
+        mask_files.check_classes(mask, f"the mask {self._masks[index]}", self._count)
         if self._table is not None:
             mask = mask.point(self._table)
         return Sample(encoded, path, {"mask": mask})

@@ -152,7 +152,9 @@ def test_parts_that_hold_an_example_twice_are_refused(data_dir, tmp_path):
 def test_wrong_tfds_datasets_are_explained(data_dir):
     assert "did you mean 'digits'?" in fails("digist", data_dir=data_dir)
     assert "did you mean 'imagenet2012'?" in fails("imagenet_2012", data_dir=data_dir)
-    assert "'cifar10', 'imagenet2012', 'folder:PATH'" in fails("mine", data_dir=data_dir)
+    assert "'cifar10', 'imagenet2012', 'digit_scenes', 'folder:PATH'" in fails(
+        "mine", data_dir=data_dir
+    )
     assert "cannot open dataset 'a/b/c'" in fails("a/b/c", data_dir=data_dir)
     assert "cannot open dataset ''" in fails("", data_dir=data_dir)
     assert "did you mean 'test'?" in fails("digits", "tset", data_dir)
