@@ -204,10 +204,13 @@ def _legend(mask: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, tup
     colours = palette.colours().tolist()
     lines = []
     for label in np.argsort(-pixels, kind="stable")[:_LEGEND].tolist():
-        name = "does not count" if label == IGNORED else class_names[label : label + 1]
-        text = f"■ {''.join(name)}: {100 * pixels[label] / mask.size:.0f} %"
         red, green, blue = colours[label]
-        lines.append((text if pixels[label] else "", (red, green, blue)))
+        name, ink = "".join(class_names[label : label + 1]), (red, green, blue)
+        if label == IGNORED:
+            name, ink = "does not count", drawing.FAINT  # its own colour is too light to read
+        # The share comes first, since long lines are shortened.
+        text = f"■ {100 * pixels[label] / mask.size:.0f} % {name}"
+        lines.append((text if pixels[label] else "", ink))
     return lines
 
 

@@ -168,9 +168,9 @@ def test_masks_are_drawn_over_the_images_in_vocs_colours(run, tmp_path, monkeypa
     [[name, *legend]] = lines
     assert name[0] == "one.png"
     assert [line for line in legend if line[0]] == [
-        ("■ road: 65 %", (0, 0, 0)),  # 98 x 108 of 128 x 128
-        ("■ sky: 20 %", (128, 0, 0)),
-        ("■ does not count: 16 %", (224, 224, 192)),
+        ("■ 65 % road", (0, 0, 0)),  # 98 x 108 of 128 x 128
+        ("■ 20 % sky", (128, 0, 0)),
+        ("■ 16 % does not count", drawing.FAINT),
     ]
 
 
