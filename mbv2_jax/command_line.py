@@ -96,28 +96,36 @@ def overrides(values: flags.FlagValues) -> dict[str, Any]:
 
 
 def expectation(flag: str, text: str | None, names: Sequence[str]) -> dict[str, float] | None:
-    """Reads the figures of a flag such as --expect=71.86,90.42.
+    """Reads the figures of a flag such as --expect=71.86,90.42 or --expect=mIoU=75.32.
 
     Args:
       flag: its name, for messages.
-      text: its value; None or "none" expects nothing.
+      text: its value: a number for each name in order, or some of them as NAME=NUMBER; None or
+        "none" expects nothing.
       names: the names of the figures, in order.
 
     Returns:
       The figures by name; None if nothing is expected.
 
     Raises:
-      UserError: the text is not one number from 0 to 100 for each name.
+      UserError: the text is neither, or a number is not from 0 to 100.
     """
     if text in (None, "none"):
         return None
+    words = [word.rpartition("=")[::2] for word in text.split(",")]
+    given = [name for name, _ in words] if "=" in text else names
     try:
-        figures = dict(zip(names, map(float, text.split(",")), strict=True))
+        pairs = zip(given, words, strict=True)
+        figures = {name: float(number) for name, (_, number) in pairs}
     except ValueError:
         figures = {}
-    if not figures or not all(0 <= value <= 100 for value in figures.values()):
+    possible = all(name in names and 0 <= value <= 100 for name, value in figures.items())
+    if not figures or len(figures) < len(given) or not possible:
         form = ",".join(name.upper() for name in names)
-        raise UserError(f"{flag}={text}: give {form} in percent, such as 71.86,90.42, or none")
+        raise UserError(
+            f"{flag}={text}: give {form} in percent, such as 71.86,90.42, or some of them by name, "
+            f"such as {names[0]}=75.32, or none"
+        )
     return figures
 
 
