@@ -78,8 +78,8 @@ def _arguments() -> argparse.Namespace:
         "--out-dir",
         type=pathlib.Path,
         metavar="DIR",
-        help="of a segmentation model: write the mask of each photo to DIR, as a PNG of its name and "
-        "size whose pixels are the numbers of classes, in VOC's colours; no file there is "
+        help="of a segmentation model: write the mask of each photo to DIR, as a PNG of its name "
+        "and size whose pixels are the numbers of classes, in VOC's colours; no file there is "
         "overwritten",
     )
     parser.add_argument(

@@ -128,3 +128,15 @@ def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=plain))
     flat = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(key): np.asarray(value) for key, value in flat}
+
+
+def assert_equal_runs(workdir: pathlib.Path, whole: pathlib.Path) -> None:
+    """Asserts that two finished workdirs hold the same logs, states and models, bit for bit."""
+    assert metrics(workdir) == metrics(whole)
+    final = checkpoints(whole)[-1]
+    assert checkpoints(workdir)[-1] == final
+    for item in (f"checkpoints/{final}/state", "model/arrays"):
+        ours, theirs = arrays(workdir / item), arrays(whole / item)
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)

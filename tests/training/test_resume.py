@@ -8,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Callable
 
-import numpy as np
 import PIL.Image
 import pytest
 
@@ -87,19 +86,7 @@ def test_killed_and_continued_run_equals_the_unbroken_one(tiny, cache, unbroken,
     assert f"continuing after step {stopped}" in err
 
     assert out.splitlines()[-1] == last_line
-    assert_equal_runs(workdir, whole)
-
-
-def assert_equal_runs(workdir: pathlib.Path, whole: pathlib.Path) -> None:
-    """Asserts that two finished workdirs hold the same logs, states and models, bit for bit."""
-    assert commands.metrics(workdir) == commands.metrics(whole)
-    final = checkpoints(whole)[-1]
-    assert checkpoints(workdir)[-1] == final
-    for item in (f"checkpoints/{final}/state", "model/arrays"):
-        ours, theirs = commands.arrays(workdir / item), commands.arrays(whole / item)
-        assert ours.keys() == theirs.keys()
-        for name in ours:
-            np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    commands.assert_equal_runs(workdir, whole)
 
 
 def test_stops_where_an_evaluation_is_due_too(tiny, cache, tmp_path):
@@ -188,7 +175,7 @@ def test_run_in_a_bucket_that_is_killed_in_a_save_equals_the_unbroken_one(
     assert "continuing after step 20" in err
     assert out.splitlines()[-1] == last_line
     server = in_bucket.server
-    assert_equal_runs(server.download("bucket", in_bucket.prefix, tmp_path / "run"), whole)
+    commands.assert_equal_runs(server.download("bucket", in_bucket.prefix, tmp_path / "run"), whole)
     left = {name.split("/")[2] for name in server.names("bucket", in_bucket.prefix)}
     assert left == {
         "checkpoints", "config.json", "curves.png", "metrics.jsonl", "model", "tensorboard",
@@ -206,7 +193,7 @@ def test_run_in_a_bucket_is_killed_finished_evaluated_and_predicted_with(
     out, err = in_bucket.finish()
     assert "continuing after step 20" in err
     server, address = in_bucket.server, "gs://bucket/runs/tiny"
-    assert_equal_runs(server.download("bucket", in_bucket.prefix, tmp_path / "run"), whole)
+    commands.assert_equal_runs(server.download("bucket", in_bucket.prefix, tmp_path / "run"), whole)
 
     out, err = in_bucket.finish()
     assert "already finished" in err
@@ -242,5 +229,5 @@ def test_damaged_checkpoint_in_a_bucket_is_set_aside(in_bucket, unbroken, tmp_pa
     assert "continuing after step 40" in err
     assert out.splitlines()[-1] == last_line
     run = server.download("bucket", in_bucket.prefix, tmp_path / "run")
-    assert_equal_runs(run, whole)
+    commands.assert_equal_runs(run, whole)
     assert (run / "damaged" / "60" / "state").is_dir()
