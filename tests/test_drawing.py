@@ -72,3 +72,51 @@ def test_pictures_of_all_kinds_of_names_are_written_and_none_overwritten(tmp_pat
 def test_a_folder_that_is_not_there_is_a_line(tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*missing/a\.jpg: No such file"):
         drawing.save(photo(1, 1), tmp_path / "missing", "a.jpg")
+
+
+PALETTE = np.zeros((256, 3), np.uint8)
+PALETTE[1] = (250, 0, 50)
+
+
+def test_overlay_tints_classes_and_lines_their_borders():
+    mask = np.zeros((200, 300), np.uint8)
+    mask[:, 150:] = 1
+    picture = np.asarray(
+        drawing.overlay(photo(300, 200), mask, PALETTE, [("road", 1, 0.5), (LONG, 0, 0.5)])
+    )
+    shown = picture[:200, 60:360]  # in the middle of the panel's 420 pixels
+    assert (shown[:, :149] == (0, 255, 0)).all()  # a black class leaves the photo as it is
+    assert (shown[:, 149] == 255).all()
+    blended = np.round((1 - drawing.COVER) * np.array([0, 255, 0]) + drawing.COVER * PALETTE[1])
+    assert (shown[:, 150:] == blended).all()
+    # The legend: a square in the colour of each class (empty for black), its name and its share.
+    lines = picture[200:].reshape(2 * drawing.LEGEND_ROW + drawing.MARGIN, -1, 3)
+    squares = lines[:, drawing.MARGIN : drawing.MARGIN + drawing.SWATCH]
+    coloured = (squares == PALETTE[1]).all(-1).any(1)
+    assert coloured.any() and not coloured[drawing.MARGIN + drawing.LEGEND_ROW :].any()
+    for half in np.split(lines[drawing.MARGIN :], 2):
+        text = (half[:, 50:] != 255).any((0, 2))
+        assert text.any() and not text[-drawing.MARGIN :].any()  # a long name is cut
+
+
+@pytest.mark.parametrize("size", [(28, 28), (1280, 960), (3000, 3)])
+def test_overlay_has_the_shown_photos_size(size):
+    mask = np.ones(size[::-1], np.uint8)
+    picture = drawing.overlay(photo(*size), mask, PALETTE, [("road", 1, 1.0)])
+    plain = drawing.annotate(photo(*size), [])
+    assert picture.width == plain.width
+    blended = np.round((1 - drawing.COVER) * np.array([0, 255, 0]) + drawing.COVER * PALETTE[1])
+    tinted = (np.asarray(picture) == blended).all(-1)
+    green = (np.asarray(plain) == (0, 255, 0)).all(-1)
+    assert tinted.sum() == green.sum()
+
+
+def test_a_mask_is_saved_with_its_palette(tmp_path):
+    mask = Image.fromarray(np.array([[0, 1], [1, 255]], np.uint8))
+    mask.putpalette(PALETTE.tobytes())
+    for name in ("one.png", "one-2.png"):
+        file = drawing.save(mask, tmp_path, "one.png")
+        assert file == tmp_path / name
+        with Image.open(file) as written:
+            assert written.mode == "P"
+            np.testing.assert_array_equal(np.asarray(written), [[0, 1], [1, 255]])
