@@ -2,7 +2,7 @@
 
 The command writes held-out digits as image files, to predict from:
 
-    python -m mbv2_jax.data.digits --export=DIR [--count=10]
+    python -m mbv2_jax.data.digits --export=DIR [--count=10] [--scenes]
 """
 
 import argparse
@@ -83,12 +83,45 @@ def export(directory: Path, count: int) -> list[Path]:
     return paths
 
 
+def export_scenes(directory: Path, count: int) -> list[Path]:
+    """Writes the first `count` test scenes of digits with their masks, as `pairs:DIR` reads them.
+
+    They are test/images/scene_INDEX.png, test/masks/scene_INDEX.png and classes.txt in `directory`.
+
+    Returns:
+      The images' paths.
+
+    Raises:
+      UserError: `count` is impossible, or a file cannot be written.
+    """
+    from mbv2_jax.data.sources.digit_scenes import DigitScenes  # which imports this module
+
+    scenes = DigitScenes("test")
+    if not 1 <= count <= len(scenes):
+        raise UserError(f"--count={count} must be from 1 to {len(scenes)}")
+    try:
+        for kind in ("images", "masks"):
+            (directory / "test" / kind).mkdir(parents=True, exist_ok=True)
+        (directory / "classes.txt").write_text("\n".join(scenes.class_names) + "\n")
+        paths = []
+        for index in range(count):
+            scene = scenes[index]
+            path = directory / "test" / "images" / f"scene_{index}.png"
+            path.write_bytes(scene.image)
+            scene.targets["mask"].save(directory / "test" / "masks" / path.name)
+            paths.append(path)
+    except OSError as error:
+        raise UserError(f"cannot write to --export={directory}: {error.strerror}") from error
+    return paths
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m mbv2_jax.data.digits",
         description="Write held-out handwritten digits as PNG files, to predict from.",
-        epilog="example: python -m mbv2_jax.data.digits --export=/tmp/digits --count=10",
+        epilog="examples: python -m mbv2_jax.data.digits --export=digits --count=10; "
+        "python -m mbv2_jax.data.digits --export=scenes --scenes",
     )
     parser.add_argument(
         "--export",
@@ -102,14 +135,21 @@ def main(arguments: list[str] | None = None) -> int:
         type=int,
         default=10,
         metavar="N",
-        help=f"number of digits, up to {TEST_EXAMPLES} (default: 10)",
+        help=f"number of images, up to {TEST_EXAMPLES} digits or 200 scenes (default: 10)",
+    )
+    parser.add_argument(
+        "--scenes",
+        action="store_true",
+        help="write scenes of several digits, and their masks, for segmentation",
     )
     options = parser.parse_args(arguments)
     try:
-        paths = export(options.export, options.count)
+        write = export_scenes if options.scenes else export
+        paths = write(options.export, options.count)
     except UserError as error:
         return report(error)
-    print(f"wrote {len(paths)} digits to {options.export}")
+    kind = "scenes" if options.scenes else "digits"
+    print(f"wrote {len(paths)} {kind} to {options.export}")
     return 0
 
 
