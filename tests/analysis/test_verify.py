@@ -110,8 +110,8 @@ def test_every_mistake_in_pictures_and_masks_is_named(verify, tmp_path):
     assert [line for line in lines if line.startswith("bad")] == [
         f"bad: {images}/b.png: there is no mask {masks}/b.png",
         f"bad: {masks}/left.png: there is no picture of this name in {images}",
-        f"bad: {images}/c.png: the image is 3 x 2 pixels (upright), and its mask 2 x 3: make the "
-        "mask for the image as it is",
+        f"bad: {images}/c.png: the image is 3 x 2 pixels, upright, and its mask 2 x 3: both must "
+        "have the same size",
         f"bad: {images}/d.png: the mask {masks}/d.png holds 7, and there are classes 0 to 1; 255 "
         "marks pixels that do not count",
     ]

@@ -92,9 +92,8 @@ def open_source(
     if colon and prefix in _PREFIXES:
         source = _PREFIXES[prefix](os.path.expanduser(path), split)
         if (found := faults(source)) and not with_faults:
-            faulty = "1 file is" if len(found) == 1 else f"{len(found):,} files are"
             raise UserError(
-                f"{faulty} missing or lack a counterpart in {name}: {listed(found)} "
+                f"{len(found):,} without a counterpart among the files of {name}: {listed(found)} "
                 "(python -m mbv2_jax.data verify lists all)"
             )
         return source

@@ -135,8 +135,8 @@ def check_masks(targets: Mapping[str, Any], size: tuple[int, int]) -> None:
     for name, value in masks(targets).items():
         if value.size != size:
             raise UserError(
-                f"the image is {size[0]} x {size[1]} pixels (upright), and its {name} "
-                f"{value.width} x {value.height}: make the {name} for the image as it is"
+                f"the image is {size[0]} x {size[1]} pixels, upright, and its {name} "
+                f"{value.width} x {value.height}: both must have the same size"
             )
 
 

@@ -91,7 +91,7 @@ def test_missing_files_are_named(devkit):
     (year / "SegmentationClassAug/f.png").unlink()
     with pytest.raises(UserError) as error:
         open_source(f"voc:{devkit}", "train_aug")
-    assert "2 files are missing or lack a counterpart" in str(error.value)
+    assert "2 without a counterpart among the files of" in str(error.value)
     assert f"{year}/JPEGImages/e.jpg is missing" in str(error.value)
     assert f"{year}/SegmentationClassAug/f.png is missing" in str(error.value)
     source = open_source(f"voc:{devkit}", "train_aug", with_faults=True)
