@@ -1,7 +1,7 @@
-"""The 1000 classes of ImageNet (ILSVRC 2012), in the order that all ports use.
+"""The classes of ImageNet (ILSVRC 2012) and of PASCAL VOC, in the orders that all ports use.
 
-They are read from imagenet_classes.txt on first use: a line holds the WordNet id and the synonyms.
-The ids are sorted, so that folders named by them give the same labels.
+ImageNet's 1000 are read from imagenet_classes.txt on first use: a line holds the WordNet id and the
+synonyms. The ids are sorted, so that folders named by them give the same labels.
 """
 
 import functools
@@ -10,6 +10,31 @@ from collections.abc import Sequence
 
 IMAGENET_WNIDS: tuple[str, ...]  # 'n01440764', 'n01443537', ...
 IMAGENET_NAMES: tuple[str, ...]  # 'tench, Tinca tinca', ...; 'crane' is both bird and machine
+
+# The classes of a pixel in VOC's segmentation masks.
+VOC_NAMES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
 
 # The share of positions in which names must agree. The first synonyms of mmpretrain's list and of
 # torchvision's differ in 2 of 1000 ('crane', 'crane bird'), those of other classes nearly always.
