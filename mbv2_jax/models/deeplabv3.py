@@ -22,13 +22,14 @@ EPSILON = 1e-5  # of the head's batch normalisations, whatever the backbone's is
 # The layers of the head that have a normalisation, in the order in which they run. There is an
 # "aspp{i}" for each rate.
 POOLING, POINTWISE, PROJECTION = "image_pooling", "aspp0", "projection"
+LOGITS = "logits"  # the layer after them, which has none
 # The output stride for which `aspp_rates` are given.
 RATES_AT = 16
 
 
 def is_of_head(layer: str) -> bool:
     """Returns whether a layer is the head's, by its name."""
-    return layer in (POOLING, PROJECTION, "logits") or layer.startswith("aspp")
+    return layer in (POOLING, PROJECTION, LOGITS) or layer.startswith("aspp")
 
 
 class DeepLabV3(nn.Module):
@@ -134,7 +135,7 @@ class DeepLabV3(nn.Module):
             dtype=kept,  # few: bfloat16 would save no time, and only lose precision
             bias=True,
             kernel_init=nn.initializers.truncated_normal(0.01),
-            name="logits",
+            name=LOGITS,
         )(y)
 
     def _check_groups(self, batch: int) -> None:
