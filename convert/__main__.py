@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     from .layouts import LAYOUTS, TARGETS
 
     names = "".join(
-        f"\n  {name:18} {weights.top1:6.2f} top-1, {weights.top5:6.2f} top-5   {weights.source}"
+        f"\n  {name:18} {published.figures(weights.figures):26} {weights.source}"
         for name, weights in published.PUBLISHED.items()
     )
     parser = argparse.ArgumentParser(
@@ -188,7 +188,7 @@ def _import(arguments: argparse.Namespace, output: pathlib.Path) -> None:
     )
     saved = imported.saved
     if saved.features_only and arguments.check:
-        raise UserError(f"{arguments.source} has no classifier: leave out --check")
+        raise UserError(f"{arguments.source} has no head: leave out --check")
     _print(imported.summary)
     for line in imported.warnings:
         print(f"warning: {line}", file=sys.stderr)

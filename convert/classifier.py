@@ -1,7 +1,7 @@
 """The head of converted weights for classification.
 
 Its layers and the number of classes come from the arrays; the background class can be removed. No
-other module of the conversion knows the classifier.
+other module of the conversion knows its layers.
 """
 
 import dataclasses
@@ -15,24 +15,22 @@ import numpy as np
 
 from mbv2_jax.data import classes
 from mbv2_jax.errors import UserError, listed
+from mbv2_jax.models.mobilenet_v2 import feature_info
 from mbv2_jax.tasks.classification.settings import Head
 
-from .layouts import Framework
-from .readers.contents import Contents
+from .class_names import ClassNames
+from .head import FoundHead
+from .layouts import Array, Framework, Layout
+from .readers import ForeignFile
+from .recognition import Recognised
+
+DESCRIPTION = "a classifier of dense layers"
 
 LAYER = "classifier"  # our name of the dense layer to the logits
 HIDDEN = "hidden_{}"  # and of those before it
 _MOST_LAYERS = 20  # dense ones in a head
 _LAST_NAMES = ("classifier", "logits", "predictions", "output", "out")
 BACKGROUND = "background"  # the name of class 0 where a head has 1001
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassNames:
-    """The names of the classes in the order of the logits, and their origin for messages."""
-
-    names: tuple[str, ...]
-    origin: str
 
 
 class _Layer(NamedTuple):
@@ -49,37 +47,17 @@ class _Layer(NamedTuple):
     arrays: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class FoundHead:
-    """The head of a file.
-
-    Attributes:
-      spec: its fields; None where the file holds a backbone alone.
-      params: the parameters of its layers, nested dicts of float32 numpy arrays.
-      notes: the assumptions about it, one line each.
-      faults: why it is no head of this network, one line each.
-    """
-
-    spec: Head | None
-    params: dict[str, Any] = dataclasses.field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    faults: tuple[str, ...] = ()
-
-
-def find_head(
-    contents: Contents, rest: Mapping[str, np.ndarray], framework: Framework, channels: int
-) -> FoundHead:
+def find_head(file: ForeignFile, rest: Mapping[str, np.ndarray], found: Recognised) -> FoundHead:
     """Returns the head in a file: dense layers with ReLU between them, the last one to logits.
 
     A layer may have any name. Their order is the file's own, where it describes its layers, and
     else the one in which each takes as many numbers as the one before gives.
 
     Args:
-      contents: the file's.
-      rest: its arrays that are not of the backbone.
-      framework: its names for the arrays of layers.
-      channels: that the backbone gives, pooled.
+      file, rest, found: see `heads.Kind`.
     """
+    contents, framework = file.contents, found.layout.framework
+    channels = list(feature_info(found.backbone).values())[-1].channels  # pooled
     layers = _dense_layers(rest, framework)
     faults = list(contents.obstacles)
     if len(layers) > _MOST_LAYERS:
@@ -237,7 +215,7 @@ def _built(
             f"the outputs of {names[-1]} are sigmoids, of which several may be large; here the "
             "scores are a softmax of the same logits, and add up to 1"
         )
-    return FoundHead(Head(params[LAYER]["bias"].size, hidden), params, tuple(notes))
+    return FoundHead(Head(params[LAYER]["bias"].size, hidden), params, notes=tuple(notes))
 
 
 def without_background(
@@ -260,81 +238,33 @@ def without_background(
     return dataclasses.replace(head, num_classes=1000), {**variables, "params": params}
 
 
-def choose_names(given: Sequence[str], own: Sequence[str], head: Head | None) -> ClassNames:
-    """Returns the names of the classes: those given, else the file's, ImageNet's, or numbers.
-
-    Args:
-      given: the user's; () for none.
-      own: the file's; () where it has none.
-      head: the classifier.
-
-    Raises:
-      UserError: a name is not printable, or the number of given names is not that of the classes.
-    """
-    unprintable = [name for name in given or own if not name.isprintable()]
-    if unprintable:
-        raise UserError(
-            f"a class name is not printable: {unprintable[0]!a}; --class-names=FILE gives others"
-        )
-    if head is None:
-        return ClassNames((), "none")
-    count = head.num_classes or 0
-    if given and len(given) != count:
-        raise UserError(f"{len(given)} class names were given, but there are {count} classes")
-    if given:
-        return ClassNames(tuple(given), "as given")
-    if len(own) == count:
-        return ClassNames(tuple(own), "the file's")
-    if not own and (imagenet := imagenet_names(head)):
-        return ClassNames(imagenet, "ImageNet's")
-    return ClassNames(tuple(map(str, range(count))), "numbers")
-
-
-def imagenet_names(head: Head | None) -> tuple[str, ...]:
-    """Returns ImageNet's names for 1000 classes, or 1001 with the background; () for others."""
+def usual_names(head: Head | None) -> ClassNames | None:
+    """Returns ImageNet's names for 1000 classes, or 1001 with the background; None for others."""
     if head is None or head.num_classes not in (1000, 1001):
-        return ()
-    return (BACKGROUND,) * (head.num_classes - 1000) + classes.IMAGENET_NAMES
+        return None
+    background = (BACKGROUND,) * (head.num_classes - 1000)
+    return ClassNames(background + classes.IMAGENET_NAMES, "ImageNet's")
 
 
-def warnings(chosen: ClassNames, own: Sequence[str], head: Head | None, command: str) -> list[str]:
-    """Returns the assumptions about the head, a line each.
-
-    Args:
-      chosen, own, head: from `choose_names`, and its arguments.
-      command: the beginning of a command that converts, such as "python -m convert".
-    """
+def warnings(head: Head | None, command: str) -> list[str]:
+    """Returns a line about a background among the classes, or about a head that is not there."""
     if head is None:
         return ["there is no classifier in the file: the model gives features only"]
-    count = head.num_classes or 0
-    lines = []
-    if count == 1001:
-        lines.append(
-            f"of 1001 classes the first is the background ({command} --drop-background leaves it "
-            "out)"
-        )
-    if chosen.origin in ("ImageNet's", "numbers"):
-        found = f"names {len(own)} classes and has {count}" if own else "names no classes"
-        instead = "they are numbered" if chosen.origin == "numbers" else "ImageNet's names are used"
-        lines.append(f"the file {found}: {instead} ({command} --class-names=FILE gives others)")
-    return lines
+    if head.num_classes != 1001:
+        return []
+    return [
+        f"of 1001 classes the first is the background ({command} --drop-background leaves it out)"
+    ]
 
 
-def summarize(head: Head | None) -> str:
+def summarize(head: Head) -> str:
     """Returns the size of the classifier in words."""
-    if head is None:
-        return "no classifier"
     widths = " and ".join(map(str, head.hidden))
     return f"{head.num_classes} classes" + (f" after hidden layers of {widths}" if widths else "")
 
 
-def layers(head: Head | None) -> list[str]:
-    """Returns our names of the head's dense layers, from the first to the last."""
-    if head is None:
-        return []
-    return [*(HIDDEN.format(place) for place in range(len(head.hidden))), LAYER]
-
-
-def figures(published: Mapping[str, Any]) -> str:
-    """Returns published figures in words."""
-    return f"{published['top1']} top-1, {published['top5']} top-5"
+def arrays(layout: Layout, head: Head | None) -> dict[str, Array]:
+    """Returns the position of each array of a head in our tree, by its whole name there."""
+    hidden = 0 if head is None else len(head.hidden)
+    layers = [] if head is None else [*map(HIDDEN.format, range(hidden)), LAYER]
+    return {name: array for layer in layers for name, array in layout.dense(layer).items()}

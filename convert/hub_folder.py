@@ -21,8 +21,10 @@ TARGETS = {
     "transformers": {"model.safetensors", "config.json", "preprocessor_config.json"},
 }
 # Fields that config.json holds, and that may therefore differ from the framework's defaults.
-KEPT = ("model.padding", "model.bn_epsilon")
-
+KEPT = {
+    "timm": ("model.padding", "model.bn_epsilon"),
+    "transformers": ("model.padding", "model.bn_epsilon", "model.output_stride", "model.divisor"),
+}
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is used
 
@@ -78,5 +80,7 @@ def loading(saved: "SavedModel", to: str, path: pathlib.Path) -> str:
     """Returns the Python expression with which `to` opens a folder."""
     if to == "timm":
         return f"timm.create_model({f'local-dir:{path}'!r}, pretrained=True)"
-    kind = "AutoModel" if saved.features_only else "AutoModelForImageClassification"
+    from . import transformers_config  # here: it imports jax, which takes seconds
+
+    kind = transformers_config.class_name(saved, "Auto")
     return f"transformers.{kind}.from_pretrained({str(path)!r})"

@@ -1,7 +1,6 @@
 """The import of another framework's weights: arrays, conventions and class names -> a model."""
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -9,31 +8,30 @@ from typing import Any
 
 import jax
 
-from mbv2_jax import model_json
 from mbv2_jax import spec as spec_lib
 from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.errors import UserError, listed
 from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.model_json import Description
-from mbv2_jax.spec import ModelSpec, Preprocessing
+from mbv2_jax.spec import Backbone, ModelSpec, Preprocessing
 
+from . import class_names as class_names_lib
 from . import (
     classifier,
     download,
+    heads,
     matching,
+    own_file,
     published,
     readers,
     timm_config,
     transformers_config,
 )
 from . import fields as fields_lib
-from .classifier import ClassNames
+from .class_names import ClassNames
 from .matching import Match
 from .published import PublishedWeights
 from .readers import ForeignFile
-
-# The readers of a config beside the weights.
-_CONFIGS = {"timm": timm_config.read, "transformers": transformers_config.read}
 
 COMMAND = f"python -m {__package__}"  # for messages: convert in the clone, or mbv2_jax.convert
 
@@ -89,7 +87,8 @@ def load(
     stated = _stated(file, match, known)
     spec = _spec(file, match, stated.fields, fields)
     own = stated.class_names[1:] if drop_background else stated.class_names
-    names = classifier.choose_names(class_names, own, match.head)
+    kind, count = heads.of(match.layout.task), getattr(match.head, "num_classes", None)
+    names = class_names_lib.choose(class_names, own, count, kind.usual_names(match.head))
     # Published figures hold only for the original classes and conventions.
     card = None if fields or drop_background or features_only else stated.published
     description = Description(spec, names.names, _origin(file, match), card)
@@ -97,8 +96,10 @@ def load(
     warnings = [
         *file.contents.guesses,
         *match.notes,
+        *stated.notes,
         *_assumptions(match, spec, stated.fields.keys() | fields.keys()),
-        *([] if features_only else classifier.warnings(names, own, match.head, COMMAND)),
+        *([] if features_only else kind.warnings(match.head, COMMAND)),
+        *class_names_lib.warnings(names, own, COMMAND),
     ]
     return Imported(saved, _summary(saved, file, match, names), warnings)
 
@@ -111,11 +112,13 @@ class _Stated:
       fields: values of settable fields.
       class_names: in the order of the outputs.
       published: as in `Description`.
+      notes: lines for the user about these facts.
     """
 
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     class_names: tuple[str, ...] = ()
     published: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def _stated(file: ForeignFile, match: Match, weights: PublishedWeights | None) -> _Stated:
@@ -125,30 +128,42 @@ def _stated(file: ForeignFile, match: Match, weights: PublishedWeights | None) -
       file, match: the file and its match.
       weights: the published weights that it is; None for another file.
     """
-    if "model.json" in file.contents.metadata:
-        return _own_description(file)
+    own = own_file.description(file)
+    if own is not None:
+        return _Stated(fields_lib.settable(own.spec), own.classes, own.published)
     contents = file.contents
-    if match.name in _CONFIGS:
-        fields, names = _CONFIGS[match.name](file.path)
-        if fields:
-            return _Stated(fields, names or file.contents.class_names)
+    if (beside := _beside(file, match)).fields:
+        return dataclasses.replace(beside, class_names=beside.class_names or contents.class_names)
     if weights is None:
         return _Stated(contents.stated, contents.class_names)
-    conventions = dataclasses.replace(_usual_spec(file, match), preprocessing=weights.preprocessing)
-    names = contents.class_names or classifier.imagenet_names(match.head)
-    return _Stated(fields_lib.settable(conventions), names, weights.card())
+    return _published(file, match, weights)
 
 
-def _own_description(file: ForeignFile) -> _Stated:
-    """Reads model.json in the metadata of a .safetensors file of ours."""
-    try:
-        description = model_json.parse(json.loads(file.contents.metadata["model.json"]))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file.path}: model.json in its metadata is not JSON: {error}") from None
-    except UserError as error:
-        raise UserError(f"{file.path}: model.json in its metadata {error}") from None
-    fields = fields_lib.settable(description.spec)
-    return _Stated(fields, description.classes, description.published)
+def _beside(file: ForeignFile, match: Match) -> _Stated:
+    """Returns the facts in a config beside the weights, as timm and transformers write it."""
+    if match.name == "timm":
+        return _Stated(*timm_config.read(file.path))
+    if match.name == "transformers":
+        notes = transformers_config.notes(file.path, match.layout)
+        return _Stated(*transformers_config.read(file.path, match.layout), notes=notes)
+    return _Stated()
+
+
+def _published(file: ForeignFile, match: Match, weights: PublishedWeights) -> _Stated:
+    """Returns the facts about published weights, whose conventions are those of their figures."""
+    usual = _usual_spec(file, match)
+    conventions = dataclasses.replace(usual, preprocessing=weights.preprocessing)
+    fields = fields_lib.settable(conventions)
+    names = file.contents.class_names
+    if not names and (known := heads.of(match.layout.task).usual_names(match.head)):
+        names = known.names
+    notes = tuple(
+        f"the graph in the file has {name}={value}, and the published figures are for "
+        f"{fields[name]}, which is used ({COMMAND} --set={name}={value} takes the graph's)"
+        for name, value in file.contents.stated.items()
+        if fields.get(name, value) != value
+    )
+    return _Stated(fields, names, weights.card(), notes)
 
 
 def _usual_spec(file: ForeignFile, match: Match) -> ModelSpec:
@@ -173,6 +188,8 @@ def _spec(
       given: the user's fields.
     """
     usual = _usual_spec(file, match)
+    own = fields_lib.settable(usual)  # a backbone alone has no fields of a head
+    stated = {name: value for name, value in stated.items() if name in own}
     spec = fields_lib.replace(usual, {**stated, **given})
     preprocessing = spec.preprocessing
     transforms, size = preprocessing.eval_transforms, preprocessing.image_size
@@ -227,7 +244,7 @@ def _summary(
     parameters = sum(leaf.size for leaf in jax.tree.leaves(saved.params))
     ignored = sum(match.ignored.values())
     used = len(file.tensors) - ignored - len(match.dropped)
-    head = classifier.summarize(match.head)
+    head = "no head" if match.head is None else heads.of(match.layout.task).summarize(match.head)
     unused = f"{ignored} ignored" + (f" ({', '.join(match.ignored)})" if ignored else "")
     card = saved.description.published
     first_and_last = f": {names.names[0]!r} ... {names.names[-1]!r}" if names.names else ""
@@ -240,7 +257,7 @@ def _summary(
     return {
         "file": f"{file.path} ({file.container})",
         "SHA-256": file.sha256,
-        "published": f"{classifier.figures(card)} ({card['source']})"
+        "published": f"{published.figures(card)} ({card['source']})"
         if card
         else "no figures are known of these weights",
         "layout": layout,
@@ -256,6 +273,10 @@ def _summary(
 
 
 def _size(spec: ModelSpec) -> str:
-    """Returns the width and, where it is not the paper's, the depth in words."""
-    depth = spec.backbone.depth
-    return f"width {spec.backbone.width}" + (f", depth {depth}" if depth != 1 else "")
+    """Returns the width and, where they are not the paper's, depth and output stride in words."""
+    backbone = spec.backbone
+    words = [f"width {backbone.width}"]
+    words += [f"depth {backbone.depth}"] if backbone.depth != 1 else []
+    if backbone.output_stride != Backbone.output_stride:
+        words.append(f"output stride {backbone.output_stride}")
+    return ", ".join(words)

@@ -6,29 +6,19 @@ error lists all faults.
 """
 
 import dataclasses
-import functools
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
-from mbv2_jax import model_dir, tasks
-from mbv2_jax.errors import UserError, listed
-from mbv2_jax.models.mobilenet_v2 import feature_info
-from mbv2_jax.spec import Backbone, TrainingMode
+from mbv2_jax.errors import UserError
+from mbv2_jax.spec import Backbone
 
-from . import classifier, recognition
-from .classifier import FoundHead
-from .layouts import Array, Layout
+from . import arrays, classifier, heads, recognition
+from .head import FoundHead
+from .layouts import Layout
 from .readers import ForeignFile
 from .recognition import Recognised, Tensors
-
-Arrays = Mapping[str, Array]
-Shapes = Mapping[tuple[str, ...], tuple[int, ...]]
-
-_LISTED = 20  # names in a message, of each kind of fault
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +26,8 @@ class Match:
     """The arrays of a file as the network's variables.
 
     Attributes:
-      name, layout: the layout of the file, a key of LAYOUTS and its value.
+      name, layout: the layout of the file: a key of LAYOUTS, and the layout of that name for the
+        task of the head.
       prefix: the beginning of the names of the backbone's arrays in the file.
       backbone: of the network: the layout's, with the sizes that the arrays show.
       head: the task's dataclass; None where there is a backbone alone.
@@ -71,29 +62,40 @@ def match(file: ForeignFile, layout: str = "auto", *, features_only: bool = Fals
     found = recognition.recognise(file, layout)
     tensors = _without_copies(file, found)
     found = recognition.sized(found, tensors)
-    arrays, chosen = found.arrays(), found.layout
-    reasons = {name: chosen.ignores(name) for name in tensors if name not in arrays}
+    whole = heads.with_task(found, tensors)
+    if features_only:  # of the network in the file, with the conventions of a backbone
+        last = whole.backbone.last_convolution
+        backbone = dataclasses.replace(found.backbone, last_convolution=last)
+        found = found._replace(backbone=backbone)
+    else:
+        found = whole
+    positions = found.arrays()
+    reasons = {name: whole.layout.ignores(name) for name in tensors if name not in positions}
     rest = {name: tensors[name] for name, why in reasons.items() if not why}
-    faults = _backbone_faults(tensors, arrays, _shapes(chosen.task, found.backbone))
+    shapes = arrays.shapes(found.layout.task, found.backbone)
+    faults = arrays.faults(tensors, positions, shapes)
     if faults:
-        others = classifier.no_dense(rest, chosen.framework)
+        others = classifier.no_dense(rest, found.layout.framework)
         raise UserError(
             f"{file.path} is not a MobileNetV2 of width {found.backbone.width} (layout: "
-            f"{chosen.owner}): {'; '.join([*faults, *_named('not of this network', others)])}"
+            f"{found.layout.owner}): "
+            f"{'; '.join([*faults, *arrays.named('not of this network', others)])}"
         )
     head = FoundHead(None) if features_only else _head(file, rest, found)
-    variables = _to_tree(tensors, arrays)
-    variables["params"] |= head.params
+    variables = arrays.to_tree(tensors, positions)
     return Match(
         found.name,
-        chosen,
+        found.layout,
         found.prefix,
         found.backbone,
         head.spec,
-        variables,
+        {
+            "params": variables["params"] | head.params,
+            "batch_stats": variables["batch_stats"] | head.batch_stats,
+        },
         ignored=Counter(why for why in reasons.values() if why),
         dropped=tuple(rest) if features_only else (),
-        notes=head.notes,
+        notes=(*head.notes, *found.layout.remarks_on(rest)),
     )
 
 
@@ -123,61 +125,18 @@ def _without_copies(file: ForeignFile, found: Recognised) -> Tensors:
     return tensors
 
 
-@functools.cache  # tracing the network takes half a second
-def _shapes(task: str, backbone: Backbone) -> Shapes:
-    """Returns the shape of each of the backbone's arrays by its path."""
-    network = tasks.find(task).for_model(None, ()).network(backbone, TrainingMode())
-    tree = model_dir.shapes_of(network)
-    return {
-        tuple(entry.key for entry in path): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
 def _head(file: ForeignFile, rest: Tensors, found: Recognised) -> FoundHead:
     """Returns the head that the rest of a file's arrays are.
 
     Raises:
-      UserError: they are another head than a classifier; names the remedy.
+      UserError: they are another head than those here; names the remedy.
     """
-    channels = list(feature_info(found.backbone).values())[-1].channels
-    head = classifier.find_head(file.contents, rest, found.layout.framework, channels)
+    kind = heads.of(found.layout.task)
+    head = kind.find_head(file, rest, found)
     if head.faults:
         raise UserError(
-            f"{file.path} is a MobileNetV2 (layout: {found.layout.owner}), but its head is not a "
-            f"classifier of dense layers: {'; '.join(head.faults)}. --features-only converts the "
-            "backbone alone"
+            f"{file.path} is a MobileNetV2 (layout: {found.layout.owner}), but its head is not "
+            f"{kind.DESCRIPTION}: {'; '.join(head.faults)}. --features-only converts the backbone "
+            "alone"
         )
     return head
-
-
-def _backbone_faults(tensors: Tensors, arrays: Arrays, shapes: Shapes) -> list[str]:
-    """Returns lines about the backbone's arrays that are missing, or of a wrong shape or type."""
-    missing = [name for name in arrays if name not in tensors]
-    unfit = []
-    for name in arrays.keys() & tensors.keys():
-        tensor, array = tensors[name], arrays[name]
-        ours = shapes[array.path]
-        theirs = tuple(ours[array.axes.index(axis)] for axis in range(len(ours)))
-        if tensor.shape != theirs or not np.issubdtype(tensor.dtype, np.floating):
-            unfit.append(f"{name} is {tensor.dtype} {tensor.shape}, not {theirs}")
-        elif array.path[-1] == "var" and (tensor < 0).any():
-            unfit.append(f"{name}, a variance, is negative in places")
-    return [*_named("missing", missing), *_named("unfit", unfit)]
-
-
-def _named(kind: str, names: list[str]) -> list[str]:
-    """Returns one line that lists faults of a kind; [] without faults."""
-    return [f"{kind}: {listed(sorted(names), _LISTED, ', ')}"] if names else []
-
-
-def _to_tree(tensors: Tensors, arrays: Arrays) -> dict[str, Any]:
-    """Returns {"params", "batch_stats"} in float32, with our names and axes."""
-    tree: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    for name, array in arrays.items():
-        *parents, last = array.path
-        branch = tree
-        for key in parents:
-            branch = branch.setdefault(key, {})
-        branch[last] = np.ascontiguousarray(tensors[name].transpose(array.axes), np.float32)
-    return tree

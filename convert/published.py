@@ -1,25 +1,29 @@
-"""Published ImageNet weights, by the name that `python -m convert` takes.
+"""Published weights, by the name that `python -m convert` takes.
 
-The figures are the publishers' own, on ImageNet's 50,000 validation images, in percent:
-mmpretrain's model zoo, the `meta` of torchvision's weights, timm's results-imagenet.csv, and the
-READMEs of d-li14/mobilenetv2.pytorch and of TF-slim (tensorflow/models,
-research/slim/nets/mobilenet).
+The figures are the publishers' own, in percent. Those of classifiers are for ImageNet's 50,000
+validation images: mmpretrain's model zoo, the `meta` of torchvision's weights, timm's
+results-imagenet.csv, and the READMEs of d-li14/mobilenetv2.pytorch and of TF-slim
+(tensorflow/models, research/slim/nets/mobilenet). That of DeepLab is for the 1,449 validation
+images of PASCAL VOC 2012 (tensorflow/models, research/deeplab/g3doc/model_zoo.md).
 """
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from mbv2_jax.errors import nearest
 from mbv2_jax.spec import Preprocessing
 
-from .layouts import LAYOUTS
+from .layouts import LAYOUTS, OF_TASK
 
-_EXAMPLES = 50_000  # ImageNet's validation images
+_IMAGENET = 50_000  # validation images
+_VOC = 1_449
 
 _ZOO = "https://download.openmmlab.com/mmclassification/v0/mobilenet_v2/"
 _TORCHVISION = "https://download.pytorch.org/models/"
 _TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
+_DEEPLAB = "https://storage.googleapis.com/download.tensorflow.org/models/"
 _TF_SLIM = "https://storage.googleapis.com/mobilenet_v2/checkpoints/"
 _D_LI14 = "https://github.com/d-li14/mobilenetv2.pytorch/raw/master/pretrained/"
 
@@ -30,18 +34,19 @@ class PublishedWeights:
 
     Attributes:
       address: of the file.
-      top1, top5: published figures, percent.
+      figures: those that were published, percent, by the names of the task's metrics.
       source: the publisher and the name of the weights, for messages.
       preprocessing: of the evaluation that gave the figures.
       width: the network's width multiplier.
+      examples: the number of images that were evaluated.
     """
 
     address: str
-    top1: float
-    top5: float
+    figures: Mapping[str, float]
     source: str
     preprocessing: Preprocessing = dataclasses.field(default_factory=Preprocessing)
     width: float = 1.0
+    examples: int = _IMAGENET
 
     @property
     def file(self) -> str:
@@ -52,22 +57,31 @@ class PublishedWeights:
     def sha256(self) -> str:
         """The first 8 hex digits of the file's SHA-256, with which its name ends.
 
-        It is "" for TF-slim's, whose names hold none, and which publishes none.
+        It is "" for TensorFlow's, whose names hold none, and which publishes none.
         """
         name, _, digits = self.file.rpartition("-")
         return digits.removesuffix(".pth") if name else ""
 
     def card(self) -> dict[str, Any]:
         """Returns the figures as model.json has them."""
-        figures = {"top1": self.top1, "top5": self.top5}
-        return figures | {"examples": _EXAMPLES, "source": self.source}
+        return dict(self.figures) | {"examples": self.examples, "source": self.source}
+
+
+def figures(card: Mapping[str, Any]) -> str:
+    """Returns published figures in words: "71.86 top-1, 90.42 top-5"."""
+    names = {"top1": "top-1", "top5": "top-5"}
+    numbers = {name: value for name, value in card.items() if name not in ("examples", "source")}
+    return ", ".join(f"{value:.2f} {names.get(name, name)}" for name, value in numbers.items())
+
+
+def _accuracy(top1: float, top5: float) -> dict[str, float]:
+    return {"top1": top1, "top5": top5}
 
 
 def _torchvision(file: str, top1: float, top5: float, edge: int, weights: str) -> PublishedWeights:
     return PublishedWeights(
         _TORCHVISION + file,
-        top1,
-        top5,
+        _accuracy(top1, top5),
         f"torchvision, MobileNet_V2_Weights.{weights}",
         Preprocessing(eval_transforms=f"resize_edge({edge})|center_crop(size)"),
     )
@@ -79,8 +93,7 @@ def _d_li14(
     transforms = f"resize_edge({int(size / 0.875)})|center_crop(size)"
     return PublishedWeights(
         _D_LI14 + file,
-        top1,
-        top5,
+        _accuracy(top1, top5),
         "d-li14/mobilenetv2.pytorch",
         Preprocessing(image_size=size, eval_transforms=transforms),
         width,
@@ -89,7 +102,9 @@ def _d_li14(
 
 def _timm(file: str, top1: float, top5: float, model: str, width: float = 1.0) -> PublishedWeights:
     preprocessing = LAYOUTS["timm"].preprocessing
-    return PublishedWeights(_TIMM + file, top1, top5, f"timm, {model}", preprocessing, width)
+    return PublishedWeights(
+        _TIMM + file, _accuracy(top1, top5), f"timm, {model}", preprocessing, width
+    )
 
 
 def _tf_slim(size: int, width: float, top1: float, top5: float) -> PublishedWeights:
@@ -97,8 +112,7 @@ def _tf_slim(size: int, width: float, top1: float, top5: float) -> PublishedWeig
     edge = int(size / 0.875)
     return PublishedWeights(
         f"{_TF_SLIM}mobilenet_v2_{width}_{size}.tgz",
-        top1,
-        top5,
+        _accuracy(top1, top5),
         f"TF-slim, mobilenet_v2_{width}_{size}",
         dataclasses.replace(
             images, image_size=size, eval_transforms=f"resize_edge({edge})|center_crop(size)"
@@ -137,8 +151,7 @@ _TF_SLIM_FIGURES = (
 PUBLISHED: dict[str, PublishedWeights] = {
     "mmpretrain": PublishedWeights(
         _ZOO + "mobilenet_v2_batch256_imagenet_20200708-3b2dc3af.pth",
-        71.86,
-        90.42,
+        _accuracy(71.86, 90.42),
         "mmpretrain, mobilenet-v2_8xb32_in1k",
     ),
     "torchvision": _torchvision("mobilenet_v2-b0353104.pth", 71.878, 90.286, 256, "IMAGENET1K_V1"),
@@ -172,6 +185,14 @@ PUBLISHED: dict[str, PublishedWeights] = {
         f"tf-slim_{width}_{size}": _tf_slim(size, width, top1, top5)
         for width, size, top1, top5 in _TF_SLIM_FIGURES
     },
+    # At output stride 16 and one scale; the graph in the archive is for output stride 8.
+    "deeplabv3_voc": PublishedWeights(
+        _DEEPLAB + "deeplabv3_mnv2_pascal_train_aug_2018_01_29.tar.gz",
+        {"mIoU": 75.32},
+        "TensorFlow's deeplab, mobilenetv2_coco_voc_trainaug",
+        OF_TASK["segmentation"]["tf-slim"].preprocessing,
+        examples=_VOC,
+    ),
 }
 
 

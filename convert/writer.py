@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,12 @@ import numpy as np
 from mbv2_jax import spec as spec_lib
 from mbv2_jax.errors import UserError, first_line
 from mbv2_jax.model_dir import SavedModel
+from mbv2_jax.spec import Backbone
 from mbv2_jax.storage import atomic
 
-from . import classifier, hub_folder, torch_file
-from .layouts import LAYOUTS, TARGETS, TORCH, Layout
+from . import arrays as arrays_lib
+from . import heads, hub_folder, torch_file
+from .layouts import OF_TASK, TARGETS, TORCH, Array, Layout
 
 _FILES = (".pth", ".pt", ".bin", ".safetensors")
 _OTHERS = (".ckpt", ".h5", ".keras", ".npz", ".onnx", ".tflite")  # of files that nobody here writes
@@ -55,14 +57,10 @@ def write(saved: SavedModel, to: str, output: pathlib.Path) -> dict[str, str]:
         file cannot be written.
     """
     check_output(to, output)
-    layout = LAYOUTS[TARGETS[to]]
-    if saved.spec.task != layout.task:
-        raise UserError(
-            f"{saved.path} is a model for {saved.spec.task}; --to={to} is for {layout.task}"
-        )
+    layout = _layout(saved, to)
     folder = is_folder(to, output)
     if to != "safetensors":
-        _check_conventions(saved, to, layout, hub_folder.KEPT if folder else ())
+        _check_conventions(saved, to, layout, hub_folder.KEPT[to] if folder else ())
     tensors = _tensors(saved, layout)
     if folder:
         hub_folder.write(output, saved, to, _to_safetensors(tensors, saved, to))
@@ -71,6 +69,22 @@ def write(saved: SavedModel, to: str, output: pathlib.Path) -> dict[str, str]:
     encode = _to_safetensors if output.suffix == ".safetensors" else _to_pytorch
     _write_file(output, encode(tensors, saved, to))
     return _summary(saved, to, layout, output, len(tensors))
+
+
+def _layout(saved: SavedModel, to: str) -> Layout:
+    """Returns the layout of a model's network in `to`.
+
+    Raises:
+      UserError: `to` has no network for the task.
+    """
+    layouts = OF_TASK.get(saved.spec.task, {})
+    if TARGETS[to] in layouts:
+        return layouts[TARGETS[to]]
+    possible = [f"--to={name}" for name, layout in TARGETS.items() if layout in layouts]
+    remedy = f"; it has {' and '.join(possible)}" if possible else ""
+    raise UserError(
+        f"{saved.path} is a model for {saved.spec.task}, which --to={to} does not write{remedy}"
+    )
 
 
 def _write_file(path: pathlib.Path, content: bytes) -> None:
@@ -96,8 +110,11 @@ def _check_conventions(saved: SavedModel, to: str, layout: Layout, kept: Sequenc
         for name, value in ours.items()
         if value != theirs[name] and name not in kept
     ]
-    if head is not None and head.hidden:
-        faults.append(f"model.hidden is {head.hidden}, there it is ()")
+    faults += [
+        f"model.{name} is {value}, there it is ()"
+        for name in ("hidden", "aspp_rates")
+        if (value := getattr(head, name, ()))
+    ]
     if not layout.has_network(backbone):
         depth = f" and depth {backbone.depth}" if backbone.depth != 1 else ""
         faults.append(f"it has no network of width {backbone.width}{depth} with these channels")
@@ -110,12 +127,14 @@ def _check_conventions(saved: SavedModel, to: str, layout: Layout, kept: Sequenc
 
 def _tensors(saved: SavedModel, layout: Layout) -> dict[str, np.ndarray]:
     """Returns the arrays of a model with a layout's names and axes."""
-    arrays = layout.arrays(saved.spec.backbone)
-    for layer in classifier.layers(saved.spec.head):
-        arrays |= layout.dense(layer)
+    backbone, head = saved.spec.backbone, saved.spec.head
+    variables = saved.variables()
+    arrays = layout.arrays(backbone) | heads.of(saved.spec.task).arrays(layout, head)
+    if layout.unused:
+        arrays, variables = _with_unused(arrays, variables, layout, backbone)
     tensors = {}
     for name, array in arrays.items():
-        value: Any = saved.variables()
+        value: Any = variables
         for key in array.path:
             value = value[key]
         back = tuple(array.axes.index(axis) for axis in range(len(array.axes)))
@@ -125,6 +144,28 @@ def _tensors(saved: SavedModel, layout: Layout) -> dict[str, np.ndarray]:
             counter = name.removesuffix("running_var") + "num_batches_tracked"
             tensors[counter] = np.zeros((), np.int64)
     return tensors
+
+
+def _with_unused(
+    arrays: Mapping[str, Array], variables: dict[str, Any], layout: Layout, backbone: Backbone
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Adds the backbone's layers that the network there has and does not use, with zeros."""
+    whole = dataclasses.replace(backbone, last_convolution=True)
+    shapes = arrays_lib.shapes("classification", whole)
+    variables = {collection: dict(layers) for collection, layers in variables.items()}
+    added = {
+        name: array
+        for name, array in layout.arrays(whole).items()
+        if array.path[1] in layout.unused
+    }
+    for array in added.values():
+        branch = variables
+        *parents, last = array.path
+        for key in parents:
+            branch = branch.setdefault(key, {})
+        # A variance of 0 would be none of a trained network.
+        branch[last] = np.full(shapes[array.path], float(last in ("scale", "var")), np.float32)
+    return {**arrays, **added}, variables
 
 
 def _to_safetensors(tensors: dict[str, np.ndarray], saved: SavedModel, to: str) -> bytes:
@@ -146,7 +187,8 @@ def _summary(
     saved: SavedModel, to: str, layout: Layout, output: pathlib.Path, count: int
 ) -> dict[str, str]:
     images = saved.spec.preprocessing
-    head = classifier.summarize(saved.spec.head)
+    spec_head = saved.spec.head
+    head = "no head" if spec_head is None else heads.of(saved.spec.task).summarize(spec_head)
     lines = {
         "written": f"{output}: {count} arrays, width {saved.spec.backbone.width}, {head}",
         "layout": layout.owner,
@@ -154,6 +196,9 @@ def _summary(
         "give it": f"RGB images after {images.eval_transforms} with size={images.image_size}, "
         f"then (pixel - {images.mean}) / {images.std}",
     }
+    for name, there in layout.head.items():
+        if getattr(spec_head, name, there) != there:
+            lines["differs there"] = f"model.{name}, which is {there}; the logits are the same"
     in_file = output.suffix == ".safetensors" or to == "mmpretrain" or is_folder(to, output)
     if saved.classes and not in_file:
         lines["class names"] = f"not in this file; {saved.path} has them"
@@ -167,14 +212,15 @@ def _loading(saved: SavedModel, to: str, layout: Layout, output: pathlib.Path) -
     if to == "safetensors":
         return f"mbv2_jax.init_model({str(output)!r})"
     if saved.features_only:
-        return "load_state_dict(..., strict=False): there is no classifier in it"
+        return "load_state_dict(..., strict=False): there is no head in it"
     width = saved.spec.backbone.width
     network = layout.network.format(
         width=width,
         percent=round(100 * width),
         deeper="d" if saved.spec.backbone.depth != 1 else "",
         classes=len(saved.classes),
-        last=saved.params["last"]["norm"]["scale"].size,
+        last=saved.params["last"]["norm"]["scale"].size if "last" in saved.params else 0,
+        output_stride=saved.spec.backbone.output_stride,
     )
     read = "safetensors.torch.load_file" if output.suffix == ".safetensors" else "torch.load"
     state = f"{read}({str(output)!r})"

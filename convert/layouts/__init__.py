@@ -2,15 +2,24 @@
 
     layout.py          the parts of a layout
     mobilenet_v2.py    MobileNetV2 with a classifier, or its backbone alone
+    deeplabv3.py       Mobile DeepLabv3, for segmentation
 
 To add a layout, add its table to the file of its network, and the real network of that framework to
-tests/parity/test_conversion.py. To add a network, add a file and its LAYOUTS here.
+tests/parity/test_conversion.py. To add a network, add a file and its layouts to OF_TASK here.
 """
 
-from . import mobilenet_v2
+from collections.abc import Mapping
+
+from . import deeplabv3, mobilenet_v2
 from .layout import TORCH, Array, Framework, Layout
 
+# The layouts of classifiers and of backbones, by which a file's backbone is recognised.
 LAYOUTS: dict[str, Layout] = mobilenet_v2.LAYOUTS
+# A task -> the layouts of its networks, by the names of LAYOUTS. Their backbones are the same.
+OF_TASK: Mapping[str, Mapping[str, Layout]] = {
+    "classification": LAYOUTS,
+    "segmentation": deeplabv3.LAYOUTS,
+}
 
 # The values of --to -> the layout. Keras is absent: only Keras writes files that Keras loads.
 TARGETS = {
@@ -18,4 +27,4 @@ TARGETS = {
     **{name: name for name, layout in LAYOUTS.items() if layout.framework is TORCH},
 }
 
-__all__ = ["LAYOUTS", "TARGETS", "TORCH", "Array", "Framework", "Layout"]
+__all__ = ["LAYOUTS", "OF_TASK", "TARGETS", "TORCH", "Array", "Framework", "Layout"]

@@ -2,8 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from mbv2_jax.spec import Backbone, Preprocessing, TrainingMode
 
@@ -97,21 +97,29 @@ class Layout:
     Attributes:
       owner: the program that has this network, for messages.
       framework: its names for the arrays of a layer.
-      table: our layer -> its names there: (convolution, normalisation), or (dense layer,). Rows
-        whose name begins with `layer*` stand for all blocks without a row of their own; in their
-        names `{stage}` is 1..7, the row of the paper's Table 2; `{block}` the number of the block
-        in its stage, from 0; `{index}` its number among all 17, from 0; and `{stage-1}` or
-        `{index+1}` the same counted from elsewhere.
+      table: our layer -> its names there: (convolution, normalisation), or (layer,) for a layer
+        with a bias. Rows whose name begins with `layer*` stand for all blocks without a row of
+        their own; in their names `{stage}` is 1..7, the row of the paper's Table 2; `{block}` the
+        number of the block in its stage, from 0; `{index}` its number among all 17, from 0; and
+        `{stage-1}` or `{index+1}` the same counted from elsewhere. Of the row `aspp*`, `{index}` is
+        the number of the dilated convolution, from 1.
       task: the name of the network's task.
       backbone, preprocessing, mode: the values that its files do not hold. Width comes from the
         arrays.
+      head: the same of the task's head, by the names of its fields.
+      marks: rows of the layers by which a head of this kind is known. Where there are none,
+        whatever follows the backbone is tried.
       guesses: config names of the values that the framework itself leaves open.
       prefix: the beginning of all names but the head's. Files whose names have another one in its
         place, or none, are read as well.
       ignored: arrays that are not needed here: regular expression -> their meaning.
-      network: Python code that creates the network there; {width}, {percent} (of width 1), {deeper}
-        ("d" if it has more blocks than the paper's), {classes} and {last} (channels of the last
-        convolution) are filled in.
+      unused: rows of `table` with layers that the network there has and does not use. They are left
+        out in reading, and written as zeros that do nothing.
+      remarks: sentences about files that have other arrays as well: a regular expression of the
+        arrays' names -> the sentence.
+      network: Python code that creates the network there, in which are filled in: {width},
+        {percent} (of width 1), {deeper} ("d" if it has more blocks than the paper's), {classes},
+        {output_stride} and {last} (channels of the last convolution).
       has_network: whether the framework has a network with the same blocks and channels.
     """
 
@@ -122,9 +130,13 @@ class Layout:
     backbone: Backbone = dataclasses.field(default_factory=Backbone)
     preprocessing: Preprocessing = dataclasses.field(default_factory=Preprocessing)
     mode: TrainingMode = dataclasses.field(default_factory=TrainingMode)
+    head: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    marks: tuple[str, ...] = ()
     guesses: tuple[str, ...] = ()
     prefix: str = ""
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    remarks: Mapping[str, str] = dataclasses.field(default_factory=dict)
     network: str = ""
     has_network: Callable[[Backbone], bool] = lambda backbone: _is_papers(backbone)
 
@@ -136,12 +148,8 @@ class Layout:
             asked for.
         """
         found: dict[str, Array] = {}
-        for layer, (conv, norm) in self.layers(backbone):
-            scope = tuple(layer.split("/"))
-            depthwise = layer.endswith("depthwise")
-            kernels = self.framework.depthwise if depthwise else self.framework.conv
-            found |= self._variables(conv, (*scope, "conv"), kernels)
-            found |= self._variables(norm, (*scope, "norm"), self.framework.norm)
+        for layer, names in self.layers(backbone):
+            found |= self._normalised(layer, names)
         return found
 
     def relative(self, name: str) -> str:
@@ -152,6 +160,36 @@ class Layout:
         """Returns the position of each array of a dense layer of ours, by its whole name there."""
         (name,) = self.table.get(layer) or (layer,)
         return self._variables(name, (layer,), self.framework.linear)
+
+    def convolution(self, layer: str) -> dict[str, Array]:
+        """Returns the position of each array of a convolution of a head, by its whole name there.
+
+        Args:
+          layer: ours, such as "projection"; `aspp1`, `aspp2` ... have the row `aspp*`.
+        """
+        row, number = layer, re.fullmatch(r"aspp(\d+)", layer)
+        if number and layer not in self.table:
+            row = "aspp*"
+        names = [_numbered(name, index=int(number[1]) if number else 0) for name in self.table[row]]
+        if len(names) == 2:
+            return self._normalised(layer, (names[0], names[1]))
+        variables = {**self.framework.conv, "bias": self.framework.linear["bias"]}
+        return self._variables(names[0], (layer,), variables)
+
+    def heads_in(self, names: Iterable[str]) -> list[str]:
+        """Returns what stands before the names of the layers of `marks`, for each such head."""
+        if not self.marks:
+            return []
+        first, *others = (next(iter(self.convolution(layer))) for layer in self.marks)
+        names = set(names)
+        behind = (
+            name.removesuffix(first)
+            for name in names
+            if name == first or name.endswith(self.framework.separator + first)
+        )
+        return sorted(
+            prefix for prefix in behind if all(prefix + other in names for other in others)
+        )
 
     def layers(self, backbone: Backbone) -> Iterator[tuple[str, tuple[str, str]]]:
         """Yields each convolution of ours with its two names there, in the network's order."""
@@ -169,8 +207,8 @@ class Layout:
                     yield (
                         layer,
                         (
-                            _numbered(conv, block.stage, number, index),
-                            _numbered(norm, block.stage, number, index),
+                            _numbered(conv, stage=block.stage, block=number, index=index),
+                            _numbered(norm, stage=block.stage, block=number, index=index),
                         ),
                     )
         if backbone.last_convolution:
@@ -182,8 +220,32 @@ class Layout:
 
     def ignores(self, name: str) -> str:
         """Returns the meaning of an array of a file that is not needed here; "" for another one."""
+        for row in self.unused:
+            for there in self.table[row]:
+                if re.search(
+                    rf"(^|{re.escape(self.framework.separator)}){re.escape(there)}\W", name
+                ):
+                    return "of layers that its network does not use"
         matching = (why for pattern, why in self.ignored.items() if re.fullmatch(pattern, name))
         return next(matching, "")
+
+    def remarks_on(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Returns the remarks about a file with arrays of these names."""
+        names = list(names)
+        return tuple(
+            remark
+            for pattern, remark in self.remarks.items()
+            if any(re.fullmatch(pattern, name) for name in names)
+        )
+
+    def _normalised(self, layer: str, names: tuple[str, str]) -> dict[str, Array]:
+        """Returns the arrays of a convolution and its normalisation by their names there."""
+        scope = tuple(layer.split("/"))
+        depthwise = layer.endswith("depthwise")
+        kernels = self.framework.depthwise if depthwise else self.framework.conv
+        conv, norm = names
+        arrays = self._variables(conv, (*scope, "conv"), kernels)
+        return arrays | self._variables(norm, (*scope, "norm"), self.framework.norm)
 
     def _variables(
         self, name: str, scope: tuple[str, ...], variables: Mapping[str, Variable]
@@ -208,9 +270,8 @@ def _is_papers(backbone: Backbone) -> bool:
     return backbone.depth == 1 and not backbone.fixed_ends
 
 
-def _numbered(name: str, stage: int, block: int, index: int) -> str:
+def _numbered(name: str, **values: int) -> str:
     """Fills in {stage}, {block}, {index}, and sums such as {index+1}."""
-    values = {"stage": stage, "block": block, "index": index}
     return re.sub(
         r"\{(\w+)([+-]\d+)?\}", lambda match: str(values[match[1]] + int(match[2] or 0)), name
     )

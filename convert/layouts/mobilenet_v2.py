@@ -87,6 +87,11 @@ LAYOUTS: dict[str, Layout] = {
         },
         prefix="backbone.",
         ignored=_COUNTERS,
+        remarks={
+            r"(.*\.)?decode_head\..*": "mmseg's networks of output stride 8 dilate from the first "
+            "block of a stage whose stride they leave out, and model.output_stride=8 here from the "
+            "second one, as TensorFlow's do: the weights are the same, the maps are not"
+        },
         # Above width 1 its last convolution has int(1280 * width) channels, divisible by 8 or not.
         has_network=of_width(lambda width: width <= 1 or int(1280 * width) % 8 == 0),
         network="mmpretrain.get_model('mobilenet-v2_8xb32_in1k', "

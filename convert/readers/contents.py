@@ -46,6 +46,8 @@ class Contents:
         does not describe its layers, and arrays alone have to tell.
       obstacles: the layers that change what the network computes and that no network here has, such
         as "a BatchNormalization layer 'norm' after the pooling"; the backbone may do without them.
+      rates: the dilations of the 3x3 convolutions in a head with spatial pyramid pooling, in their
+        order, as they are in the file.
       folded: whether BatchNorm was folded into the convolutions, so that its arrays were made up.
       beside: other files that hold the weights, in their order.
     """
@@ -58,6 +60,7 @@ class Contents:
     stated: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     head: tuple[Dense, ...] | None = None
     obstacles: tuple[str, ...] = ()
+    rates: tuple[int, ...] = ()
     folded: bool = False
     beside: tuple[pathlib.Path, ...] = ()
 

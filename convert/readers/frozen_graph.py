@@ -4,11 +4,9 @@ The graph is a file of its own (.pb), or the one with "frozen" in its name in an
 TF-slim, TensorFlow's detection models and its DeepLab are published. BatchNorm has to be separate:
 a graph that folded it into the convolutions, or simulates 8-bit numbers, is refused.
 
-The numbers of the fields are those of tensorflow/core/framework: graph.proto, node_def.proto,
-attr_value.proto and tensor.proto.
+The numbers of the fields are those of tensorflow/core/framework: graph.proto and tensor.proto.
 """
 
-import functools
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +17,9 @@ import numpy as np
 
 from mbv2_jax.errors import UserError, listed
 
-from . import archive, strides
+from . import archive, frozen_deeplab, strides
 from .contents import Contents, damage_named, no_averages
+from .graph_nodes import Node, along_height, before, dilation, epsilons, integers
 from .wire_format import Limit, Message
 
 # The last parts of the names of weights, of TF-slim and of Keras. Other constants are shapes,
@@ -43,44 +42,6 @@ _NODES = 100_000
 _FIELDS = 1_000_000
 
 
-class _Node:
-    """A node of a graph: an operator, or a constant.
-
-    Attributes:
-      name: its own.
-      op: the name of its operator; "Const" for a constant.
-    """
-
-    def __init__(self, message: Message):
-        self._message = message
-        self.name = message.text(1)
-        self.op = message.text(2)
-
-    @functools.cached_property
-    def inputs(self) -> list[str]:
-        """The names of the nodes that it reads, without the numbers of their outputs."""
-        names = (bytes(name).decode() for name in self._message.views(3))
-        return [name.partition(":")[0] for name in names]
-
-    def attribute(self, name: str, number: int) -> Message:
-        """Returns the value of an attribute, of the kind with this number in attr_value.proto.
-
-        It is an empty message where there is no such value.
-        """
-        return self._attributes.get(name, _NOTHING).message(number)
-
-    def integers(self, attribute: str) -> list[int]:
-        """Returns an attribute that is a list of integers; [] where it is not there."""
-        return self.attribute(attribute, 1).integers(3).tolist()
-
-    @functools.cached_property
-    def _attributes(self) -> dict[str, Message]:
-        return {entry.text(1): entry.message(2) for entry in self._message.messages(5)}
-
-
-_NOTHING = Message(memoryview(b""), Limit(0))
-
-
 def read(path: pathlib.Path, ema: bool | None) -> Contents:
     """Reads the weights in a frozen graph, and the image size and fields that its nodes show.
 
@@ -100,8 +61,12 @@ def read(path: pathlib.Path, ema: bool | None) -> Contents:
         nodes = {node.name: node for node in _nodes(path, graph)}
         tensors = dict(_tensors(nodes))
         _check(path, nodes, tensors)
-        stated = _image_size(nodes) | _backbone(path, nodes)
-    return Contents(tensors, member, stated=stated)
+        stated = _backbone(path, nodes)
+        head = frozen_deeplab.find(path, nodes, stated.get("model.output_stride"))
+        size = _image_size(nodes)
+    guesses = () if size else head.guesses
+    stated |= head.stated | size
+    return Contents(tensors, member, guesses=guesses, stated=stated, rates=head.rates)
 
 
 def _content(path: pathlib.Path) -> tuple[str, bytes]:
@@ -119,15 +84,15 @@ def _content(path: pathlib.Path) -> tuple[str, bytes]:
     return next(iter(found.items()))
 
 
-def _nodes(path: pathlib.Path, graph: Message) -> Iterator[_Node]:
+def _nodes(path: pathlib.Path, graph: Message) -> Iterator[Node]:
     """Yields the nodes of a graph."""
     for count, message in enumerate(graph.messages(1)):
         if count == _NODES:
             raise UserError(f"{path} was refused: its graph has more than {_NODES:,} nodes")
-        yield _Node(message)
+        yield Node(message)
 
 
-def _tensors(nodes: Mapping[str, _Node]) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(nodes: Mapping[str, Node]) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the weights by name."""
     for node in nodes.values():
         if node.op == "Const" and _WEIGHTS.fullmatch(node.name):
@@ -168,7 +133,7 @@ def _shape(message: Message) -> tuple[int, ...]:
 
 
 def _check(
-    path: pathlib.Path, nodes: Mapping[str, _Node], tensors: Mapping[str, np.ndarray]
+    path: pathlib.Path, nodes: Mapping[str, Node], tensors: Mapping[str, np.ndarray]
 ) -> None:
     """Raises UserError for a graph whose constants are not the weights of a float network."""
     ops = {node.op for node in nodes.values()}
@@ -190,7 +155,7 @@ def _check(
         )
 
 
-def _image_size(nodes: Mapping[str, _Node]) -> dict[str, Any]:
+def _image_size(nodes: Mapping[str, Node]) -> dict[str, Any]:
     """Returns the side of the images, if the graph takes squares of one size."""
     inputs = [node for node in nodes.values() if node.op == "Placeholder"]
     shapes = [_shape(node.attribute("shape", 7)) for node in inputs]
@@ -198,7 +163,7 @@ def _image_size(nodes: Mapping[str, _Node]) -> dict[str, Any]:
     return {"data.image_size": sides.pop()} if len(sides) == 1 else {}
 
 
-def _backbone(path: pathlib.Path, nodes: Mapping[str, _Node]) -> dict[str, Any]:
+def _backbone(path: pathlib.Path, nodes: Mapping[str, Node]) -> dict[str, Any]:
     """Returns the fields of TF-slim's network that its operators show; {} of another network.
 
     Raises:
@@ -226,13 +191,13 @@ def _backbone(path: pathlib.Path, nodes: Mapping[str, _Node]) -> dict[str, Any]:
 
 
 def _strides(
-    path: pathlib.Path, nodes: Mapping[str, _Node], stem: _Node, depthwise: Sequence[_Node]
+    path: pathlib.Path, nodes: Mapping[str, Node], stem: Node, depthwise: Sequence[Node]
 ) -> dict[str, Any]:
     """Returns the fields of the strides and dilations."""
     steps = [
-        strides.Step(_along_height(node, "strides"), _dilation(node, nodes)) for node in depthwise
+        strides.Step(along_height(node, "strides"), dilation(node, nodes)) for node in depthwise
     ]
-    found = strides.fields(_along_height(stem, "strides"), steps)
+    found = strides.fields(along_height(stem, "strides"), steps)
     if found is None:
         raise UserError(
             f"{path} has strides and dilations that no network here has: "
@@ -242,18 +207,18 @@ def _strides(
 
 
 def _padding(
-    path: pathlib.Path, nodes: Mapping[str, _Node], convolutions: Sequence[_Node]
+    path: pathlib.Path, nodes: Mapping[str, Node], convolutions: Sequence[Node]
 ) -> dict[str, Any]:
     """Returns the padding, which only the convolutions with stride 2 tell."""
     found = {}
     for node in convolutions:
-        if _along_height(node, "strides") == 2:
+        if along_height(node, "strides") == 2:
             kind = bytes(node.attribute("padding", 2).content)
-            before = _before(node, nodes)
+            earlier = before(node, nodes)
             if kind == b"SAME":
                 found["same"] = node.name
-            elif kind == b"VALID" and before is not None and before.op == "Pad":
-                pads = _integers(nodes[before.inputs[1]])
+            elif kind == b"VALID" and earlier is not None and earlier.op == "Pad":
+                pads = integers(nodes[earlier.inputs[1]])
                 found["torch" if pads == [0, 0, 1, 1, 1, 1, 0, 0] else f"by {pads}"] = node.name
             else:
                 found["none"] = node.name
@@ -263,37 +228,9 @@ def _padding(
     return {"model.padding": next(iter(found))} if found else {}
 
 
-def _epsilon(path: pathlib.Path, norms: Sequence[_Node]) -> dict[str, Any]:
+def _epsilon(path: pathlib.Path, norms: Sequence[Node]) -> dict[str, Any]:
     """Returns the epsilon of the BatchNorm, where the graph has operators of that."""
-    values = [np.frombuffer(node.attribute("epsilon", 4).content, "<f4") for node in norms]
-    # As decimals, since 1e-3 is not a float32.
-    found = {float(str(value[0])) for value in values if len(value)}
+    found = epsilons(norms)
     if len(found) > 1:
-        raise UserError(f"{path} has BatchNorm with several epsilons: {sorted(found)}")
-    return {"model.bn_epsilon": found.pop()} if found else {}
-
-
-def _along_height(node: _Node, attribute: str) -> int:
-    """Returns a stride or dilation; 1 where the node has none."""
-    numbers = node.integers(attribute)
-    return numbers[1] if len(numbers) == 4 else 1
-
-
-def _dilation(node: _Node, nodes: Mapping[str, _Node]) -> int:
-    """Returns a convolution's dilation, its own or that of a SpaceToBatchND around it."""
-    before = _before(node, nodes)
-    if before is None or before.op != "SpaceToBatchND":
-        return _along_height(node, "dilations")
-    return _integers(nodes[before.inputs[1]])[0]
-
-
-def _before(node: _Node, nodes: Mapping[str, _Node]) -> _Node | None:
-    """Returns the node whose result is the first input of another."""
-    return nodes.get(node.inputs[0]) if node.inputs else None
-
-
-def _integers(constant: _Node) -> list[int]:
-    """Returns the numbers of a constant of 32-bit integers, or the one that stands for all."""
-    tensor = constant.attribute("value", 8)
-    content = tensor.view(4)
-    return (np.frombuffer(content, "<i4") if content else tensor.integers(7)).tolist()
+        raise UserError(f"{path} has BatchNorm with several epsilons: {found}")
+    return {"model.bn_epsilon": found[0]} if found else {}

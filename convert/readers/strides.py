@@ -14,15 +14,14 @@ class Step(NamedTuple):
 
 
 def fields(stem: int, steps: Sequence[Step]) -> dict[str, Any] | None:
-    """Returns the fields of the network with these strides, where they are not the paper's.
+    """Returns the fields of the network with these strides.
 
     Args:
       stem: the stride of the first convolution.
       steps: those of the 17 depthwise convolutions.
 
     Returns:
-      Values by their names in a config, {} for the paper's network; None where no network here has
-      these strides and dilations.
+      Values by their names in a config; None where no network here has these strides and dilations.
     """
     # Imported here, since it imports jax, which takes seconds.
     from mbv2_jax.models.mobilenet_v2 import STAGES, blocks
@@ -33,10 +32,11 @@ def fields(stem: int, steps: Sequence[Step]) -> dict[str, Any] | None:
 
     for output_stride in (32, 16, 8):
         if fits(Backbone(output_stride=output_stride)):
-            usual = output_stride == Backbone.output_stride
-            return {} if usual else {"model.output_stride": output_stride}
+            return {"model.output_stride": output_stride}
     firsts = [sum(stage.blocks for stage in STAGES[:index]) for index in range(len(STAGES))]
     if len(steps) <= firsts[-1]:
         return None
     strides = (stem, *(steps[first].stride for first in firsts))
-    return {"model.strides": strides} if fits(Backbone(strides=strides)) else None
+    if not fits(Backbone(strides=strides)):
+        return None
+    return {"model.strides": strides, "model.output_stride": Backbone.output_stride}

@@ -7,6 +7,7 @@ its arrays are made up, so that it changes nothing.
 """
 
 import pathlib
+import types
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 from mbv2_jax.errors import listed
 
 from ..layouts import LAYOUTS
-from . import archive, strides
+from . import archive, strides, tflite_deeplab
 from .contents import Contents, Dense, damage_named, no_averages
 from .tflite_graph import Graph, Operator
 from .tflite_walk import QUANTIZING, Unit, Walk, pools_globally
@@ -58,6 +59,22 @@ class _Trunk(NamedTuple):
     output: int
 
 
+class _Head(NamedTuple):
+    """The part of a graph after the backbone.
+
+    Attributes:
+      tensors: its weights.
+      dense: as `Contents.head`.
+      stated, obstacles, rates: as in `Contents`.
+    """
+
+    tensors: dict[str, np.ndarray]
+    dense: tuple[Dense, ...] | None = None
+    stated: Mapping[str, Any] = types.MappingProxyType({})
+    obstacles: tuple[str, ...] = ()
+    rates: tuple[int, ...] = ()
+
+
 def read(path: pathlib.Path, ema: bool | None) -> Contents:
     """Reads the weights in a .tflite file, and the facts that its graph and its labels tell.
 
@@ -76,16 +93,17 @@ def read(path: pathlib.Path, ema: bool | None) -> Contents:
         walk = Walk(Graph(path, path.read_bytes()))
         entrance = _entrance(walk)
         trunk = _trunk(walk, entrance.tensor)
-        tensors = _folded(trunk.units)
-        head, more, obstacles = _after(walk, trunk, entrance.operators)
+        tensors = _folded(trunk.units, _LAYOUT.backbone.bn_epsilon)
+        head = _after(walk, trunk, entrance.operators)
         stated = entrance.stated | _strides(walk, trunk.units) | _padding(walk, trunk.units)
         return Contents(
-            tensors | more,
+            tensors | head.tensors,
             class_names=_labels(path),
             guesses=entrance.guesses,
-            stated=stated,
-            head=head,
-            obstacles=obstacles,
+            stated={**stated, **head.stated},
+            head=head.dense,
+            obstacles=head.obstacles,
+            rates=head.rates,
             folded=True,
         )
 
@@ -229,7 +247,7 @@ def _expected(walk: Walk, tensor: int, layer: str, channels: int) -> Unit:
     return unit
 
 
-def _folded(units: Mapping[str, Unit]) -> dict[str, np.ndarray]:
+def _folded(units: Mapping[str, Unit], epsilon: float) -> dict[str, np.ndarray]:
     """Returns the arrays of convolutions by the layout's names, with those of BatchNorm."""
     tensors: dict[str, np.ndarray] = {}
     for layer, unit in units.items():
@@ -239,7 +257,7 @@ def _folded(units: Mapping[str, Unit]) -> dict[str, np.ndarray]:
             f"{layer}/norm/bias": unit.bias,
             f"{layer}/norm/mean": np.zeros_like(unit.bias),
             # With epsilon it is 1, in float32 exactly.
-            f"{layer}/norm/var": np.full_like(unit.bias, 1 - _LAYOUT.backbone.bn_epsilon),
+            f"{layer}/norm/var": np.full_like(unit.bias, 1 - epsilon),
         }
     return tensors
 
@@ -266,25 +284,41 @@ def _padding(walk: Walk, units: Mapping[str, Unit]) -> dict[str, Any]:
     return {"model.padding": next(iter(found))} if found else {}
 
 
-def _after(
-    walk: Walk, trunk: _Trunk, before: Sequence[Operator]
-) -> tuple[tuple[Dense, ...] | None, dict[str, np.ndarray], tuple[str, ...]]:
-    """Returns what follows the backbone, as in `Contents`: head, its arrays, and obstacles.
+def _after(walk: Walk, trunk: _Trunk, before: Sequence[Operator]) -> _Head:
+    """Returns what follows the backbone.
 
-    If anything but a chain of dense layers follows, head is None and the arrays have the names of
-    their tensors.
+    If it is neither a chain of dense layers nor the head of Mobile DeepLabv3, the arrays have the
+    names of their tensors.
     """
-    chain, operators = _chain(walk, trunk.output)
     known = {operator.place for operator in (*before, *trunk.operators)}
     rest = [op for op in _working(walk) if op.place not in known]
-    if {op.place for op in rest} <= {op.place for op in operators}:
+
+    def are_all(operators: Sequence[Operator]) -> bool:
+        return {op.place for op in rest} <= {op.place for op in operators}
+
+    chain, operators = _chain(walk, trunk.output)
+    if are_all(operators):
         arrays: dict[str, np.ndarray] = {}
         for dense, unit in chain.items():
             kernel = unit.kernel.reshape(len(unit.kernel), -1)
             arrays |= {f"{dense.name}/kernel": kernel, f"{dense.name}/bias": unit.bias}
-        return tuple(chain), arrays, ()
+        return _Head(arrays, tuple(chain))
+    deeplab = tflite_deeplab.find(walk, trunk.output)
+    if deeplab is not None and are_all(deeplab.operators):
+        return _segmenting(deeplab)
     kinds = listed(dict.fromkeys(operator.kind for operator in rest), 8, ", ")
-    return None, dict(_constants(walk, rest)), (f"a head of the operators {kinds}",)
+    return _Head(dict(_constants(walk, rest)), obstacles=(f"a head of the operators {kinds}",))
+
+
+def _segmenting(deeplab: tflite_deeplab.DeepLab) -> _Head:
+    """Returns the head of Mobile DeepLabv3."""
+    # Imported here, since it imports jax, which takes seconds.
+    from mbv2_jax.models.deeplabv3 import EPSILON, LOGITS
+
+    units = dict(deeplab.units)
+    logits = units.pop(LOGITS)
+    arrays = {f"{LOGITS}/kernel": logits.kernel, f"{LOGITS}/bias": logits.bias}
+    return _Head(_folded(units, EPSILON) | arrays, stated=deeplab.stated, rates=deeplab.rates)
 
 
 def _chain(walk: Walk, tensor: int) -> tuple[dict[Dense, Unit], list[Operator]]:

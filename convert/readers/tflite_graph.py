@@ -47,6 +47,7 @@ _KINDS = {
     43: "SQUEEZE",
     45: "STRIDED_SLICE",
     53: "CAST",
+    56: "ARG_MAX",
     60: "PADV2",
     77: "SHAPE",
     83: "PACK",

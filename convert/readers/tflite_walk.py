@@ -23,6 +23,7 @@ _FUSED = {
     "DIV": 0,
     "FULLY_CONNECTED": 0,
     "CONV_2D": 3,
+    "CONCATENATION": 1,
     "DEPTHWISE_CONV_2D": 4,
 }
 _ACTIVATIONS = {0: "linear", 1: "relu", 2: "relu_n1_to_1", 3: "relu6", 4: "tanh", 5: "sign_bit"}
@@ -128,8 +129,27 @@ class Walk:
           UserError: its weights or its padding are not constants.
         """
         operators = self.follow(tensor, kinds, (*_BEFORE, *through))
-        if not operators:
-            return None
+        return self._unit(operators) if operators else None
+
+    def branches(self, tensor: int, kinds: Sequence[str]) -> list[Unit]:
+        """Returns the convolutions that read one tensor, each as `unit` does.
+
+        Args:
+          tensor: the number of the tensor.
+          kinds: of the layers.
+        """
+        found = []
+        for operator in self.readers(tensor):
+            operators = [operator]
+            if operator.kind in _BEFORE:
+                following = self.follow(operator.outputs[0], kinds, _BEFORE)
+                operators = [operator, *following] if following else []
+            if operators and operators[-1].kind in kinds:
+                found.append(self._unit(operators))
+        return found
+
+    def _unit(self, operators: Sequence[Operator]) -> Unit:
+        """Returns the layer that the last of some operators is, with the others before it."""
         layer = operators[-1]
         kernel = self.graph.constant(layer.inputs[1])
         if kernel is None or kernel.ndim not in (2, 4):

@@ -5,8 +5,12 @@ import pytest
 from mbv2_jax.convert import fields
 from mbv2_jax.errors import UserError
 from mbv2_jax.spec import Backbone, ModelSpec, Preprocessing, TrainingMode
+from mbv2_jax.tasks.segmentation import settings
 
 SPEC = ModelSpec("classification", Backbone(width=0.5), None, Preprocessing())
+SEGMENTATION = ModelSpec(
+    "segmentation", Backbone(width=0.5), settings.Head(num_classes=3), Preprocessing()
+)
 
 
 # The fields that the arrays of a file determine.
@@ -20,8 +24,12 @@ SHAPES = (
 
 
 def test_settable_fields_are_all_that_a_model_keeps_but_those_of_its_arrays():
-    assert {*fields.SETTABLE, *SHAPES} == set(SPEC.values())
-    assert fields.settable(SPEC) == {name: SPEC.values()[name] for name in fields.SETTABLE}
+    head = {"model.num_classes", "model.aspp_rates"}
+    assert {*fields.SETTABLE, *SHAPES, *head} == set(SEGMENTATION.values())
+    for spec in (SPEC, SEGMENTATION):
+        own = {name: value for name, value in spec.values().items() if name in fields.SETTABLE}
+        assert fields.settable(spec) == own
+    assert SEGMENTATION.values().keys() - SPEC.values().keys() == {*head, "model.align_corners"}
 
 
 def test_each_part_gets_its_own_values():
@@ -35,6 +43,15 @@ def test_each_part_gets_its_own_values():
         preprocessing=Preprocessing(mean=(1, 2, 3)),
         mode=TrainingMode(dropout=0.3),
     )
+
+
+def test_the_heads_fields_are_those_of_its_task():
+    changed = fields.replace(SEGMENTATION, {"model.align_corners": False})
+    assert changed.head == settings.Head(num_classes=3, align_corners=False)
+    with pytest.raises(UserError, match=r"model\.align_corners cannot be set"):
+        fields.replace(SPEC, {"model.align_corners": False})
+    with pytest.raises(UserError, match=r"model\.align_corners is 1"):
+        fields.replace(SEGMENTATION, {"model.align_corners": 1})
 
 
 @pytest.mark.parametrize("name", [*SHAPES, "model.num_classes", "model.dtype", "seed"])

@@ -83,7 +83,7 @@ def test_names_of_another_form_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        ({"output_stride": 16}, "output_stride is 16"),
+        ({"output_stride": 4}, "output_stride is 4; the network here has 32 or 16 or 8"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"image_size": [160, 96]}, "square"),
         ({"image_size": [[160], [160]]}, "square"),

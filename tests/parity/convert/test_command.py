@@ -207,7 +207,7 @@ def test_a_backbone_cannot_be_checked(run, folder, tmp_path):
 def test_a_backbone_alone_gives_features_only_and_says_so(run, folder, tmp_path):
     code, out, err = run(folder / "backbone.pth", f"--output={tmp_path / 'm'}")
     assert code == 0
-    assert "no classifier" in out
+    assert "no head" in out
     assert "features only" in err
     saved = model_dir.read(tmp_path / "m")
     assert saved.features_only
