@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # a type checker cannot see what __getattr__ resolves
     from mbv2_jax.inference import inference_model, init_model
     from mbv2_jax.library import LoadedModel, load, save
+    from mbv2_jax.models.deeplabv3 import DeepLabV3
     from mbv2_jax.models.mobilenet_v2 import Backbone, MobileNetV2, trainable
     from mbv2_jax.runtime.compilation_cache import enable_compilation_cache
     from mbv2_jax.spec import Preprocessing
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "Backbone": "mbv2_jax.models.mobilenet_v2",
+    "DeepLabV3": "mbv2_jax.models.deeplabv3",
     "LoadedModel": "mbv2_jax.library",
     "MobileNetV2": "mbv2_jax.models.mobilenet_v2",
     "Preprocessing": "mbv2_jax.spec",
@@ -40,6 +42,7 @@ _EXPORTS = {
 
 __all__ = [
     "Backbone",
+    "DeepLabV3",
     "LoadedModel",
     "MobileNetV2",
     "Preprocessing",

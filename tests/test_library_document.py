@@ -27,6 +27,8 @@ result = {
     "losses": [float(names["loss"]), float(names["metrics"]["loss"])],
     "exported": float(abs(np.asarray(names["logits"]) - logits).max() / abs(logits).max()),
     "maps": [list(each.shape) for each in names["maps"]],
+    "pixel_loss": float(names["value"]),
+    "mask": [list(names["found"][0]["mask"].shape), len(names["found"])],
     "step": int(names["current"].step),
     "channels": [list(names["pyramid"].module.channels), [m.shape[-1] for m in names["maps"]]],
     "reductions": list(names["pyramid"].module.reductions),
@@ -66,5 +68,7 @@ def test_every_block_of_the_page_runs(tmp_path, cache):
     assert [shape[1:3] for shape in result["maps"]] == [[24, 24], [12, 12], [6, 6], [6, 6]]
     assert result["channels"][0] == result["channels"][1]
     assert result["reductions"] == [4, 8, 16, 16]
+    assert np.isfinite(result["pixel_loss"])
+    assert result["mask"] == [[110, 120], 2]
     assert result["step"] == 10
     assert (tmp_path / "runs" / "averaged" / "model.json").is_file()
