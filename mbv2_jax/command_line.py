@@ -220,11 +220,17 @@ def _config_help() -> str:
     from mbv2_jax import tasks
     from mbv2_jax.training import settings
 
-    return (
+    parts = [
         "Config:\n  --config=FILE.py[:ARG] or --config=NAME[:ARG] of an installed recipe\n"
-        "  --config.KEY=VALUE changes one field, e.g. --config.schedule.base_lr=0.1\n\n"
-        f"Fields of a config:\n{settings.explain(tasks.DEFAULT)}"
-    )
+        "  --config.KEY=VALUE changes one field, e.g. --config.schedule.base_lr=0.1",
+        f"Fields of a config:\n{settings.explain(tasks.DEFAULT)}",
+    ]
+    parts += [
+        f"Other fields of a config whose task is {task!r}:\n{settings.explain(task, tasks.DEFAULT)}"
+        for task in tasks.BUILT_IN
+        if task != tasks.DEFAULT
+    ]
+    return "\n\n".join(parts)
 
 
 def _flag_table(values: flags.FlagValues) -> str:

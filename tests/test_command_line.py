@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mbv2_jax import tasks
 from mbv2_jax.training import settings
 from tests.support import REPOSITORY
 
@@ -213,8 +214,10 @@ def test_help_teaches_quickly_and_without_jax():
         "--workdir",
     ):
         assert part in process.stdout
-    for name in settings.declared("classification"):
-        assert f"\n  {name}\n" in process.stdout
+    for task in tasks.BUILT_IN:
+        for name in settings.declared(task):
+            assert f"\n  {name}\n" in process.stdout
+    assert process.stdout.count("\n  schedule.base_lr\n") == 1  # which the tasks share
     assert elapsed < 1.5  # a user waits no longer for help; 0.2 s was measured
 
 

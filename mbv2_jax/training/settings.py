@@ -330,10 +330,18 @@ def make_config(task: str) -> ConfigDict:
     return config.lock()
 
 
-def explain(task: str) -> str:
-    """Returns every field of a config with its default and its meaning, as text."""
+def explain(task: str, beside: str | None = None) -> str:
+    """Returns the fields of a config with their defaults and their meanings, as text.
+
+    Args:
+      task: the config's.
+      beside: another task, whose fields are left out; None for every field.
+    """
     lines = []
+    known = {} if beside is None else declared(beside)
     for name, field in declared(task).items():
+        if known.get(name) is field:
+            continue
         unset = field.metadata["inherited"]
         default = f"the checkpoint's, or {field.default}" if unset else repr(field.default)
         text = f"{field.metadata['help']} (default: {default})"
