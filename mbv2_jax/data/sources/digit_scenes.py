@@ -10,7 +10,7 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from mbv2_jax.data import digits
 from mbv2_jax.data.sample import Boxes, Sample
@@ -19,14 +19,15 @@ from mbv2_jax.data.sources import parts
 SIZES = {"train": 2000, "test": 200}  # scenes
 SIDE = 128  # of a scene, in pixels
 CLASS_NAMES = ("background", *digits.CLASS_NAMES)
-SMALLEST, LARGEST = 40, 64  # heights of digits, in pixels
+SMALLEST, LARGEST = 48, 72  # heights of digits, in pixels
 
 _MOST = 5  # digits in a scene; the fewest are two
-_LEAST_SHOWN = 0.75  # of a digit's own pixels; the others may be covered
-_TRIES = 20  # places that are tried for a digit
+_LEAST_SHOWN = 0.8  # of a digit's own pixels; the others may be covered
+_BORDER = 2  # pixels, in a colour of its own, so that digits stand out from one another
+_TRIES = 30  # places that are tried for a digit
 
 # A digit is 8 x 8 levels of ink. Its outline is where the enlarged ink is above this.
-_INK = 100
+_INK = 60
 _ENLARGED = 16  # times, before the outline is taken
 
 
@@ -85,21 +86,28 @@ def _draw(
     # Dark digits on a bright ground, or the other way round.
     ranges = [(10, 115), (140, 245)]
     ground, ink = ranges if rng.randint(2) else ranges[::-1]
+    edge = (255, 255, 255) if ink < ground else (0, 0, 0)
     scene = _texture(SIDE, SIDE, *ground, rng)
     shapes: list[tuple[int, int, np.ndarray]] = []
     owner = np.full((SIDE, SIDE), -1)  # the digit that is visible at a pixel
-    chosen = rng.randint(len(labels), size=rng.randint(2, _MOST + 1))
-    for number, digit in enumerate(chosen):
+    found: list[int] = []  # the digits' labels
+    for digit in rng.randint(len(labels), size=rng.randint(2, _MOST + 1)):
         shape = _outline(images[digit], rng)
-        height, width = shape.shape
-        top, left = _place(owner, shapes, shape, rng)
+        (top, left), shown = _place(owner, shapes, shape, rng)
+        if shown < _LEAST_SHOWN and len(shapes) >= 2:
+            continue  # no room for another
+        number, (height, width) = len(shapes), shape.shape
         owner[top : top + height, left : left + width][shape] = number
-        scene.paste(_texture(width, height, *ink, rng), (left, top), Image.fromarray(shape))
+        colours = _texture(width, height, *ink, rng)
+        border = Image.blend(colours, Image.new("RGB", colours.size, edge), 0.5)
+        border.paste(colours, (0, 0), _inside(shape))
+        scene.paste(border, (left, top), Image.fromarray(shape))
         shapes.append((top, left, shape))
+        found.append(labels[digit] + 1)
     noise = rng.randint(-8, 9, size=(SIDE, SIDE, 3), dtype=np.int16)
     pixels = (np.asarray(scene) + noise).clip(0, 255).astype(np.uint8)
-    mask = np.append(labels[chosen] + 1, 0)[owner].astype(np.uint8)  # -1, the ground, is the last
-    boxes = _boxes(shapes, labels[chosen] + 1, owner)
+    mask = np.array([*found, 0], np.uint8)[owner]  # -1, the ground, is the last
+    boxes = _boxes(shapes, np.array(found, np.int32), owner)
     return Image.fromarray(pixels), Image.fromarray(mask), boxes
 
 
@@ -131,13 +139,26 @@ def _outline(image: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
     return np.asarray(ink) > _INK
 
 
+def _inside(shape: np.ndarray) -> Image.Image:
+    """Returns a shape without its border, as an image of 0 and 255."""
+    height, width = shape.shape
+    padded = Image.fromarray(np.pad(shape, _BORDER).astype(np.uint8) * 255)
+    smaller = padded.filter(ImageFilter.MinFilter(2 * _BORDER + 1))
+    return smaller.crop((_BORDER, _BORDER, _BORDER + width, _BORDER + height))
+
+
 def _place(
     owner: np.ndarray,
     shapes: Sequence[tuple[int, int, np.ndarray]],
     shape: np.ndarray,
     rng: np.random.RandomState,
-) -> tuple[int, int]:
-    """Returns top and left of a digit: the first place tried that covers little of the others."""
+) -> tuple[tuple[int, int], float]:
+    """Finds a place that covers little of the digits that are there.
+
+    Returns:
+      Top and left of the first such place, or of the best that was tried; and the smallest share
+      that is left to see of any other digit.
+    """
     count = len(shapes)
     sizes = np.array([np.count_nonzero(other) for _, _, other in shapes], np.int64)
     visible = np.bincount(owner.ravel() + 1, minlength=count + 1)[1:]
@@ -152,7 +173,7 @@ def _place(
             best, where = least, (top, left)
         if least >= _LEAST_SHOWN:
             break
-    return where
+    return where, best
 
 
 def _boxes(
@@ -165,7 +186,7 @@ def _boxes(
     count = len(shapes)
     return Boxes(
         np.array(corners, np.float32),
-        labels.astype(np.int32),
+        labels,
         np.zeros(count, bool),
         np.zeros(count, bool),
         np.array([np.count_nonzero(owner == number) for number in range(count)], np.float32),

@@ -26,12 +26,12 @@ def scenes() -> list[tuple[np.ndarray, np.ndarray, object]]:
     return found
 
 
-def test_scenes_have_two_to_five_digits_at_least_40_pixels_high(scenes):
+def test_scenes_have_two_to_five_digits_of_48_to_72_pixels(scenes):
     counts = [len(boxes) for _, _, boxes in scenes]
     assert set(counts) == {2, 3, 4, 5}
     heights = np.concatenate([boxes.corners[:, 3] - boxes.corners[:, 1] for _, _, boxes in scenes])
-    assert heights.min() == 40
-    assert heights.max() > 60
+    assert heights.min() == 48
+    assert heights.max() == 72
     for pixels, mask, boxes in scenes:
         assert (pixels.shape, pixels.dtype) == ((128, 128, 3), np.uint8)
         assert (mask.shape, mask.dtype) == ((128, 128), np.uint8)
@@ -96,7 +96,7 @@ def test_scenes_are_the_same_on_every_machine_and_in_every_process():
             digest.update(np.asarray(sample.targets["mask"]).tobytes())
             digest.update(sample.targets["boxes"].corners.tobytes())
     assert digest.hexdigest() == (
-        "0b5a6e7709328cb3cfe77670d8732a5e1d534a9c38cdd31f4e07c5e3ca5050a5"
+        "ddeafe74d5c0ea167c8686f0f8210028bcf4748d9570ef3c3c44a17fa3d25b95"
     )
 
 
