@@ -266,10 +266,15 @@ def test_transformers(width, size, tmp_path):
 
 
 def test_transformers_config(tmp_path):
-    """config.json beside the weights has the padding, the epsilon and the class names."""
+    """config.json has the padding, the epsilon, the output stride and the class names."""
     labels = {i: f"class {i}" for i in range(CLASSES)}
     model, ends = transformers(
-        0.35, id2label=labels, tf_padding=False, layer_norm_eps=1e-5, image_size=SIZE
+        0.35,
+        id2label=labels,
+        tf_padding=False,
+        layer_norm_eps=1e-5,
+        image_size=SIZE,
+        output_stride=16,
     )
     model.save_pretrained(tmp_path)
     saved = convert(tmp_path / "model.safetensors", "transformers", 0.35)

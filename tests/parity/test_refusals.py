@@ -251,13 +251,9 @@ OTHERS: dict[str, tuple[Callable[[pathlib.Path], pathlib.Path], list[str]]] = {
         _transformers("MobileNetV2ForImageClassification", first_layer_is_expansion=False),
         ["mobilenet_v2.conv_stem.expand_1x1"],
     ),
-    "transformers, dilated": (
-        _transformers("MobileNetV2ForImageClassification", output_stride=16),
-        ["output_stride is 16"],
-    ),
-    "transformers, segmentation": (
-        _transformers("MobileNetV2ForSemanticSegmentation"),
-        ["segmentation_head"],
+    "transformers, output stride 4": (
+        _transformers("MobileNetV2ForSemanticSegmentation", output_stride=4),
+        ["output_stride is 4; the network here has 32 or 16 or 8"],
     ),
     "keras MobileNet": (_keras("MobileNet", ".keras"), [NOT_OURS, "conv1/kernel"]),
     "keras Sequential": (_keras("Sequential", ".h5"), [NOT_OURS, "dense/kernel"]),

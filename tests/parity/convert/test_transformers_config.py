@@ -19,6 +19,7 @@ def test_files_of_transformers_are_read(tmp_path):
         image_size=160,
         tf_padding=False,
         layer_norm_eps=1e-5,
+        output_stride=16,
         classifier_dropout_prob=0.1,
         id2label={i: f"class {i}" for i in range(12)},
     )
@@ -28,6 +29,7 @@ def test_files_of_transformers_are_read(tmp_path):
     assert fields == {
         "model.padding": "torch",
         "model.bn_epsilon": 1e-5,
+        "model.output_stride": 16,
         "model.dropout": 0.1,
         "data.image_size": 160,
         "data.eval_transforms": "resize_edge(192)|center_crop(size)",
@@ -58,6 +60,7 @@ def test_the_defaults_are_those_of_its_classes(tmp_path):
     assert names == ()
     assert fields["model.padding"] == ("same" if default.tf_padding else "torch")
     assert fields["model.bn_epsilon"] == default.layer_norm_eps
+    assert fields["model.output_stride"] == default.output_stride
     assert default.classifier_dropout_prob == 0.8  # TF-slim's share of the features that are kept:
     assert "model.dropout" not in fields  # the layout's convention stands
     assert fields["data.image_size"] == default.image_size == processor.crop_size["height"]
