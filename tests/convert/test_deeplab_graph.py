@@ -2,12 +2,15 @@
 
 import pathlib
 import subprocess
+import tarfile
 
 import numpy as np
 import pytest
 
 import mbv2_jax
 from mbv2_jax import model_dir
+from mbv2_jax.convert import download, importer
+from mbv2_jax.data.classes import VOC_NAMES
 from tests.support import REPOSITORY, run_deeplab
 from tests.support.convert_command import make_run
 
@@ -69,3 +72,28 @@ def test_logits_and_classes(
     # Neighbouring pixels of two classes, whose logits are within that, may be exchanged.
     assert (masks != theirs["classes"]).mean() < 1e-3
     assert len(np.unique(masks)) > 1
+
+
+@pytest.mark.tensorflow
+def test_the_published_name_has_the_conventions_of_its_figure(tmp_path, monkeypatch):
+    """The graph in the archive is for output stride 8, and 75.32 mIoU was measured at 16."""
+    images = np.zeros((1, 129, 129, 3), np.uint8)
+    graph, _ = written_by_tensorflow(tmp_path, images, 129, 8, 0.25, "")
+    archive = tmp_path / "deeplabv3_mnv2_pascal_train_aug_2018_01_29.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(graph, "deeplabv3_mnv2_pascal_train_aug/frozen_inference_graph.pb")
+    monkeypatch.setattr(download, "locate", lambda source: archive)
+    imported = importer.load("deeplabv3_voc")
+    spec = imported.saved.spec
+    assert spec.backbone.output_stride == 16
+    assert spec.preprocessing.image_size == 513
+    assert imported.saved.classes == VOC_NAMES
+    card = imported.saved.description.published
+    assert card is not None
+    assert (card["mIoU"], card["examples"]) == (75.32, 1449)
+    assert "75.32 mIoU" in imported.summary["published"]
+    note = "the graph in the file has model.output_stride=8, and the published figures are for 16"
+    assert any(note in line for line in imported.warnings)
+    given = importer.load("deeplabv3_voc", fields={"model.output_stride": 8}).saved
+    assert given.spec.backbone.output_stride == 8
+    assert given.description.published is None
