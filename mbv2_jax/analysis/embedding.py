@@ -63,6 +63,8 @@ def embedding(
     source = sources.open_source(data.source, name, data.data_dir)
     if not source.class_names:
         raise UserError(f"{data.source} has no classes by which to colour its images")
+    if "label" not in source[0].targets:  # such as a mask
+        raise UserError(f"{data.source} gives an image no class by which to colour it")
     if len(source) < LEAST:
         raise UserError(f"{data.source}, {name} has {len(source)} images: {LEAST} are needed")
     predictor = inference.Predictor(model_dir.read(checkpoint))

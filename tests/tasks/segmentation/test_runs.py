@@ -10,7 +10,7 @@ from sklearn import metrics
 
 import mbv2_jax
 from mbv2_jax import command_line
-from mbv2_jax.analysis import cam, report
+from mbv2_jax.analysis import cam, embedding, report
 from mbv2_jax.errors import UserError
 from tests.support import commands, groups
 
@@ -211,4 +211,6 @@ def test_analysis_of_classifiers_is_refused(scenes, unbroken, tmp_path, few_laye
     config = command_line.load_config(str(scenes / "scenes.py"))
     with pytest.raises(UserError, match=refused):
         report.report(config, {}, model, str(tmp_path / "report"))
+    with pytest.raises(UserError, match="gives an image no class by which to colour it"):
+        embedding.embedding(config, model, str(tmp_path / "embedding.png"))
     assert not any(tmp_path.iterdir())
