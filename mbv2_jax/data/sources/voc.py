@@ -13,34 +13,11 @@ of neither and comes with the masks.
 import os
 import pathlib
 
+from mbv2_jax.data.classes import VOC_NAMES
 from mbv2_jax.data.sources import file_splits
 from mbv2_jax.data.sources.masked_files import MaskedFiles
 from mbv2_jax.data.sources.parts import Part
 from mbv2_jax.errors import UserError, nearest
-
-CLASS_NAMES = (
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
 
 _LISTS = os.path.join("ImageSets", "Segmentation")
 _IMAGES = "JPEGImages"
@@ -91,7 +68,7 @@ class VocSource(MaskedFiles):
         super().__init__(
             [image for image, _ in images],
             [mask for _, mask in images],
-            CLASS_NAMES,
+            VOC_NAMES,
             [Part(os.path.join(location, each), 0, 1) for each in names],
             faults=faults,
         )

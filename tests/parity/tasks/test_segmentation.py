@@ -20,7 +20,7 @@ from sklearn import metrics
 
 import mbv2_jax
 from mbv2_jax.data import sources
-from mbv2_jax.data.sources.voc import CLASS_NAMES
+from mbv2_jax.data.classes import VOC_NAMES
 from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.runtime import mesh
 from mbv2_jax.spec import Preprocessing
@@ -31,7 +31,7 @@ from mbv2_jax.training.evaluation import Evaluation
 from tests.support import commands, peers
 
 # Logits of a pixel, from its colour: whole numbers, of which float32 makes no rounding errors.
-WEIGHTS = np.random.default_rng(0).integers(-50, 51, (3, len(CLASS_NAMES)))
+WEIGHTS = np.random.default_rng(0).integers(-50, 51, (3, len(VOC_NAMES)))
 PIXELS = Preprocessing(513, "fit(size)|pad(size)", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -67,7 +67,7 @@ def theirs(devkit) -> np.ndarray:
         predicted.append((picture.astype(int) @ WEIGHTS).argmax(-1)[counted])
     assert len(truth) == 24
     return metrics.confusion_matrix(
-        np.concatenate(truth), np.concatenate(predicted), labels=range(len(CLASS_NAMES))
+        np.concatenate(truth), np.concatenate(predicted), labels=range(len(VOC_NAMES))
     )
 
 
@@ -75,7 +75,7 @@ def theirs(devkit) -> np.ndarray:
 def test_evaluation_is_scikit_learns_on_any_devices(devkit, theirs, devices, batch_size):
     source = sources.open_source(f"voc:{devkit.parent}", "val")
     evaluation = Evaluation(
-        task=Segmentation(Head(len(CLASS_NAMES)), CLASS_NAMES),
+        task=Segmentation(Head(len(VOC_NAMES)), VOC_NAMES),
         network=Colours(),
         preprocessing=PIXELS,
         source=source,
@@ -85,9 +85,9 @@ def test_evaluation_is_scikit_learns_on_any_devices(devkit, theirs, devices, bat
         mesh=mesh.create(jax.devices()[:devices]),
     )
     found = evaluation.score({})
-    assert found.details == scores.table(theirs, CLASS_NAMES)
+    assert found.details == scores.table(theirs, VOC_NAMES)
     labels = np.repeat(np.indices(theirs.shape).reshape(2, -1), theirs.ravel(), axis=1)
-    present = [label for label in range(len(CLASS_NAMES)) if (labels == label).any()]
+    present = [label for label in range(len(VOC_NAMES)) if (labels == label).any()]
     jaccard = metrics.jaccard_score(*labels, labels=present, average="macro")
     assert found.result["mIoU"] == pytest.approx(100 * jaccard, rel=1e-12)  # float64
     accuracy = metrics.accuracy_score(*labels)
