@@ -83,7 +83,7 @@ def test_the_file_itself_is_a_checkpoint(trained, golden):
 
 def test_training_needs_norm_eval(trained):
     """Its statistics are made up, since the file has BatchNorm folded into the convolutions."""
-    images = np.zeros((1, 33, 33, 3), np.float32)
+    images = np.zeros((2, 33, 33, 3), np.float32)
     module, variables = mbv2_jax.load(trained)
     with pytest.raises(ValueError, match="norm_eval"):
         module.apply(variables, images, train=True, mutable=["batch_stats"])
