@@ -8,7 +8,16 @@ from sphinx.domains.python._object import PyObject
 import mbv2_jax
 
 _DOCS = pathlib.Path(__file__).parent
-_FIRST = ("installation", "library", "finetuning", "segmentation", "training", "data", "conversion", "analysis")
+_FIRST = (
+    "installation",
+    "library",
+    "finetuning",
+    "segmentation",
+    "training",
+    "data",
+    "conversion",
+    "analysis",
+)
 
 project = "mbv2_jax"
 author = "The authors of mbv2_jax"

@@ -15,9 +15,10 @@ from mbv2_jax import drawing
 from mbv2_jax.data import classes, labels
 from mbv2_jax.data.sample import ArraySpec, Frame, Sample
 from mbv2_jax.data.sources import Source
-from mbv2_jax.errors import UserError, listed
+from mbv2_jax.errors import UserError
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 from mbv2_jax.spec import Backbone, TrainingMode
+from mbv2_jax.tasks import classes as classes_lib
 from mbv2_jax.tasks.classification import scores
 from mbv2_jax.tasks.classification.mixing import Targets, mix
 from mbv2_jax.tasks.classification.settings import Head, Settings
@@ -56,14 +57,7 @@ class Classification(Task):
     def for_training(cls, settings: Mapping[str, Any], source: Source | None) -> "Classification":
         """Returns the task of a config; the data decides the number of classes if it is unset."""
         names = () if source is None else tuple(source.class_names)
-        count = settings["model.num_classes"]
-        if count is None and source is not None:
-            count = len(names)
-        if source is not None and count != len(names):
-            raise UserError(
-                f"model.num_classes is {count}, but the data has {len(names)} classes: leave it "
-                f"unset, or set it to {len(names)}"
-            )
+        count = classes_lib.count(settings, source)
         head = None if count is None else Head(count, settings["model.hidden"])
         fields = [field.name for field in dataclasses.fields(Settings)]
         return cls(head, names, Settings(**{name: settings[name] for name in fields}))
@@ -71,10 +65,7 @@ class Classification(Task):
     @classmethod
     def split_fault(cls, train: Source, evaluation: Source) -> str:
         """Returns "" if both splits have the same classes in the same order."""
-        if train.class_names == evaluation.class_names:
-            return ""
-        odd = sorted(set(train.class_names) ^ set(evaluation.class_names)) or ["their order"]
-        return f"the classes of {{}} and {{}} differ; in only one of them: {listed(odd, 5, ', ')}"
+        return classes_lib.split_fault(train, evaluation)
 
     def network(
         self, backbone: Backbone, mode: TrainingMode, *, folded: bool = False

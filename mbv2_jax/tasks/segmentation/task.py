@@ -15,12 +15,13 @@ from mbv2_jax import drawing
 from mbv2_jax.data import labels
 from mbv2_jax.data.sample import IGNORED, ArraySpec, Frame, Sample
 from mbv2_jax.data.sources import Source
-from mbv2_jax.errors import UserError, listed
+from mbv2_jax.errors import UserError
 from mbv2_jax.models import deeplabv3
 from mbv2_jax.models.deeplabv3 import DeepLabV3
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
 from mbv2_jax.ops.resize import resize_bilinear
 from mbv2_jax.spec import Backbone, TrainingMode
+from mbv2_jax.tasks import classes as classes_lib
 from mbv2_jax.tasks.segmentation import masks, scores
 from mbv2_jax.tasks.segmentation.palette import colours
 from mbv2_jax.tasks.segmentation.settings import Head, Settings
@@ -63,14 +64,7 @@ class Segmentation(Task):
     def for_training(cls, settings: Mapping[str, Any], source: Source | None) -> "Segmentation":
         """Returns the task of a config; the data decides the number of classes if it is unset."""
         names = () if source is None else tuple(source.class_names)
-        count = settings["model.num_classes"]
-        if count is None and source is not None:
-            count = len(names)
-        if source is not None and count != len(names):
-            raise UserError(
-                f"model.num_classes is {count}, but the data has {len(names)} classes: leave it "
-                f"unset, or set it to {len(names)}"
-            )
+        count = classes_lib.count(settings, source)
         weights = settings["class_weights"]
         if weights and count is not None and len(weights) != count:
             raise UserError(
@@ -86,10 +80,7 @@ class Segmentation(Task):
     @classmethod
     def split_fault(cls, train: Source, evaluation: Source) -> str:
         """Returns "" if both splits have the same classes in the same order."""
-        if train.class_names == evaluation.class_names:
-            return ""
-        odd = sorted(set(train.class_names) ^ set(evaluation.class_names)) or ["their order"]
-        return f"the classes of {{}} and {{}} differ; in only one of them: {listed(odd, 5, ', ')}"
+        return classes_lib.split_fault(train, evaluation)
 
     def network(
         self, backbone: Backbone, mode: TrainingMode, *, folded: bool = False
