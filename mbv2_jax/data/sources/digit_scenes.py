@@ -1,6 +1,6 @@
 """Scenes of handwritten digits with masks and boxes, drawn as they are read: no download.
 
-Each scene shows two to five of scikit-learn's digits (data/digits.py) on a textured background, of
+Each scene shows two to four of scikit-learn's digits (data/digits.py) on a textured background, of
 different sizes, some partly covered by others. A scene depends on its split and number only, and is
 the same on every machine. The test scenes show the digits that `digits` holds out, and the training
 scenes the others, so that no handwriting is in both.
@@ -16,15 +16,17 @@ from mbv2_jax.data import digits
 from mbv2_jax.data.sample import Boxes, Sample
 from mbv2_jax.data.sources import parts
 
-SIZES = {"train": 2000, "test": 200}  # scenes
+SIZES = {"train": 12_000, "test": 200}  # scenes
 SIDE = 128  # of a scene, in pixels
 CLASS_NAMES = ("background", *digits.CLASS_NAMES)
-SMALLEST, LARGEST = 48, 72  # heights of digits, in pixels
+SMALLEST, LARGEST = 56, 84  # heights of digits, in pixels
 
-_MOST = 5  # digits in a scene; the fewest are two
+_MOST = 4  # digits in a scene; the fewest are two
 _LEAST_SHOWN = 0.8  # of a digit's own pixels; the others may be covered
 _BORDER = 2  # pixels, in a colour of its own, so that digits stand out from one another
 _TRIES = 30  # places that are tried for a digit
+
+_GROUND, _INK_LEVELS = (10, 115), (140, 245)  # levels of each colour
 
 # A digit is 8 x 8 levels of ink. Its outline is where the enlarged ink is above this.
 _INK = 60
@@ -83,11 +85,7 @@ def _draw(
       labels: (N,), of the digits.
       rng: the source of all randomness.
     """
-    # Dark digits on a bright ground, or the other way round.
-    ranges = [(10, 115), (140, 245)]
-    ground, ink = ranges if rng.randint(2) else ranges[::-1]
-    edge = (255, 255, 255) if ink < ground else (0, 0, 0)
-    scene = _texture(SIDE, SIDE, *ground, rng)
+    scene = _texture(SIDE, SIDE, *_GROUND, rng)
     shapes: list[tuple[int, int, np.ndarray]] = []
     owner = np.full((SIDE, SIDE), -1)  # the digit that is visible at a pixel
     found: list[int] = []  # the digits' labels
@@ -98,8 +96,8 @@ def _draw(
             continue  # no room for another
         number, (height, width) = len(shapes), shape.shape
         owner[top : top + height, left : left + width][shape] = number
-        colours = _texture(width, height, *ink, rng)
-        border = Image.blend(colours, Image.new("RGB", colours.size, edge), 0.5)
+        colours = _texture(width, height, *_INK_LEVELS, rng)
+        border = Image.blend(colours, Image.new("RGB", colours.size), 0.5)
         border.paste(colours, (0, 0), _inside(shape))
         scene.paste(border, (left, top), Image.fromarray(shape))
         shapes.append((top, left, shape))
