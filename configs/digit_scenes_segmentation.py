@@ -3,7 +3,7 @@
     python -m mbv2_jax.main --config=digit_scenes_segmentation --workdir=runs/digit_scenes
 
 data: scenes of scikit-learn's digits with masks, drawn as they are read; no scene comes twice, no
-handwriting is in both splits. hardware: 2 CPU cores; time: TIME.
+handwriting is in both splits. hardware: 2 CPU cores; time: three minutes.
 expected: at least 70 mIoU on the 200 test scenes.
 """
 
