@@ -31,8 +31,8 @@ class Relabelled:
 
     def __getitem__(self, index: int) -> Sample:
         sample = self._source[index]
-        label = sample.targets["label"]
-        if label < 0:  # unknown
+        label = sample.targets.get("label", -1)
+        if label < 0:  # unknown, or data for another task: the model's task refuses it
             return sample
         targets = sample.targets | {"label": self._labels[label]}
         return dataclasses.replace(sample, targets=targets)

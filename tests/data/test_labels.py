@@ -159,6 +159,14 @@ def test_missing_label_stays_missing():
     assert labels.Relabelled(Unlabelled(1), [5], "abcdef")[0].targets["label"] == -1
 
 
+def test_data_without_labels_is_left_to_the_task_to_refuse():
+    class Masked(CodedSource):
+        def __getitem__(self, index):
+            return dataclasses.replace(super().__getitem__(index), targets={"mask": None})
+
+    assert labels.Relabelled(Masked(1), [5], "abcdef")[0].targets == {"mask": None}
+
+
 def test_a_class_is_found_by_name_number_id_and_synonym():
     names = ("cat", "7", "dog, hound")
     found = [labels.find(name, names) for name in ("cat", "7", "2", "dog", "dog, hound")]
