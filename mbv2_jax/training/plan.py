@@ -241,8 +241,8 @@ def _open_data(settings: Settings, group: Group) -> tuple[Source, Source]:
     if sources.overlap(train, held_out):
         raise UserError(
             f"{data.source}: {names[0]} and {names[1]} hold the same images, or some of them; name "
-            "two splits (of a folder: PATH/train/CLASS and PATH/val/CLASS), or parts of one that "
-            "share none, such as 'train[10%:]' and 'train[:10%]'"
+            "two splits, such as 'train' and 'val', or parts of one that share none, such as "
+            "'train[10%:]' and 'train[:10%]'"
         )
     identities = sources.identity(train, "training") | sources.identity(held_out, "evaluation")
     remedy = "Every host must read the same, from a bucket, a shared disk, or copies of its own"

@@ -75,8 +75,8 @@ class Data:
 
     source: str = declare(
         "imagenet2012",
-        text("the name of a TFDS builder, or folder:PATH"),
-        "a TFDS builder's name, or folder:PATH",
+        text("the name of a TFDS builder, or KIND:PATH, such as folder:PATH"),
+        "a TFDS builder's name, or KIND:PATH, such as folder:PATH; docs/data.md lists the kinds",
     )
     data_dir: str | None = declare(
         None,
@@ -87,8 +87,8 @@ class Data:
     train_split: str = declare(
         "train",
         text("a split's name"),
-        "a split's name, or a part of one: train[:90%]; of a folder that has classes and no "
-        "splits, 'train' is four fifths, 'val' the rest, and 'all' everything",
+        "a split's name, or a part of one: train[:90%]; of a folder without splits, 'train' is "
+        "four fifths, 'val' the rest, and 'all' everything",
     )
     eval_split: str = declare("validation", text("a split's name"), "as train_split")
     train_transforms: str = declare(
