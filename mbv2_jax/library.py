@@ -67,8 +67,8 @@ def load(
     Args:
       checkpoint: anything that `init_model` takes: a model directory, a training workdir, weights
         of another framework, the name of published weights, or of a variant with random weights.
-      num_classes: of the classifier. Another number than the checkpoint's gives a fresh classifier,
-        after the checkpoint's hidden layers if it has some; None keeps the checkpoint's.
+      num_classes: of the head. Another number than the checkpoint's gives a fresh last layer, after
+        the checkpoint's other layers of the head if it has some; None keeps the checkpoint's.
       task: another task than the checkpoint's: the name of a built-in one, or 'module:Class'. The
         network is that task's, with the checkpoint's backbone and a fresh head.
       features_only: whether to leave out the head and return feature maps.

@@ -56,10 +56,11 @@ HELP = {
     "already holds a checkpoint.",
     "expect": "TOP1,TOP5 (segmentation: MIOU,PIXEL_ACCURACY), or some by name, such as mIoU=75.32: "
     "percentages that the evaluation should reach within 0.05; exits with 1 if it does not. By "
-    "default, eval compares with the figures published for the weights if the "
-    "data may be ImageNet's validation images; none compares with nothing.",
+    "default, eval compares with the figures published for the weights if the data may be the "
+    "images that they are for; none compares with nothing.",
     "out": "FILE for eval to write: one line of JSON for each image, with its label, loss and five "
-    "best classes, or its pixels, accuracy and loss. An existing file is not overwritten.",
+    "best classes (segmentation: the number of pixels that count, their accuracy and their loss). "
+    "An existing file is not overwritten.",
     "coordinator_address": "HOST:PORT of process 0, which listens there for the others.",
     "num_processes": "number of processes of the run, over all hosts; 1 runs this process alone "
     "even where Slurm or a TPU slice would have it join others.",
@@ -69,7 +70,7 @@ HELP = {
     "mode": "train, eval, info or compile; eval takes --checkpoint or --workdir, compile "
     "--topology. The last line that train, eval and compile print is JSON.",
     "tta": "eval: averages the probabilities of each image and of its mirror image, as "
-    "mmpretrain's --tta does; in segmentation also of six scales, 0.5 to 1.75.",
+    "mmpretrain's --tta does (segmentation: of both at six scales from 0.5 to 1.75).",
 }
 # Flags of our own, not absl's global ones: --help shows these and nothing else.
 FLAGS = flags.FlagValues()

@@ -1,4 +1,4 @@
-"""python -m mbv2_jax.predict: predict image files, with a classifier or another model.
+"""python -m mbv2_jax.predict: predict the classes of image files, or of each of their pixels.
 
 Examples:
   python -m mbv2_jax.predict cat.jpg dog.png --checkpoint=mmpretrain
@@ -33,7 +33,8 @@ _NAMES = textwrap.fill(", ".join(PUBLISHED), 92, initial_indent="    ", subseque
 _EPILOG = f"""PATH is one of
   a model directory, a training run's workdir, or one of its checkpoints: WORKDIR:best,
     WORKDIR:last or WORKDIR:STEP
-  weights of another framework: a .pth, .pt, .safetensors, .keras or .h5 file, or its address
+  weights of another framework: a .pth, .safetensors, .keras, .h5, .pb or .tflite file, ..., or
+    its address
   the name of published weights, which are downloaded once:
 {_NAMES}
   the name of a variant, such as mobilenet_v2_1.0_224, for random weights
@@ -71,15 +72,15 @@ def _arguments() -> argparse.Namespace:
         "--show-dir",
         type=pathlib.Path,
         metavar="DIR",
-        help="write each photo with its predictions below it to DIR, of a segmentation model the "
-        "photo under its mask; no file there is overwritten",
+        help="write each photo with its predictions below it to DIR (segmentation: the photo under "
+        "its mask, with a legend); no file there is overwritten",
     )
     parser.add_argument(
         "--out-dir",
         type=pathlib.Path,
         metavar="DIR",
-        help="of a segmentation model: write the mask of each photo to DIR, as a PNG of its name "
-        "and size whose pixels are the numbers of classes, in VOC's colours; no file there is "
+        help="segmentation: write the mask of each photo to DIR, as a PNG of its name and size, "
+        "with VOC's palette, whose pixels are the numbers of classes; no file there is "
         "overwritten",
     )
     parser.add_argument(

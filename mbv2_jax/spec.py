@@ -316,8 +316,8 @@ class TrainingMode:
     dropout: float = declare(
         0.0,
         number(0, 1),
-        "probability of dropping a pooled feature before the head, and an output of each of its "
-        "hidden layers, in training",
+        "probability of dropping an input of the head's last layer, and of its hidden layers, in "
+        "training",
         inherited=True,
     )
     bn_momentum: float = declare(
