@@ -9,7 +9,7 @@ pairs:PATH          pictures and masks: PATH/SPLIT/images/NAME.jpg, PATH/SPLIT/m
 digit_scenes        scenes of scikit-learn's digits with masks and boxes (digit_scenes.py)
 voc:PATH            Pascal VOC's pictures and masks, in VOCdevkit's layout (voc.py)
 
-To add a kind of source, add a file here and an entry to `_PREFIXES`.
+To add a kind of source, add a file here and an entry to `_PREFIXES` or `_EMBEDDED`.
 """
 
 import hashlib
@@ -63,8 +63,6 @@ _PREFIXES: dict[str, Callable[[str, str], Source]] = {
     "pairs": PairsSource,
     "voc": VocSource,
 }
-
-
 # Those that are drawn here, and need no file; each takes the split.
 _EMBEDDED: dict[str, Callable[[str], Source]] = {"digit_scenes": DigitScenes}
 

@@ -1,9 +1,9 @@
 """Scenes of handwritten digits with masks and boxes, drawn as they are read: no download.
 
-Each scene shows two to four of scikit-learn's digits (data/digits.py) on a textured background, of
-different sizes, some partly covered by others. A scene depends on its split and number only, and is
-the same on every machine. The test scenes show the digits that `digits` holds out, and the training
-scenes the others, so that no handwriting is in both.
+Each scene shows two to four of scikit-learn's digits (data/digits.py), bright on a dark textured
+background, of different sizes, some partly covered by others. A scene depends on its split and
+number only, and is the same on every machine. The test scenes show the digits that `digits` holds
+out, and the training scenes the others, so that no handwriting is in both.
 """
 
 import io
@@ -22,8 +22,10 @@ CLASS_NAMES = ("background", *digits.CLASS_NAMES)
 SMALLEST, LARGEST = 56, 84  # heights of digits, in pixels
 
 _MOST = 4  # digits in a scene; the fewest are two
-_LEAST_SHOWN = 0.8  # of a digit's own pixels; the others may be covered
-_BORDER = 2  # pixels, in a colour of its own, so that digits stand out from one another
+# Of a digit's own pixels; the others may be covered. Two large digits may find no such places, and
+# share what room there is.
+_LEAST_SHOWN = 0.8
+_BORDER = 2  # pixels, of half the brightness, so that digits stand out from one another
 _TRIES = 30  # places that are tried for a digit
 
 _GROUND, _INK_LEVELS = (10, 115), (140, 245)  # levels of each colour
