@@ -52,7 +52,7 @@ def of(task: str) -> Kind:
 
 
 def with_task(found: Recognised, names: Iterable[str]) -> Recognised:
-    """Returns what was recognised with the layout of the network whose head a file has.
+    """Returns the recognised network with the layout of the task whose head the file has.
 
     Args:
       found: with a layout of LAYOUTS.

@@ -70,7 +70,7 @@ def read(weights: pathlib.Path, layout: Layout = _USUAL) -> tuple[dict[str, Any]
 
 
 def notes(weights: pathlib.Path, layout: Layout) -> tuple[str, ...]:
-    """Returns lines about what the files beside the weights say, and is not done here.
+    """Returns a line for each statement of the files beside the weights that is not followed.
 
     Args:
       weights, layout: as `read` takes them.

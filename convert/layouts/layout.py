@@ -177,7 +177,7 @@ class Layout:
         return self._variables(names[0], (layer,), variables)
 
     def heads_in(self, names: Iterable[str]) -> list[str]:
-        """Returns what stands before the names of the layers of `marks`, for each such head."""
+        """Returns the prefix of the names of the layers of `marks`, for each such head."""
         if not self.marks:
             return []
         first, *others = (next(iter(self.convolution(layer))) for layer in self.marks)

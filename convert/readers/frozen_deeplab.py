@@ -1,4 +1,4 @@
-"""The head of TensorFlow's deeplab in a frozen graph: what its operators say beside the weights."""
+"""The head of TensorFlow's deeplab in a frozen graph: the fields that its operators show."""
 
 import pathlib
 import re
@@ -30,7 +30,7 @@ class Head(NamedTuple):
 
 
 def find(path: pathlib.Path, nodes: Mapping[str, Node], output_stride: int | None) -> Head:
-    """Returns what the operators of a head tell; nothing where there is no such head.
+    """Returns the facts that the operators of a head show; no facts where there is no such head.
 
     Args:
       path: the file, for messages.

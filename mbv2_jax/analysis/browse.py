@@ -110,7 +110,7 @@ def _check(out: str, count: int, epoch: int, seconds: float, needs: float | None
 
 
 class _WithNames:
-    """A collator that adds to another collator's arrays what is drawn with an image.
+    """A collator that adds the arrays that are drawn with an image to another collator's.
 
     "name" is the text below it, and MASK its mask, if `has_masks`.
     """

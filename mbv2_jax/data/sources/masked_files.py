@@ -1,4 +1,4 @@
-"""Image files with a mask file each: what the sources `pairs` and `voc` have in common."""
+"""Image files with a mask file each: the common part of the sources `pairs` and `voc`."""
 
 from collections.abc import Sequence
 

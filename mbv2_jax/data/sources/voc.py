@@ -97,8 +97,8 @@ def _root(path: str) -> str:
 def _read_list(root: str, name: str) -> list[str]:
     """Returns the names of a split's pictures.
 
-    A line may also be two paths, of the picture and the mask, as in the list that goes around for
-    train_aug.
+    A line may also be two paths, of the picture and the mask, as in the list of train_aug that
+    circulates with SBD's masks.
     """
     folder = pathlib.Path(root, _LISTS)
     known = sorted(file.stem for file in folder.glob("*.txt"))

@@ -80,7 +80,7 @@ def confusion(labels: jax.Array, predicted: jax.Array, classes: int) -> jax.Arra
 
 
 def iou(matrix: np.ndarray) -> np.ndarray:
-    """Returns the intersection over union of each class, NaN of one that nothing is or is called.
+    """Returns the intersection over union of each class; NaN without true and predicted pixels.
 
     Args:
       matrix: (classes, classes) counts, the true class first.
@@ -120,7 +120,7 @@ def chance(pixels: np.ndarray, examples: int) -> tuple[float, float]:
     """Returns the mIoU of always naming the largest class, and its standard error, in percent.
 
     The other classes have an IoU of 0. The error is as if each image had a single class: the pixels
-    of an image are alike, and count as one drawing of a class.
+    of an image are alike, and count as one draw of a class.
 
     Args:
       pixels: (classes,), the pixels of each class; more than 0 in total.
