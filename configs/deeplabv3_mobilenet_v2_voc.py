@@ -56,6 +56,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer.weight_decay = 4e-5
     config.optimizer.decay_norm = False
     config.optimizer.decay_bias = False
+    config.optimizer.lr_multipliers = (("logits/bias", 2.0),)  # the only bias that is no norm's
     config.schedule.name = "poly"
     config.schedule.base_lr = 0.007
     config.schedule.power = 0.9

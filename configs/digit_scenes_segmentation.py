@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.data.train_split = "train"
     config.data.eval_split = "test"
     config.data.image_size = 128  # the scenes' own
-    config.data.train_transforms = "pad(size)|random_crop(size)"
+    config.data.train_transforms = "pad(size)"
     config.data.eval_transforms = "pad(size)"
 
     config.optimizer.momentum = 0.9

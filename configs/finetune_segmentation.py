@@ -14,6 +14,9 @@ from ml_collections import ConfigDict
 
 from mbv2_jax.configs import default
 
+# The head is new, and learns ten times as fast as the backbone, as in DeepLab v1 to v3.
+HEAD_FIRST = (("(image_pooling|aspp|projection|logits)", 10.0),)
+
 
 def get_config() -> ConfigDict:
     """Returns the config; it takes no argument."""
@@ -45,7 +48,3 @@ def get_config() -> ConfigDict:
     config.log.every_steps = 10
     config.log.eval_every_epochs = 5.0
     return config
-
-
-# The head is new, and learns ten times as fast as the backbone, as in DeepLab v1 to v3.
-HEAD_FIRST = (("(image_pooling|aspp|projection|logits)", 10.0),)

@@ -267,9 +267,7 @@ class Predictor:
 
     def _check_head(self) -> None:
         if self._spec.head is None:
-            raise UserError(
-                f"{self._path} has no classifier, only features: extract_feat gives those"
-            )
+            raise UserError(f"{self._path} has no head, only features: extract_feat gives those")
 
 
 def checked_indices(out_indices: Sequence[int] | None, architecture: Backbone) -> tuple[int, ...]:

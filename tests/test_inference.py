@@ -410,7 +410,7 @@ def test_model_of_features_only_has_features_and_refuses_to_predict(predictor, t
         backbone.extract_feat(pixels(2)), predictor.extract_feat(pixels(2))
     )
     for refused in (backbone, backbone.predict):
-        with pytest.raises(UserError, match="no classifier, only features: extract_feat gives"):
+        with pytest.raises(UserError, match="no head, only features: extract_feat gives"):
             refused(pixels(2))
 
 

@@ -20,16 +20,19 @@ def resize_bilinear(x: jax.Array, size: Sequence[int], *, align_corners: bool) -
     Returns:
       (N, H', W', C) in x's dtype.
     """
+    # In bfloat16 the weights of a pixel would not add up to 1.
+    wide = jnp.promote_types(x.dtype, jnp.float32)
     rows, columns = (
         # Matrix products: accelerators are slow at gathering, and the weights are constants.
-        None if old == new else jnp.asarray(_weights(old, new, align_corners), x.dtype)
+        None if old == new else jnp.asarray(_weights(old, new, align_corners), wide)
         for old, new in zip(x.shape[1:3], size, strict=True)
     )
+    dtype = x.dtype
     if rows is not None:
-        x = jnp.einsum("oh,nhwc->nowc", rows, x, precision=lax.Precision.HIGHEST)
+        x = jnp.einsum("oh,nhwc->nowc", rows, x.astype(wide), precision=lax.Precision.HIGHEST)
     if columns is not None:
-        x = jnp.einsum("ow,nhwc->nhoc", columns, x, precision=lax.Precision.HIGHEST)
-    return x
+        x = jnp.einsum("ow,nhwc->nhoc", columns, x.astype(wide), precision=lax.Precision.HIGHEST)
+    return x.astype(dtype)
 
 
 def _weights(old: int, new: int, align_corners: bool) -> np.ndarray:

@@ -46,6 +46,9 @@ def test_axes_and_channels_are_apart():
     np.testing.assert_array_equal(np.asarray(resized[0, :, :, 1]), -expected)
 
 
-def test_dtype_stays():
-    image = jnp.ones((1, 2, 2, 1), jnp.bfloat16)
-    assert resize_bilinear(image, (3, 3), align_corners=True).dtype == jnp.bfloat16
+def test_bfloat16_stays_and_a_constant_too():
+    """Weights in bfloat16 would not add up to 1."""
+    image = jnp.full((1, 5, 7, 1), 3.0, jnp.bfloat16)
+    resized = resize_bilinear(image, (32, 23), align_corners=False)
+    assert resized.dtype == jnp.bfloat16
+    assert (resized == 3).all()

@@ -90,9 +90,10 @@ def open_source(
     if colon and prefix in _PREFIXES:
         source = _PREFIXES[prefix](os.path.expanduser(path), split)
         if (found := faults(source)) and not with_faults:
+            files = "1 file" if len(found) == 1 else f"{len(found):,} files"
             raise UserError(
-                f"{len(found):,} without a counterpart among the files of {name}: {listed(found)} "
-                "(python -m mbv2_jax.data verify lists all)"
+                f"{files} of {name} cannot be used: {listed(found)} (python -m mbv2_jax.data "
+                "verify lists all)"
             )
         return source
     if name in _EMBEDDED:

@@ -2,12 +2,13 @@
 
     VOC2012/ImageSets/Segmentation/SPLIT.txt     the names of a split, a line each
     VOC2012/JPEGImages/NAME.jpg
-    VOC2012/SegmentationClassAug/NAME.png        if it has all masks of the split, else
-    VOC2012/SegmentationClass/NAME.png
+    VOC2012/SegmentationClass/NAME.png           VOC's own mask, if it is there, else
+    VOC2012/SegmentationClassAug/NAME.png
 
-SegmentationClassAug holds the masks of SBD (Hariharan et al. 2011) in VOC's numbers, as grey or
-palette PNGs; with them the split train_aug has 10,582 pictures instead of 1,464. Its list is part
-of neither and comes with the masks.
+VOC's own masks come first, so that `val` is scored as others score it. SegmentationClassAug holds
+the masks of SBD (Hariharan et al. 2011) in VOC's numbers, as grey or palette PNGs; with them the
+split train_aug has 10,582 pictures instead of 1,464. Its list is part of neither and comes with the
+masks.
 """
 
 import os
@@ -21,7 +22,7 @@ from mbv2_jax.errors import UserError, nearest
 
 _LISTS = os.path.join("ImageSets", "Segmentation")
 _IMAGES = "JPEGImages"
-_MASKS = ("SegmentationClassAug", "SegmentationClass")  # the first that is complete is taken
+_MASKS = ("SegmentationClass", "SegmentationClassAug")  # the first that has a mask is taken
 
 
 class VocSource(MaskedFiles):
@@ -50,14 +51,14 @@ class VocSource(MaskedFiles):
         self.root = _root(path)
         name = file_splits.split_name(os.path.join(self.root, _LISTS), split)
         names = _read_list(self.root, name)
-        masks = _masks_folder(self.root, names)
+        masks = _masks(self.root)
         chosen = file_splits.choose(self.root, split, name, len(names))
         if chosen.numbers is not None:
             names = [names[number] for number in chosen.numbers.tolist()]
         faults, images = [], []
         for each in names:
             image = os.path.join(self.root, _IMAGES, f"{each}.jpg")
-            mask = os.path.join(masks, f"{each}.png")
+            mask = masks.get(f"{each}.png", os.path.join(self.root, _MASKS[-1], f"{each}.png"))
             missing = [file for file in (image, mask) if not os.path.isfile(file)]
             faults += [f"{file} is missing" for file in missing]
             if not missing:
@@ -119,15 +120,13 @@ def _read_list(root: str, name: str) -> list[str]:
     return names
 
 
-def _masks_folder(root: str, names: list[str]) -> str:
-    """Returns the first folder that has all masks of a split, or the one that lacks the fewest."""
-    folders = [os.path.join(root, name) for name in _MASKS]
-    present = [folder for folder in folders if os.path.isdir(folder)]
+def _masks(root: str) -> dict[str, str]:
+    """Returns the path of each picture's mask by its file's name."""
+    present = [name for name in _MASKS if os.path.isdir(os.path.join(root, name))]
     if not present:
         raise UserError(f"no {' and no '.join(_MASKS)} in {root}: they hold the masks")
-
-    def missing(folder: str) -> int:
-        files = set(os.listdir(folder))
-        return sum(f"{name}.png" not in files for name in names)
-
-    return min(present, key=missing)  # of two that lack as many, the first
+    return {
+        file: os.path.join(root, folder, file)
+        for folder in reversed(present)  # the first replaces the others
+        for file in os.listdir(os.path.join(root, folder))
+    }

@@ -135,12 +135,12 @@ class RandomCrop:
         box = draw()
         if self.cat_max_ratio < 1:
             for _ in range(10):
-                if not self._is_monotonous(sample, box):
+                if not self._is_dominated(sample, box):
                     break
                 box = draw()
         return geometry.crop(sample, box)
 
-    def _is_monotonous(self, sample: Sample, box: Box) -> bool:
+    def _is_dominated(self, sample: Sample, box: Box) -> bool:
         """Returns whether too much of a crop of any mask is of one class."""
         for mask in geometry.crop_targets(geometry.masks(sample.targets), box).values():
             counted = np.array(mask.histogram())[:IGNORED]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from mbv2_jax.data.sample import IGNORED, Frame, Sample
 from mbv2_jax.data.sources import Source
-from mbv2_jax.errors import UserError
+from mbv2_jax.errors import UnreadableImage, UserError
 from mbv2_jax.tasks.segmentation.palette import colours
 
 MASK = "mask"  # the name of the target
@@ -22,8 +22,19 @@ def of(sample: Sample) -> np.ndarray:
     """
     mask = sample.targets.get(MASK)
     if mask is None:
-        raise UserError(f"{sample.id}: has no mask: the data is not for segmentation")
+        raise UserError(
+            f"{sample.id}: has no mask: for segmentation, give pairs:PATH, voc:PATH or digit_scenes"
+        )
     return np.asarray(mask)
+
+
+def check(source: Source) -> None:
+    """Raises UserError if the first example of a split has no mask; the message names it."""
+    try:
+        sample = source[0]
+    except UnreadableImage:  # reported, or passed over, when it is read
+        return
+    of(sample)
 
 
 def fault(mask: np.ndarray, classes: int) -> str:

@@ -39,7 +39,7 @@ def cross_entropy(
     kept = jnp.promote_types(logits.dtype, jnp.float32)
     losses = -jax.nn.log_softmax(logits.astype(kept))  # of each class, were it the right one
     classes = logits.shape[-1]
-    weights = jnp.asarray(class_weights or (1.0,) * classes, kept)
+    weights = jnp.asarray(class_weights if len(class_weights) else (1.0,) * classes, kept)
     is_target = labels[..., None] == jnp.arange(classes)
     # Not take_along_axis: its gradient scatters, which is slow and adds in any order.
     weighted = jnp.where(is_target, (1 - smoothing) * weights, 0) + smoothing / classes * weights

@@ -65,7 +65,13 @@ class Segmentation(Task):
         """Returns the task of a config; the data decides the number of classes if it is unset."""
         names = () if source is None else tuple(source.class_names)
         count = classes_lib.count(settings, source)
+        if source is not None:
+            masks.check(source)
         weights = settings["class_weights"]
+        if weights and not any(weights):
+            raise UserError(
+                "class_weights are all 0, and nothing would be learned: give some above 0"
+            )
         if weights and count is not None and len(weights) != count:
             raise UserError(
                 f"class_weights holds {len(weights)} numbers, and there are {count} classes: give "

@@ -180,7 +180,7 @@ def test_all_files_without_a_counterpart_are_counted_and_the_first_five_named(ro
     with pytest.raises(UserError) as error:
         open_source(f"pairs:{root}", "train")
     message = str(error.value)
-    assert message.startswith(f"8 without a counterpart among the files of pairs:{root}: ")
+    assert message.startswith(f"8 files of pairs:{root} cannot be used: ")
     assert "a.png: a.bmp has the same name but for its ending" in message
     for name in "efgh":
         assert f"{images}/{name}.jpg: there is no mask {masks}/{name}.png" in message

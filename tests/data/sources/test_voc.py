@@ -61,11 +61,13 @@ def test_any_folder_above_the_year_is_found(devkit):
         open_source(f"voc:{devkit}", "val")
 
 
-def test_sbds_masks_are_taken_where_they_are_complete(devkit):
+def test_vocs_own_masks_come_before_sbds(devkit):
+    own = [[0, 0, 0], [0, 0, 0]]
+    assert mask(open_source(f"voc:{devkit}", "val")) == own
+    augmented = open_source(f"voc:{devkit}", "train_aug")
+    assert [mask(augmented, index) for index in range(5)] == [own, own, ROWS, ROWS, ROWS]
+    (devkit / "VOC2012/SegmentationClass/c.png").unlink()
     assert mask(open_source(f"voc:{devkit}", "val")) == ROWS
-    (devkit / "VOC2012/SegmentationClassAug/c.png").unlink()
-    assert mask(open_source(f"voc:{devkit}", "val")) == [[0, 0, 0], [0, 0, 0]]
-    assert mask(open_source(f"voc:{devkit}", "train")) == ROWS
 
 
 def test_a_list_of_paths_names_the_pictures(devkit):
@@ -91,7 +93,7 @@ def test_missing_files_are_named(devkit):
     (year / "SegmentationClassAug/f.png").unlink()
     with pytest.raises(UserError) as error:
         open_source(f"voc:{devkit}", "train_aug")
-    assert "2 without a counterpart among the files of" in str(error.value)
+    assert "2 files of" in str(error.value)
     assert f"{year}/JPEGImages/e.jpg is missing" in str(error.value)
     assert f"{year}/SegmentationClassAug/f.png is missing" in str(error.value)
     source = open_source(f"voc:{devkit}", "train_aug", with_faults=True)
@@ -112,7 +114,7 @@ def test_wrong_lists_and_folders_are_explained(devkit, tmp_path):
         open_source(f"voc:{devkit}", "val")
     for folder in ("SegmentationClass", "SegmentationClassAug"):
         (year / folder).rename(year / f"{folder}.old")
-    with pytest.raises(UserError, match="no SegmentationClassAug and no SegmentationClass in"):
+    with pytest.raises(UserError, match="no SegmentationClass and no SegmentationClassAug in"):
         open_source(f"voc:{devkit}", "train")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no ImageSets/Segmentation in .*empty, nor in a VOC2012"):

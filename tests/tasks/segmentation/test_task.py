@@ -15,6 +15,7 @@ from sklearn import metrics
 from mbv2_jax import spec as spec_lib
 from mbv2_jax import tasks
 from mbv2_jax.data.sample import Frame, Sample
+from mbv2_jax.data.sources import open_source
 from mbv2_jax.data.sources.parts import Part
 from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.errors import RunFailed, UserError
@@ -310,12 +311,22 @@ def test_data_decide_the_number_of_classes():
         Segmentation.for_training(settings(model__num_classes=7), source)
     with pytest.raises(UserError, match="class_weights holds 2 numbers, and there are 4 classes"):
         Segmentation.for_training(settings(class_weights=(1.0, 2.0)), source)
+    with pytest.raises(UserError, match="class_weights are all 0"):
+        Segmentation.for_training(settings(class_weights=(0.0,) * 4), source)
+
+
+def test_data_without_masks_are_refused_before_anything_is_compiled(tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "train" / "cat" / "a.png")
+    source = open_source(f"folder:{tmp_path}", "train")
+    with pytest.raises(UserError, match=r"a\.png: has no mask: for segmentation, give pairs:PATH"):
+        Segmentation.for_training(settings(), source)
 
 
 def test_data_without_classes_are_refused_by_their_first_sample():
     task = Segmentation(Head(4), NAMES)
     image = np.zeros((2, 2, 3), np.uint8)
-    with pytest.raises(UserError, match=r"^cat\.jpg: has no mask: the data is not for segment"):
+    with pytest.raises(UserError, match=r"^cat\.jpg: has no mask: for segmentation, give pairs"):
         task.collate([Sample(image, "cat.jpg", {"label": 3})])
     odd = Image.fromarray(np.array([[0, 255], [4, 9]], np.uint8))
     with pytest.raises(UserError, match=r"^7: its mask holds 4, 9, and there are classes 0 to 3"):
