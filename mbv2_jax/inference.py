@@ -52,8 +52,9 @@ class Predictor:
 
     The first call with a batch of another size, or of another dtype, compiles the network for it,
     which takes seconds; later calls do not. A server can do so before its first request, with zeros
-    of the same shape: `predictor(np.zeros((1, 224, 224, 3), np.uint8))`. `predict` uses batches of
-    `batch_size` images or, for fewer of them, of the next power of 2. After
+    of the same shape: `predictor(np.zeros((1, 224, 224, 3), np.uint8))` for logits, and
+    `predictor.predict(np.zeros((8, 8, 3), np.uint8))` for predictions, which are another program.
+    `predict` uses batches of `batch_size` images or, for fewer, of the next power of 2. After
     `mbv2_jax.enable_compilation_cache()` a later process loads what an earlier one compiled.
 
     Args:
