@@ -51,14 +51,16 @@ class VocSource(MaskedFiles):
         self.root = _root(path)
         name = file_splits.split_name(os.path.join(self.root, _LISTS), split)
         names = _read_list(self.root, name)
-        masks = _masks(self.root)
+        folders = _mask_folders(self.root)
+        # Of a mask that is in both, the folder of the first counts.
+        masks = {file: folder for folder in reversed(folders) for file in os.listdir(folder)}
         chosen = file_splits.choose(self.root, split, name, len(names))
         if chosen.numbers is not None:
             names = [names[number] for number in chosen.numbers.tolist()]
         faults, images = [], []
         for each in names:
             image = os.path.join(self.root, _IMAGES, f"{each}.jpg")
-            mask = masks.get(f"{each}.png", os.path.join(self.root, _MASKS[-1], f"{each}.png"))
+            mask = os.path.join(masks.get(f"{each}.png", folders[-1]), f"{each}.png")
             missing = [file for file in (image, mask) if not os.path.isfile(file)]
             faults += [f"{file} is missing" for file in missing]
             if not missing:
@@ -120,13 +122,10 @@ def _read_list(root: str, name: str) -> list[str]:
     return names
 
 
-def _masks(root: str) -> dict[str, str]:
-    """Returns the path of each picture's mask by its file's name."""
-    present = [name for name in _MASKS if os.path.isdir(os.path.join(root, name))]
+def _mask_folders(root: str) -> list[str]:
+    """Returns those of the folders of masks that there are, in the order in which they count."""
+    present = [os.path.join(root, name) for name in _MASKS]
+    present = [folder for folder in present if os.path.isdir(folder)]
     if not present:
         raise UserError(f"no {' and no '.join(_MASKS)} in {root}: they hold the masks")
-    return {
-        file: os.path.join(root, folder, file)
-        for folder in reversed(present)  # the first replaces the others
-        for file in os.listdir(os.path.join(root, folder))
-    }
+    return present
