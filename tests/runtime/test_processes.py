@@ -129,7 +129,7 @@ def test_killed_stopped_and_continued_run_equals_the_unbroken_one(tiny, cache, t
 
 @pytest.mark.parametrize("index", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_save_that_fails_in_one_process_ends_all_with_its_words(tiny, cache, tmp_path, index):
-    """As on a disk that one host lost; both write a part of every checkpoint."""
+    """Loses the disk of one of two hosts, each of which writes a part of every checkpoint."""
     workdir = tmp_path / "run"
     group = groups.start(cache, *tiny(workdir), *RUN, "--config.distributed.heartbeat_timeout=100")
     groups.wait_for(lambda: checkpoints(workdir), group)
@@ -179,7 +179,7 @@ def test_first_process_killed_inside_a_save(tiny, cache, two, tmp_path):
 
 @pytest.mark.slow
 def test_process_that_hangs_is_noticed_by_its_silence(tiny, cache, tmp_path):
-    """As one whose host lost its network: no connection breaks, nothing comes any more."""
+    """Imitates a host that lost its network: no connection breaks, and nothing arrives any more."""
     workdir = tmp_path / "run"
     group = groups.start(cache, *tiny(workdir), *RUN)
     groups.wait_for(lambda: logged_step(workdir) >= 3, group)

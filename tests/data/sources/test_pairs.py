@@ -226,7 +226,7 @@ def test_missing_files_and_folders_are_named(root, tmp_path):
 
 @pytest.mark.parametrize("transform", ["resize(4)", "random_resized_crop(4)|random_flip()"])
 def test_a_mask_of_another_size_is_refused_with_both_sizes(root, transform):
-    """Whether the picture is decoded whole, or only a crop of it."""
+    """Holds where the picture is decoded whole, and where only a crop of it is."""
     write_image(root / "val/images/d.png", (3, 2))
     write_mask(root / "val/masks/d.png", np.zeros((3, 2)))
     source = open_source(f"pairs:{root}", "val")
@@ -246,7 +246,7 @@ def test_a_mask_of_another_size_is_refused_with_both_sizes(root, transform):
 
 
 def test_camvid(check_data, tmp_path):
-    """In its own order: 11 classes and void, which is the twelfth."""
+    """Keeps the set's own order: 11 classes and void, which is the twelfth."""
     with tarfile.open(check_data / "data/camvid_240x180.tar") as tar:
         for member in tar.getmembers():
             name = pathlib.PurePath(member.name)

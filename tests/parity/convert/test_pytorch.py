@@ -418,7 +418,7 @@ class Pickler(pickle.Pickler):
 
 @pytest.mark.parametrize("fault", HANGING)
 def test_values_that_contain_one_another_do_not_hang(fault, tmp_path):
-    """As text, or as a key of a dict, such a tuple of a few bytes takes 2**60 steps."""
+    """Refuses a tuple of a few bytes that takes 2**60 steps as text or as a key of a dict."""
     shared: Any = ()
     for _ in range(60):
         shared = (shared, shared)

@@ -104,7 +104,7 @@ def test_its_backbone_alone(trained):
 
 
 def test_a_new_head_for_other_classes(trained):
-    """As for a segmentation run that starts from the file."""
+    """Keeps all layers but the logits, as a segmentation run that starts from the file does."""
     module, variables = mbv2_jax.load(trained, num_classes=5)
     theirs = model_dir.read(trained).params
     assert variables["params"]["logits"]["kernel"].shape == (1, 1, 256, 5)

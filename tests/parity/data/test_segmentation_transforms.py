@@ -122,7 +122,7 @@ def test_random_crop(mmseg, draws, size, ratio):
 
 
 def peer_draws(monkeypatch, mmseg, rng: np.random.Generator) -> None:
-    """Gives mmseg's PhotoMetricDistortion the draws of a generator."""
+    """Replaces the draws of mmseg's PhotoMetricDistortion by those of a generator."""
     module = __import__(mmseg.PhotoMetricDistortion.__module__, fromlist=["random"])
     monkeypatch.setattr(module.random, "randint", rng.integers)
     monkeypatch.setattr(module.random, "uniform", rng.uniform)
