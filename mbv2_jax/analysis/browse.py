@@ -60,7 +60,7 @@ def browse(
     """
     _check(out, count, epoch, seconds, needs)
     from mbv2_jax.training import config as config_lib  # here, because jax takes a second
-    from mbv2_jax.training import skipped
+    from mbv2_jax.training import skipped, splits
 
     as_given = config
     config = config_lib.without_groups(config)
@@ -68,7 +68,7 @@ def browse(
         config.model.num_classes = None  # the data's own classes are shown
     settings = config_lib.read(config)
     data, batch_size = settings.data, settings.run.batch_size
-    source = sources.open_source(data.source, data.train_split, data.data_dir)
+    source = splits.open_training(settings)
     for note in sources.notes(source):
         _say(note)
     spec, task = config_lib.resolve(settings, source)

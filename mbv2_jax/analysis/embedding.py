@@ -19,6 +19,7 @@ from mbv2_jax.errors import UserError
 from mbv2_jax.installed import require
 from mbv2_jax.runtime import compilation_cache
 from mbv2_jax.training import config as config_lib
+from mbv2_jax.training import splits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,9 +59,10 @@ def embedding(
         raise UserError("--checkpoint=PATH is missing: the model whose features to draw")
     require("t-SNE", "sklearn", extra="demo")
     compilation_cache.enable(config.compilation_cache)
-    data = config_lib.read(config_lib.without_groups(config)).data
+    settings = config_lib.read(config_lib.without_groups(config))
+    data = settings.data
     name = data.train_split if split == "train" else data.eval_split
-    source = sources.open_source(data.source, name, data.data_dir)
+    source = splits.open_split(settings, name)
     if not source.class_names:
         raise UserError(f"{data.source} has no classes by which to colour its images")
     if "label" not in source[0].targets:  # such as a mask

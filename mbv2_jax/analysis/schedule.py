@@ -15,7 +15,7 @@ from mbv2_jax.data import loader, sources
 from mbv2_jax.errors import UserError
 from mbv2_jax.models import mobilenet_v2
 from mbv2_jax.training import config as config_lib
-from mbv2_jax.training import optimizer
+from mbv2_jax.training import optimizer, splits
 from mbv2_jax.training import schedule as schedule_lib
 from mbv2_jax.training.config import Settings
 
@@ -61,7 +61,7 @@ def schedule(config: ConfigDict, out: str = "schedule.png", examples: int | None
     data = settings.data
     source = None
     if examples is None:
-        source = sources.open_source(data.source, data.train_split, data.data_dir)
+        source = splits.open_training(settings)
         examples = len(source)
     found = curve(settings, source, examples)
     title = (

@@ -75,8 +75,9 @@ def verify(
     names = {"train": [data.train_split], "eval": [data.eval_split]}.get(
         which, [data.train_split, data.eval_split]
     )
+    target = tasks.find(config.task).target
     opened = {
-        name: sources.open_source(data.source, name, data.data_dir, with_faults=True)
+        name: sources.open_source(data.source, name, data.data_dir, target=target, with_faults=True)
         for name in names
     }
     for note in sources.notes(*opened.values()):

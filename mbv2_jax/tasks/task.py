@@ -8,7 +8,8 @@ and picklable, so that its `collate` runs in data workers.
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from mbv2_jax.data.sample import ArraySpec, Frame, Sample
@@ -54,6 +55,18 @@ class Aligned(NamedTuple):
     source: Any
     found: tuple[int, ...]
     note: str = ""
+
+
+class Summary(NamedTuple):
+    """The outcome of an evaluation.
+
+    Attributes:
+      result: metrics by name, and "examples"; it is printed as a line of JSON.
+      details: lines that are printed before it; "" for none.
+    """
+
+    result: dict[str, Any]
+    details: str = ""
 
 
 class Chance(NamedTuple):
@@ -117,6 +130,8 @@ class Task(abc.ABC):
     columns: ClassVar[tuple[str, ...]] = ()
     # The message for a config that leaves the head to the data, where no data is opened.
     open_head: ClassVar[str] = "the config leaves the head to the data, and no data is opened"
+    # The name of the target that the task learns from, such as "label"; "" where any will do.
+    target: ClassVar[str] = ""
     # Whether an example has one class, so that `class_logits` and `classified` exist.
     classifies: ClassVar[bool] = False
     # The word for a prediction that is an image of its own, such as "mask", so that `to_image`
@@ -155,6 +170,20 @@ class Task(abc.ABC):
         """
         del train, evaluation
         return ""
+
+    @classmethod
+    def select(cls, settings: Mapping[str, Any], source: "Source") -> "Source":
+        """Returns the examples of the training split that are trained on; by default all.
+
+        Args:
+          settings: as `for_training` takes them.
+          source: the training split.
+
+        Raises:
+          UserError: none is left.
+        """
+        del settings
+        return source
 
     @abc.abstractmethod
     def network(
@@ -266,23 +295,18 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def summarize(
-        self, sums: Mapping[str, "np.ndarray"], rows: Mapping[str, "np.ndarray"]
-    ) -> dict[str, Any]:
-        """Returns the result of an evaluation, which is printed as a line of JSON.
+        self,
+        sums: Mapping[str, "np.ndarray"],
+        rows: Mapping[str, "np.ndarray"],
+        source: "Source",
+    ) -> Summary:
+        """Returns the outcome of an evaluation.
 
         Args:
           sums: the sums over the whole split, float64, and "examples", their number.
           rows: the rows of all examples in the split's order, if `needs_rows`; else {}.
+          source: the split, for targets as they are in its files.
         """
-
-    def details(self, sums: Mapping[str, "np.ndarray"]) -> str:
-        """Returns lines about an evaluation that are printed before its result; "" for none.
-
-        Args:
-          sums: as `summarize` takes them.
-        """
-        del sums
-        return ""
 
     def chance(self, sums: Mapping[str, "np.ndarray"]) -> Chance | None:
         """Returns the score that needs no network, by which a run that learned nothing is known.
@@ -306,8 +330,22 @@ class Task(abc.ABC):
         raise NotImplementedError
 
     def record(self, row: Mapping[str, "np.ndarray"]) -> dict[str, Any]:
-        """Returns an example's row of `evaluate` and of its batch in JSON form, for --out."""
+        """Returns an example's row of `evaluate` and of its batch in JSON form."""
         raise NotImplementedError
+
+    def records(self, rows: Mapping[str, "np.ndarray"], source: "Source") -> Iterator[str]:
+        """Yields the text of the file of --out in pieces.
+
+        Here it is a line of JSON for each example: "image", its name in the source, and the members
+        of `record`.
+
+        Args:
+          rows: of all examples, in the source's order.
+          source: the split that was evaluated.
+        """
+        for index in range(len(source)):
+            row = self.record({name: values[index] for name, values in rows.items()})
+            yield json.dumps({"image": source.describe(index)} | row) + "\n"
 
     @abc.abstractmethod
     def decode(self, outputs: Any, frames: Sequence[Frame]) -> list[dict[str, Any]]:

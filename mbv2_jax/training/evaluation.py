@@ -27,9 +27,9 @@ from mbv2_jax.runtime.processes import Group
 from mbv2_jax.spec import Preprocessing
 from mbv2_jax.tasks.task import Aligned, Chance, Task
 from mbv2_jax.training import config as config_lib
-from mbv2_jax.training import predictions
+from mbv2_jax.training import predictions, splits
 from mbv2_jax.training import step as step_lib
-from mbv2_jax.training.settings import Data
+from mbv2_jax.training.config import Settings
 
 Result = dict[str, Any]
 EXPECTED_WITHIN = 0.05  # percentage points that --expect allows
@@ -41,7 +41,7 @@ class Score(NamedTuple):
     Attributes:
       result: of `Task.summarize`.
       chance: of `Task.chance`, to compare the result with.
-      details: of `Task.details`, to print before the result.
+      details: of `Task.summarize`, to print before the result.
     """
 
     result: Result
@@ -130,11 +130,8 @@ class Evaluation:
                 bar.update(int(sums["examples"]))
         self._check(totals)
         in_split = in_order(kept, len(self.source)) if kept else {}
-        return Score(
-            self.task.summarize(totals, in_split),
-            self.task.chance(totals),
-            self.task.details(totals),
-        )
+        result, details = self.task.summarize(totals, in_split, self.source)
+        return Score(result, self.task.chance(totals), details)
 
     def _check(self, totals: Mapping[str, Any]) -> None:
         if totals["examples"] != len(self.source):
@@ -269,7 +266,7 @@ def open_evaluation(
             f"{saved.path} has no head, only features: train one on your data with --mode=train "
             f"--checkpoint={checkpoint}, and evaluate that run's --workdir"
         )
-    aligned = _open_split(settings.data, saved)
+    aligned = _open_split(settings, saved)
     spec = config_lib.evaluated_spec(settings, saved, overrides)
     mesh = mesh_lib.create()
     mesh_lib.check_batch(mesh, settings.run.batch_size)
@@ -303,12 +300,12 @@ def read_checkpoint(checkpoint: str, group: Group) -> SavedModel:
     return saved
 
 
-def _open_split(data: Data, saved: SavedModel) -> Aligned:
+def _open_split(settings: Settings, saved: SavedModel) -> Aligned:
     """Returns the evaluation split, whose targets use the model's classes."""
-    source = sources.open_source(data.source, data.eval_split, data.data_dir)
+    source = splits.open_split(settings, settings.data.eval_split)
     for note in sources.notes(source):
         processes.say(note)
-    aligned = saved.task().align(source, data.source, str(saved.path))
+    aligned = saved.task().align(source, settings.data.source, str(saved.path))
     if aligned.note:
         processes.say(aligned.note)
     return aligned

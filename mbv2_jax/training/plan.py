@@ -25,7 +25,7 @@ from mbv2_jax.storage import bucket, lock
 from mbv2_jax.tasks.task import Task
 from mbv2_jax.training import checkpoint as checkpoints_lib
 from mbv2_jax.training import config as config_lib
-from mbv2_jax.training import evaluation
+from mbv2_jax.training import evaluation, splits
 from mbv2_jax.training import workdir as workdir_lib
 from mbv2_jax.training.best import Best
 from mbv2_jax.training.config import Settings
@@ -231,8 +231,8 @@ def _workdir(workdir: str | None) -> pathlib.Path:
 def _open_data(settings: Settings, group: Group) -> tuple[Source, Source]:
     """Returns the training and the evaluation split: different images of the same classes."""
     data = settings.data
-    train = sources.open_source(data.source, data.train_split, data.data_dir)
-    held_out = sources.open_source(data.source, data.eval_split, data.data_dir)
+    train = splits.open_training(settings)
+    held_out = splits.open_split(settings, data.eval_split)
     for note in sources.notes(train, held_out):
         processes.say(note)
     names = (repr(data.train_split), repr(data.eval_split))

@@ -1,6 +1,5 @@
-"""The file of --out: the prediction for every image of an evaluation, one JSON object per line."""
+"""The file of --out: the prediction for every image of an evaluation, as its task writes it."""
 
-import json
 import pathlib
 from collections.abc import Mapping
 
@@ -27,9 +26,6 @@ def check_path(out: str) -> pathlib.Path:
 def write(path: pathlib.Path, rows: Mapping[str, np.ndarray], source: Source, task: Task) -> None:
     """Writes the predictions of an evaluation, complete or not at all, in the first process.
 
-    A line has "image", the image's name in the source, and the members of `Task.record`. Lines are
-    in the source's order.
-
     Args:
       path: the file, on a disk or in a bucket.
       rows: the rows of all examples, in the source's order.
@@ -41,16 +37,8 @@ def write(path: pathlib.Path, rows: Mapping[str, np.ndarray], source: Source, ta
     """
     if jax.process_index() != 0:
         return
-    lines = (
-        json.dumps(
-            {"image": source.describe(index)}
-            | task.record({name: values[index] for name, values in rows.items()})
-        )
-        + "\n"
-        for index in range(len(source))
-    )
     try:
         with atomic.open_file(path, "w") as file:
-            file.writelines(lines)
+            file.writelines(task.records(rows, source))
     except OSError as error:
         raise RunFailed(f"--out={path} cannot be written: {error.strerror}") from None

@@ -20,7 +20,7 @@ from mbv2_jax import spec
 from mbv2_jax.data.sample import ArraySpec, Frame, Sample
 from mbv2_jax.data.sources import Source
 from mbv2_jax.models.mobilenet_v2 import Backbone
-from mbv2_jax.tasks.task import Batch, Task
+from mbv2_jax.tasks.task import Batch, Summary, Task
 from tests.support import commands
 
 CLOSE = 32.0  # grey levels within which a prediction counts
@@ -95,16 +95,18 @@ class MeanColour(Task):
         return sums, {"levels": 255 * jnp.abs(off).max(1), "predicted": outputs}
 
     def summarize(
-        self, sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray]
-    ) -> dict[str, Any]:
+        self, sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], source: Source
+    ) -> Summary:
         examples = int(sums["examples"])
         assert rows["predicted"].shape == (examples, 3)
-        return {
+        assert len(source) == examples
+        result = {
             "close": 100 * float((rows["levels"] < CLOSE).mean()),
             "off": (255 * sums["off"] / examples).tolist(),
             "loss": float(sums["loss"]) / examples,
             "examples": examples,
         }
+        return Summary(result)
 
     def merge(self, outputs: Sequence[jax.Array]) -> jax.Array:
         return (outputs[0] + outputs[1]) / 2

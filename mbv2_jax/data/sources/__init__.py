@@ -68,7 +68,12 @@ _EMBEDDED: dict[str, Callable[[str], Source]] = {"digit_scenes": DigitScenes}
 
 
 def open_source(
-    name: str, split: str, data_dir: str | None = None, *, with_faults: bool = False
+    name: str,
+    split: str,
+    data_dir: str | None = None,
+    *,
+    target: str = "",
+    with_faults: bool = False,
 ) -> Source:
     """Opens a split of a dataset.
 
@@ -79,6 +84,8 @@ def open_source(
         "train[:20%]+train[40%:]" (see parts.py). Parts of a folder are random ones.
       data_dir: the folder of TFDS's prepared datasets; None is TFDS's default (TFDS_DATA_DIR, or
         tensorflow_datasets in the home folder). Other kinds of datasets ignore it.
+      target: the name of the target that is wanted (`Task.target`), by which a dataset with several
+        kinds of targets chooses its lists and its classes; "" for its first kind.
       with_faults: whether to open a split of which files are missing, without these examples;
         `faults` returns a line for each.
 

@@ -22,7 +22,7 @@ from mbv2_jax.tasks import classes as classes_lib
 from mbv2_jax.tasks.classification import scores
 from mbv2_jax.tasks.classification.mixing import Targets, mix
 from mbv2_jax.tasks.classification.settings import Head, Settings
-from mbv2_jax.tasks.task import Aligned, Batch, Chance, Classified, Task, Transferred
+from mbv2_jax.tasks.task import Aligned, Batch, Chance, Classified, Summary, Task, Transferred
 
 if TYPE_CHECKING:  # model_dir finds tasks
     from mbv2_jax.model_dir import SavedModel
@@ -47,6 +47,7 @@ class Classification(Task):
         "top5": "top-5 (%)",
     }
     columns: ClassVar[tuple[str, ...]] = ("score", "label", "class")
+    target: ClassVar[str] = "label"
     classifies: ClassVar[bool] = True
     open_head: ClassVar[str] = (
         "model.num_classes is not set, and no data is opened to count the classes: give "
@@ -139,11 +140,11 @@ class Classification(Task):
         return jax.nn.softmax(outputs)
 
     def summarize(
-        self, sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray]
-    ) -> dict[str, Any]:
+        self, sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], source: Source
+    ) -> Summary:
         """Returns {"top1", "top5" (percent), "loss", "examples"}."""
-        del rows
-        return scores.summarize(sums)
+        del rows, source
+        return Summary(scores.summarize(sums))
 
     def chance(self, sums: Mapping[str, np.ndarray]) -> Chance | None:
         """Returns the top-1 of always naming the largest class; None where there is only one."""

@@ -25,7 +25,7 @@ from mbv2_jax.tasks import classes as classes_lib
 from mbv2_jax.tasks.segmentation import masks, scores
 from mbv2_jax.tasks.segmentation.palette import colours
 from mbv2_jax.tasks.segmentation.settings import Head, Settings
-from mbv2_jax.tasks.task import Aligned, Batch, Chance, Task, Transferred
+from mbv2_jax.tasks.task import Aligned, Batch, Chance, Summary, Task, Transferred
 
 if TYPE_CHECKING:  # model_dir finds tasks
     from mbv2_jax.model_dir import SavedModel
@@ -54,6 +54,7 @@ class Segmentation(Task):
         "pixel_accuracy": "pixel accuracy (%)",
     }
     columns: ClassVar[tuple[str, ...]] = ("share", "label", "class")
+    target: ClassVar[str] = masks.MASK
     image_of: ClassVar[str] = "mask"
     open_head: ClassVar[str] = (
         "model.num_classes is not set, and no data is opened to count the classes: give "
@@ -180,15 +181,11 @@ class Segmentation(Task):
         return {"mask": outputs.argmax(-1).astype(jnp.uint8), "finite": finite}
 
     def summarize(
-        self, sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray]
-    ) -> dict[str, Any]:
-        """Returns {"mIoU", "pixel_accuracy" (percent), "loss", "examples"}."""
-        del rows
-        return scores.summarize(sums)
-
-    def details(self, sums: Mapping[str, np.ndarray]) -> str:
-        """Returns a table of the classes."""
-        return scores.table(sums["confusion"], self.classes)
+        self, sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], source: Source
+    ) -> Summary:
+        """Returns {"mIoU", "pixel_accuracy", "loss", "examples"}, and a table of the classes."""
+        del rows, source
+        return Summary(scores.summarize(sums), scores.table(sums["confusion"], self.classes))
 
     def chance(self, sums: Mapping[str, np.ndarray]) -> Chance | None:
         """Returns the mIoU of always naming the largest class; None where there is only one."""
