@@ -217,6 +217,7 @@ class ConvNorm(nn.Module):
       frozen: whether no parameter gets a gradient; the running statistics still follow `train`.
       folded: whether the normalisation is folded into the convolution, which then has a bias
         (`folding.fold`).
+      kernel_init: the initializer of the kernel.
     """
 
     features: int
@@ -232,6 +233,7 @@ class ConvNorm(nn.Module):
     dtype: Any = jnp.dtype(TrainingMode.dtype)
     frozen: bool = False
     folded: bool = False
+    kernel_init: nn.initializers.Initializer = kaiming_normal
 
     @nn.compact
     def __call__(self, x: Activation, train: bool) -> Activation:
@@ -257,7 +259,7 @@ class ConvNorm(nn.Module):
             bias=self.folded,
             # Whenever flax applies a network, it traces the initializer to compare the shapes.
             # Zeros take the least time, and a folded kernel is computed from another one.
-            kernel_init=nn.initializers.zeros if self.folded else kaiming_normal,
+            kernel_init=nn.initializers.zeros if self.folded else self.kernel_init,
             relu6=self.folded and self.relu6,
             name="conv",
         )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Name -> the class, in a module that imports jax.
 BUILT_IN = {
     "classification": "mbv2_jax.tasks.classification.task:Classification",
+    "detection": "mbv2_jax.tasks.detection.task:Detection",
     "segmentation": "mbv2_jax.tasks.segmentation.task:Segmentation",
 }
 DEFAULT = "classification"

@@ -18,7 +18,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from mbv2_jax.data.sample import Sample
+from mbv2_jax.data.sample import Boxes, Sample
 from mbv2_jax.data.sources import parts
 from mbv2_jax.data.sources.digit_scenes import DigitScenes
 from mbv2_jax.data.sources.folder import FolderSource
@@ -54,6 +54,33 @@ class Source(Protocol):
 
     def describe(self, index: int) -> str:
         """Returns the name of example `index`: its file, or its dataset and number."""
+
+
+class BoxSource(Source, Protocol):
+    """A split of a dataset for object detection.
+
+    Attributes:
+      category_ids: the number of each class in files of results.
+      benchmark: "coco" or "voc", whose figures such data is compared by.
+    """
+
+    category_ids: tuple[int, ...]
+    benchmark: str
+
+    def boxes(self, index: int) -> Boxes:
+        """Returns all objects of example `index` of known classes, as its files have them.
+
+        Those in the sample's targets are the ones that can be trained on. The image is not read.
+
+        Returns:
+          Corners and areas are float64, in pixels of the picture.
+        """
+
+    def image_id(self, index: int) -> int | str:
+        """Returns the name of example `index` in files of results."""
+
+    def without_empty(self, smallest: int) -> "BoxSource":
+        """Returns the examples with an object to train on, and no side below `smallest` pixels."""
 
 
 # The kinds of datasets that are named PREFIX:PATH; each takes the path and the split. Other names

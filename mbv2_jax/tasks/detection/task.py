@@ -1,0 +1,259 @@
+"""Object detection as training, evaluation and prediction see it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mbv2_jax.data import labels
+from mbv2_jax.data.sample import ArraySpec, Frame, Sample
+from mbv2_jax.data.sources import Source
+from mbv2_jax.errors import UserError
+from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from mbv2_jax.models.ssdlite import Outputs, SSDLite
+from mbv2_jax.spec import Backbone, TrainingMode
+from mbv2_jax.tasks import classes as classes_lib
+from mbv2_jax.tasks.detection import coding, losses, nms, objects
+from mbv2_jax.tasks.detection.anchors import AnchorTable
+from mbv2_jax.tasks.detection.losses import Losses, Mining
+from mbv2_jax.tasks.detection.nms import Detections
+from mbv2_jax.tasks.detection.settings import Head, Settings
+from mbv2_jax.tasks.task import Batch, Summary, Task, Transferred
+
+if TYPE_CHECKING:  # model_dir finds tasks
+    from mbv2_jax.model_dir import SavedModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Detection(Task):
+    """The boxes and classes of the objects in an image.
+
+    Attributes:
+      settings: the negatives in the loss, for training.
+    """
+
+    settings: Settings = dataclasses.field(default_factory=Settings)
+
+    Head: ClassVar[type] = Head
+    Settings: ClassVar[type] = Settings
+    figures: ClassVar[tuple[str, ...]] = ("mAP", "mAP50", "mAP75")
+    labels: ClassVar[Mapping[str, str]] = {
+        "loss": "loss",
+        "mAP": "mAP, IoU 0.5 to 0.95 (%)",
+        "mAP50": "mAP at IoU 0.5 (%)",
+        "mAP75": "mAP at IoU 0.75 (%)",
+    }
+    columns: ClassVar[tuple[str, ...]] = ("score", "class", "x0", "y0", "x1", "y1")
+    target: ClassVar[str] = objects.BOXES
+    needs_rows: ClassVar[bool] = True
+    open_head: ClassVar[str] = (
+        "model.num_classes is not set, and no data is opened to count the classes: give "
+        "--config.model.num_classes=80, say"
+    )
+
+    @classmethod
+    def for_training(cls, settings: Mapping[str, Any], source: Source | None) -> "Detection":
+        """Returns the task of a config; the data decides the number of classes if it is unset."""
+        if source is not None:
+            objects.check(source)
+        count = classes_lib.count(settings, source)
+        maps = len(settings["model.taps"]) + len(settings["model.extra_channels"])
+        sizes = len(settings["model.anchor_sizes"])
+        if sizes != maps + 1:
+            raise UserError(
+                f"model.anchor_sizes has {sizes} numbers, and there are {maps} maps "
+                f"(model.taps and model.extra_channels): give {maps + 1}, one more than maps"
+            )
+        head = None
+        if count is not None:
+            names = [field.name for field in dataclasses.fields(Head)]
+            values = {name: settings[f"model.{name}"] for name in names}
+            head = Head(**values | {"num_classes": count})
+        fields = [field.name for field in dataclasses.fields(Settings)]
+        return cls(
+            head,
+            () if source is None else tuple(source.class_names),
+            Settings(**{name: settings[name] for name in fields}),
+        )
+
+    @classmethod
+    def split_fault(cls, train: Source, evaluation: Source) -> str:
+        """Returns "" if both splits have the same classes in the same order."""
+        return classes_lib.split_fault(train, evaluation)
+
+    @classmethod
+    def select(cls, settings: Mapping[str, Any], source: Source) -> Source:
+        """Returns the images with objects that are not tiny, if `skip_empty` is set."""
+        found = objects.check(source)
+        return found.without_empty(settings["smallest_side"]) if settings["skip_empty"] else source
+
+    def network(
+        self, backbone: Backbone, mode: TrainingMode, *, folded: bool = False
+    ) -> SSDLite | MobileNetV2:
+        """Returns the network: `Outputs`; feature maps where there is no head."""
+        if self.head is None:
+            fields = dataclasses.asdict(backbone) | dataclasses.asdict(mode)
+            fields["dtype"] = jnp.dtype(mode.dtype)
+            return MobileNetV2(num_classes=None, folded=folded, **fields)
+        return SSDLite(
+            num_classes=self.head.num_classes,
+            anchors=AnchorTable(self.head.anchors, self.head.anchor_sizes),
+            taps=self.head.taps,
+            extra_channels=self.head.extra_channels,
+            architecture=backbone,
+            mode=mode,
+            folded=folded,
+        )
+
+    def batch_spec(self, size: tuple[int, int]) -> dict[str, ArraySpec]:
+        """Returns "image", the objects to train on, and the place of the image in its picture.
+
+        "image" is (H, W, 3) uint8, "boxes" (max_boxes, 4) float32 in the image's pixels, "labels"
+        (max_boxes,) int32, below 0 for padding, and "extent" (4,) float32 in the picture's pixels.
+        """
+        room = self.head.max_boxes
+        return {
+            "image": ArraySpec((*size, 3), np.uint8),
+            "boxes": ArraySpec((room, 4), np.float32),
+            "labels": ArraySpec((room,), np.int32),
+            "extent": ArraySpec((4,), np.float32),
+        }
+
+    def collate(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+        """Returns the arrays of `batch_spec`; crowds and difficult objects are left out."""
+        found = objects.padded(samples, self.head.max_boxes, self.head.num_classes)
+        images = np.stack([sample.image for sample in samples])
+        extents = objects.places([sample.frame for sample in samples])
+        return {"image": images, **found, "extent": extents}
+
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns the loss of classes and boxes over the batch's positives, and both apart."""
+        found = self._losses(outputs, batch)
+        count = found.positives.sum().astype(found.classes.dtype)
+        classes, boxes = found.classes.sum() / count, found.boxes.sum() / count
+        return classes + boxes, {"class_loss": classes, "box_loss": boxes}
+
+    def evaluate(
+        self, outputs: Outputs, batch: Batch
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """Returns "loss" and "positives" of the batch, and the detections of each example."""
+        found = self._losses(outputs, batch)
+        mask = batch["mask"]
+        sums = {
+            "loss": jnp.where(mask, found.classes + found.boxes, 0).sum(),
+            "positives": jnp.where(mask, found.positives, 0).sum(dtype=jnp.int32),
+        }
+        return sums, self.postprocess(outputs) | {"extent": batch["extent"]}
+
+    def views(self, images: jax.Array) -> Sequence[jax.Array]:
+        """Returns the images and their mirror images."""
+        return images, images[:, :, ::-1]
+
+    def merge(self, outputs: Sequence[Outputs]) -> Outputs:
+        """Returns the outputs for both views with the anchors of both, the mirror image's back."""
+        upright, mirrored = outputs
+        width = mirrored.size[:, None, 1:]  # (N, 1, 1)
+
+        def back(anchors: jax.Array) -> jax.Array:
+            x0, y0, x1, y1 = jnp.split(anchors, 4, -1)
+            return jnp.concatenate([width - x1, y0, width - x0, y1], -1)
+
+        codes = tuple(part * jnp.array([-1, 1, 1, 1], part.dtype) for part in mirrored.codes)
+        restored = mirrored._replace(codes=codes, anchors=tuple(map(back, mirrored.anchors)))
+        logits, codes, anchors = (
+            tuple(jnp.concatenate(pair, 1) for pair in zip(ours, theirs, strict=True))
+            for ours, theirs in zip(upright[:3], restored[:3], strict=True)
+        )
+        return Outputs(logits, codes, anchors, upright.size)
+
+    def postprocess(self, outputs: Outputs) -> dict[str, jax.Array]:
+        """Chooses the detections of N images, at most D of each, the best first.
+
+        Returns:
+          {"boxes": (N, D, 4), x0, y0, x1, y1 in pixels of the network's image, "scores": (N, D),
+          "labels": (N, D) int32, below 0 where there is no detection, "size": (N, 2), height and
+          width of the image, "finite": (N,) bool}.
+        """
+        finite = [jnp.isfinite(part).all((1, 2)) for part in (*outputs.logits, *outputs.codes)]
+        found = jax.vmap(self._detect)(outputs)
+        return {**found._asdict(), "size": outputs.size, "finite": jnp.stack(finite).all(0)}
+
+    def summarize(
+        self, sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], source: Source
+    ) -> Summary:
+        """Returns {"mAP", "mAP50", "mAP75", "loss", "examples"}, and a table of the classes."""
+        raise NotImplementedError
+
+    def decode(
+        self, outputs: Mapping[str, np.ndarray], frames: Sequence[Frame]
+    ) -> list[dict[str, Any]]:
+        """Returns {"boxes", "scores", "labels", "classes"} of each picture, the best first.
+
+        "boxes" are (D, 4) float32, x0, y0, x1, y1 in pixels of the picture, "scores" (D,) float32,
+        "labels" (D,) int32, and "classes" the names of the labels.
+        """
+        if not outputs["finite"][: len(frames)].all():
+            raise ValueError("the model's outputs are not numbers (NaN)")
+        return [
+            self._prediction({name: values[i] for name, values in outputs.items()}, frame)
+            for i, frame in enumerate(frames)
+        ]
+
+    def transfer(self, saved: "SavedModel", fresh: Mapping[str, Any]) -> Transferred:
+        """Keeps a saved model's class predictors only where its classes are this task's."""
+        params, why = dict(saved.params), ""
+        predictors = [name for name in params if name.startswith("class_logits")]
+        if predictors and not labels.same(self.classes, saved.classes):
+            params = {name: part for name, part in params.items() if name not in predictors}
+            why = f": its {len(saved.classes)} classes are not these {self.head.num_classes}"
+        kept = super().transfer(dataclasses.replace(saved, params=params), fresh)
+        old = set(kept.variables["params"]) - {
+            name for name, part in kept.variables["params"].items() if part is fresh["params"][name]
+        }
+        return kept._replace(note=f"starting from {saved.path}{_kept(old, fresh['params'])}{why}")
+
+    def _losses(self, outputs: Outputs, batch: Batch) -> Losses:
+        logits, codes, anchors = (jnp.concatenate(parts, 1) for parts in outputs[:3])
+        boxes = batch["boxes"].astype(anchors.dtype)
+        wanted = losses.targets(anchors, boxes, batch["labels"], self.head.num_classes)
+        mining = Mining(self.settings.negative_ratio, self.settings.min_negatives)
+        return losses.losses(logits, codes, wanted, self.head.scores, mining)
+
+    def _detect(self, outputs: Outputs) -> Detections:
+        """Returns the detections of one image; the arrays of `outputs` have no batch's axis."""
+        head = self.head
+        limits = outputs.size[jnp.array([1, 0, 1, 0])]  # (4,), of x0, y0, x1, y1
+        activation = jax.nn.softmax if head.scores == "softmax" else jax.nn.sigmoid
+        scores = [activation(part)[:, :-1] for part in outputs.logits]  # (A, classes) of each map
+        boxes = [
+            coding.decode(codes, anchors).clip(0, limits)
+            for codes, anchors in zip(outputs.codes, outputs.anchors, strict=True)
+        ]
+        candidates = nms.choose(scores, boxes, head.score_threshold, head.candidates)
+        return nms.suppress(candidates, head.nms_iou, head.max_detections)
+
+    def _prediction(self, row: Mapping[str, np.ndarray], frame: Frame) -> dict[str, Any]:
+        found = row["labels"] >= 0
+        labels = row["labels"][found]
+        return {
+            "boxes": objects.in_picture(row["boxes"][found], tuple(row["size"]), frame.extent),
+            "scores": row["scores"][found],
+            "labels": labels,
+            "classes": [self.classes[label] for label in labels],
+        }
+
+
+def _kept(old: set[str], params: Mapping[str, Any]) -> str:
+    """Returns a clause about the layers of the heads and of the extra maps that were kept."""
+    head = [name for name in params if name.startswith(("extra", "class_", "box_"))]
+    new = [name for name in head if name not in old]
+    if not new:
+        return ", heads included"
+    if len(new) == len(head):
+        return " with new heads"
+    if all(name.startswith("class_logits") for name in new):
+        return " with a new layer for the classes"
+    return f" with new weights of {', '.join(new)}"
