@@ -20,11 +20,6 @@ import math
 
 import numpy as np
 
-TABLES = ("mmdet", "tensorflow")
-# The ratios of width to height after the first square one.
-_MMDET_RATIOS = (2.0, 1 / 2, 3.0, 1 / 3)
-_TENSORFLOW_RATIOS = (2.0, 1 / 2, 3.0, 0.3333)
-
 
 @dataclasses.dataclass(frozen=True)
 class AnchorTable:
@@ -41,7 +36,7 @@ class AnchorTable:
     @property
     def counts(self) -> tuple[int, ...]:
         """The anchors of a position of each map."""
-        return tuple(len(self._shapes(i)) for i in range(len(self.sizes) - 1))
+        return tuple(len(self._kinds(i)) for i in range(len(self.sizes) - 1))
 
     def boxes(self, number: int, shape: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
         """Returns the anchors of a map in the order of rows, columns, and anchors of a position.
@@ -54,30 +49,38 @@ class AnchorTable:
         Returns:
           (h * w * k, 4) float32: x0, y0, x1, y1 in pixels; they may reach beyond the image.
         """
-        y = self._centres(shape[0], size[0])[:, None, None]  # (h, 1, 1)
-        x = self._centres(shape[1], size[1])[None, :, None]  # (1, w, 1)
-        width, height = (np.array(self._shapes(number)) * size[::-1]).T / 2  # halves, (k,)
-        corners = np.broadcast_arrays(x - width, y - height, x + width, y + height)
-        return np.stack(corners, -1).reshape(-1, 4).astype(np.float32)
+        strides = np.array([self._stride(*pair) for pair in zip(size, shape, strict=True)][::-1])
+        half = self._shapes(number, size[::-1]) / 2  # (k, 2), of width and height
+        middle = strides.astype(np.float32) / 2
+        first = np.concatenate([middle - half, middle + half], 1)  # (k, 4), at the first position
+        rows, columns = np.mgrid[: shape[0], : shape[1]]  # (h, w)
+        moved = np.stack([columns, rows] * 2, -1) * np.tile(strides, 2)  # (h, w, 4)
+        found = moved.astype(np.float32)[:, :, None] + first  # (h, w, k, 4)
+        return found.reshape(-1, 4)
 
-    def _centres(self, positions: int, side: int) -> np.ndarray:
-        """Returns the centres along an axis, in pixels."""
-        stride = side / positions
+    def _stride(self, side: int, positions: int) -> float:
+        """Returns the distance between two positions of an axis, in pixels."""
+        return math.ceil(side / positions) if self.table == "mmdet" else side / positions
+
+    def _kinds(self, number: int) -> list[tuple[float, float]]:
+        """Returns the anchors of a position: scale of the map's size, and height to width."""
+        between = math.sqrt(self.sizes[number + 1] / self.sizes[number])
         if self.table == "mmdet":
-            stride = math.ceil(stride)
-        return (np.arange(positions) + 0.5) * stride
+            return [(1, 1), (between, 1), *((1, ratio) for ratio in (1 / 2, 2, 1 / 3, 3))]
+        if number == 0:
+            return [(1 / 2, 1), (1, 1 / 2), (1, 2)]
+        return [(1, 1), *((1, ratio) for ratio in (1 / 2, 2, 1 / 3, 1 / 0.3333)), (between, 1)]
 
-    def _shapes(self, i: int) -> list[tuple[float, float]]:
-        """Returns (width, height) of a position's anchors, in shares of the image's sides."""
-        size = self.sizes[i]
-        between = (math.sqrt(size * self.sizes[i + 1]),) * 2
-        if self.table == "mmdet":
-            return [(size, size), between, *(_stretched(size, ratio) for ratio in _MMDET_RATIOS)]
-        if i == 0:
-            return [(size / 2,) * 2, *(_stretched(size, ratio) for ratio in _TENSORFLOW_RATIOS[:2])]
-        return [(size, size), *(_stretched(size, ratio) for ratio in _TENSORFLOW_RATIOS), between]
+    def _shapes(self, number: int, sides: tuple[int, int]) -> np.ndarray:
+        """Returns width and height of a position's anchors in pixels, (k, 2) float32.
 
-
-def _stretched(size: float, ratio: float) -> tuple[float, float]:
-    """Returns (width, height) of the area size * size, `ratio` of width to height."""
-    return size * math.sqrt(ratio), size / math.sqrt(ratio)
+        Args:
+          number: of the map.
+          sides: width and height of the image.
+        """
+        # In float32 and in mmdet's order of operations: an anchor may overlap an object by exactly
+        # the threshold, and the last digit decide.
+        scales, ratios = np.array(self._kinds(number), np.float32).T  # (k,)
+        stretch = np.sqrt(ratios)
+        width, height = (np.float32(self.sizes[number] * side) * scales for side in sides)
+        return np.stack([width * (1 / stretch), height * stretch], 1)
