@@ -22,7 +22,8 @@ HEAD = Head(3, taps=("last",), extra_channels=(32,), anchor_sizes=(0.2, 0.5, 0.9
 IMAGES = np.random.default_rng(0).standard_normal((4, 33, 40, 3)).astype(np.float32)
 BOXES = np.zeros((4, 2, 4), np.float32)
 BOXES[:, 0] = (4, 5, 25, 30)
-BATCH = {"boxes": BOXES, "labels": np.array([[0, -1], [1, -1], [2, -1], [-1, -1]], np.int32)}
+LABELS = jnp.array([[0, -1], [1, -1], [2, -1], [-1, -1]])
+BATCH = {"boxes": jnp.asarray(BOXES), "labels": LABELS}
 
 
 def profile(size: int, classes: int, **fields: Any) -> list[str]:
@@ -111,8 +112,8 @@ def test_bfloat16_is_near_float32(few_layers):
     assert narrow.logits[0].dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves((stats, rough))} == {jnp.dtype("float32")}
     # bfloat16 rounds to 2**-9 at each of a dozen layers.
-    for ours, theirs in zip(narrow.logits, wide.logits, strict=True):
-        assert np.abs(ours - theirs).mean() < 0.03 * np.std(theirs)
+    for rounded, exact in zip(narrow.logits, wide.logits, strict=True):
+        assert np.abs(rounded - exact).mean() < 0.03 * np.std(exact)
     # Of the same direction: 1 - cos is the square of the relative error.
     ours, theirs = (
         np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)]) for t in (rough, gradients)

@@ -58,8 +58,8 @@ def test_first_anchors_of_tensorflow():
 
 def test_anchors_equal_the_records(check_data):
     mmdet = np.load(check_data / "golden/ssdlite_mmdet/golden.npz")["anchors_xyxy"]
-    found = [MMDET.boxes(i, (n, n), (320, 320)) for i, n in enumerate(MAPS)]
-    np.testing.assert_array_equal(np.concatenate(found), mmdet)
+    ours = np.concatenate([MMDET.boxes(i, (n, n), (320, 320)) for i, n in enumerate(MAPS)])
+    np.testing.assert_array_equal(ours, mmdet)
     tensorflow = np.load(check_data / "golden/ssdlite_tf/anchors_yxhw_300.npy")
     maps = enumerate((19, *MAPS[1:]))
     boxes = np.concatenate([TENSORFLOW.boxes(i, (n, n), (300, 300)) for i, n in maps]) / 300
@@ -76,7 +76,7 @@ def test_codes_of_a_box_by_hand():
     anchor = jnp.array([10.0, 20.0, 50.0, 40.0])  # centre (30, 30), 40 x 20
     box = jnp.array([24.0, 18.0, 44.0, 58.0])  # centre (34, 38), 20 x 40
     codes = coding.encode(box, anchor)
-    wanted = [4 / 40 / 0.1, 8 / 20 / 0.1, math.log(0.5) / 0.2, math.log(2) / 0.2]
+    wanted: Any = [4 / 40 / 0.1, 8 / 20 / 0.1, math.log(0.5) / 0.2, math.log(2) / 0.2]
     np.testing.assert_allclose(codes, wanted, rtol=1e-6)
     np.testing.assert_allclose(coding.decode(codes, anchor), box, rtol=1e-6)
 
@@ -93,7 +93,9 @@ def test_decoded_boxes_stay_finite():
 def test_iou_by_hand():
     boxes = jnp.array([[0.0, 0, 10, 10], [5, 5, 15, 15], [3, 3, 3, 3]])
     found = matching.iou(boxes, boxes)
-    np.testing.assert_allclose(found, [[1, 25 / 175, 0], [25 / 175, 1, 0], [0, 0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(
+        found, [[1.0, 25 / 175, 0.0], [25 / 175, 1.0, 0.0], [0.0, 0.0, 0.0]], rtol=1e-6
+    )
 
 
 def test_every_object_gets_an_anchor_and_the_last_one_wins():
@@ -180,10 +182,10 @@ def test_gradients_reach_positives_and_mined_negatives_only():
         return (found.classes + found.boxes).sum()
 
     of_logits, of_codes = jax.grad(total, (0, 1))(logits, codes)
-    positive = np.asarray(wanted.labels[0]) < 2
+    positive: Any = np.asarray(wanted.labels[0]) < 2
     assert 0 < positive.sum() < 24
     np.testing.assert_array_equal(np.asarray(of_codes[0]).any(1), positive)
-    touched = np.asarray(of_logits[0]).any(1)
+    touched: Any = np.asarray(of_logits[0]).any(1)
     assert touched[positive].all() and touched.sum() == 4 * positive.sum()
     assert np.isfinite(of_codes).all() and np.isfinite(of_logits).all()
 
