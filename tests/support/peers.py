@@ -1,4 +1,4 @@
-"""The real peers, imported as they are: torchvision, timm, mmpretrain, mmseg, Keras, transformers.
+"""The real peers, imported as they are: torchvision, timm, Keras, transformers and OpenMMLab's.
 
 They are test requirements (requirements/peers.txt): a test that needs one fails where it is
 missing.
@@ -8,6 +8,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -26,7 +27,7 @@ torch.set_num_threads(1)
 
 def mmpretrain() -> ModuleType:
     """Returns the module mmpretrain, with `mmpretrain.models` loaded."""
-    torchvision()
+    _prepare_openmmlab()
     import mmpretrain
     import mmpretrain.models
 
@@ -34,24 +35,84 @@ def mmpretrain() -> ModuleType:
 
 
 def mmseg() -> ModuleType:
-    """Returns the module mmseg, whose compiled operators are missing.
-
-    The wheel of mmcv without a compiler (mmcv-lite) has none, and mmseg imports names of them.
-    """
-    torchvision()
-    sys.modules.setdefault("mmcv.ops", _Missing("mmcv.ops"))
+    """Returns the module mmseg."""
+    _prepare_openmmlab()
     import mmseg
 
     return mmseg
 
 
-class _Missing(ModuleType):
-    """A module of which any name can be imported, and none used."""
+def mmdet() -> ModuleType:
+    """Returns the module mmdet, with `mmdet.models` and `mmdet.datasets` loaded.
 
-    def __getattr__(self, name: str) -> type:
+    Of the operators that mmcv compiles, `nms` works on CPUs.
+    """
+    _prepare_openmmlab()
+    import mmdet
+    import mmdet.datasets
+    import mmdet.datasets.transforms
+    import mmdet.models
+
+    return mmdet
+
+
+def _prepare_openmmlab() -> None:
+    """Makes mmpretrain, mmseg and mmdet importable, in any order, beside mmcv-lite.
+
+    They import names of `mmcv.ops`, whose compiled module the wheel of mmcv-lite does not have.
+    """
+    torchvision()
+    if "mmcv._ext" not in sys.modules:
+        compiled = _Operators("mmcv._ext")
+        compiled.__spec__ = ModuleSpec("mmcv._ext", None)  # without a loader: mmcv-lite
+        compiled.nms = _greedy_nms
+        sys.modules["mmcv._ext"] = compiled
+    from mmpretrain.utils import dependency
+
+    # Where pycocotools is installed, mmpretrain takes transformers for that of its own time, and
+    # imports names that are gone.
+    dependency.WITH_MULTIMODAL = False
+
+
+class _Operators(ModuleType):
+    """A module of which any name can be imported; what it has not been given cannot be called."""
+
+    nms: Callable[..., torch.Tensor]
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {})
+
+        def operator(*args: Any, **kwargs: Any) -> Any:
+            raise NotImplementedError(f"mmcv's operator {name} is not here: mmcv-lite lacks it")
+
+        return operator
+
+
+def _greedy_nms(
+    boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, offset: int
+) -> torch.Tensor:
+    """Returns the indices of the boxes that mmcv's `nms` keeps, the highest score first.
+
+    Args:
+      boxes: (N, 4): x0, y0, x1, y1.
+      scores: (N,).
+      iou_threshold: a box is left out if its IoU with a better one that is kept is larger.
+      offset: 1 where a box includes its last row and column, else 0.
+    """
+    corners = boxes.detach().numpy()
+    sides = corners[:, 2:] - corners[:, :2] + corners.dtype.type(offset)
+    areas = sides.prod(1)
+    order = scores.sort(descending=True, stable=True).indices.numpy()
+    kept = []
+    while len(order):
+        best, order = order[0], order[1:]
+        kept.append(int(best))
+        low = np.maximum(corners[best, :2], corners[order, :2])
+        high = np.minimum(corners[best, 2:], corners[order, 2:])
+        shared = (high - low + corners.dtype.type(offset)).clip(0).prod(1)
+        order = order[~(shared / (areas[best] + areas[order] - shared) > iou_threshold)]
+    return torch.tensor(kept, dtype=torch.long)
 
 
 def timm() -> ModuleType:
