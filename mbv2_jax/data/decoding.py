@@ -32,6 +32,7 @@ _UPRIGHT = {  # EXIF orientation -> the operation that turns the stored pixels u
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNED = (5, 6, 7, 8)  # the orientations of which the sides change places
 
 
 def open_image(image: ImageLike) -> Image.Image:
@@ -178,6 +179,12 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     orientation = _orientation(image)
     rgb = _to_rgb(image)
     return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Returns the width and height that `upright_rgb` gives an opened image, without decoding."""
+    width, height = image.size
+    return (height, width) if _orientation(image) in _TURNED else (width, height)
 
 
 def _orientation(image: Image.Image) -> Any:

@@ -18,11 +18,11 @@ class Boxes:
     """The objects in an image, N of them.
 
     Attributes:
-      corners: (N, 4) float32: x0, y0, x1, y1 in pixels.
+      corners: (N, 4) float32: x0, y0, x1, y1 in pixels; float64 from `BoxSource.boxes`.
       labels: (N,) int32, the objects' classes.
       crowd: (N,) bool, whether a box stands for a crowd (COCO's `iscrowd`).
       difficult: (N,) bool, whether evaluation leaves the object out (VOC's `difficult`).
-      area: (N,) float32, the objects' own areas in pixels, for COCO's size ranges.
+      area: (N,) of the same dtype, the objects' own areas in pixels, for COCO's size ranges.
     """
 
     corners: np.ndarray
@@ -34,8 +34,8 @@ class Boxes:
     def __len__(self) -> int:
         return len(self.corners)
 
-    def take(self, chosen: np.ndarray) -> "Boxes":
-        """Returns the boxes at `chosen`, indices or a bool mask."""
+    def take(self, chosen: np.ndarray | slice) -> "Boxes":
+        """Returns the boxes at `chosen`, indices, a bool mask or a slice."""
         return Boxes(*(getattr(self, f.name)[chosen] for f in dataclasses.fields(self)))
 
 

@@ -7,9 +7,14 @@ folder:PATH         image files: PATH/SPLIT/CLASS/*.jpg, or PATH/CLASS/*.jpg, of
 pairs:PATH          pictures and masks: PATH/SPLIT/images/NAME.jpg, PATH/SPLIT/masks/NAME.png and
                     PATH/classes.txt (pairs.py)
 digit_scenes        scenes of scikit-learn's digits with masks and boxes (digit_scenes.py)
-voc:PATH            Pascal VOC's pictures and masks, in VOCdevkit's layout (voc.py)
+voc:PATH            Pascal VOC's pictures in VOCdevkit's layout, with masks (voc.py) or boxes, and
+                    pictures and boxes of one's own in its XML format (voc_boxes.py)
+coco:PATH           pictures and boxes in COCO's JSON format, also as Roboflow writes it (coco.py)
+yolo:PATH           pictures and boxes in Ultralytics' layout: PATH/images/SPLIT/NAME.jpg,
+                    PATH/labels/SPLIT/NAME.txt and PATH/data.yaml (yolo.py)
 
-To add a kind of source, add a file here and an entry to `_PREFIXES` or `_EMBEDDED`.
+To add a kind of source, add a file here and an entry to `_PREFIXES` or `_EMBEDDED`; to
+`_WITH_BOXES`, too, if another class opens it for object detection.
 """
 
 import hashlib
@@ -20,11 +25,14 @@ from typing import Any, Protocol
 
 from mbv2_jax.data.sample import Boxes, Sample
 from mbv2_jax.data.sources import parts
-from mbv2_jax.data.sources.digit_scenes import DigitScenes
+from mbv2_jax.data.sources.coco import CocoSource
+from mbv2_jax.data.sources.digit_scenes import BoxedDigitScenes, DigitScenes
 from mbv2_jax.data.sources.folder import FolderSource
 from mbv2_jax.data.sources.pairs import PairsSource
 from mbv2_jax.data.sources.parts import Part
 from mbv2_jax.data.sources.voc import VocSource
+from mbv2_jax.data.sources.voc_boxes import VocBoxes
+from mbv2_jax.data.sources.yolo import YoloSource
 from mbv2_jax.errors import UserError, listed
 from mbv2_jax.installed import require
 
@@ -89,9 +97,16 @@ _PREFIXES: dict[str, Callable[[str, str], Source]] = {
     "folder": FolderSource,
     "pairs": PairsSource,
     "voc": VocSource,
+    "coco": CocoSource,
+    "yolo": YoloSource,
 }
 # Those that are drawn here, and need no file; each takes the split.
 _EMBEDDED: dict[str, Callable[[str], Source]] = {"digit_scenes": DigitScenes}
+# Those of both kinds that are opened by another class for the target "boxes".
+_WITH_BOXES: dict[str, Callable[..., Source]] = {
+    "voc": VocBoxes,
+    "digit_scenes": BoxedDigitScenes,
+}
 
 
 def open_source(
@@ -121,8 +136,9 @@ def open_source(
         of it are missing.
     """
     prefix, colon, path = name.partition(":")
+    special = _WITH_BOXES if target == "boxes" else {}
     if colon and prefix in _PREFIXES:
-        source = _PREFIXES[prefix](os.path.expanduser(path), split)
+        source = special.get(prefix, _PREFIXES[prefix])(os.path.expanduser(path), split)
         if (found := faults(source)) and not with_faults:
             files = "1 file" if len(found) == 1 else f"{len(found):,} files"
             raise UserError(
@@ -131,7 +147,7 @@ def open_source(
             )
         return source
     if name in _EMBEDDED:
-        return _EMBEDDED[name](split)
+        return special.get(name, _EMBEDDED[name])(split)
     if os.path.isabs(name) or name.startswith((".", "~")) or os.path.isdir(name):
         raise UserError(
             f"unknown dataset {name!r}; for a folder of images write {'folder:' + name!r}"
@@ -151,6 +167,11 @@ def notes(*opened: Source) -> list[str]:
 def faults(source: Source) -> Sequence[str]:
     """Returns a line for each file that should be in a split and is missing or has no other."""
     return getattr(source, "faults", ())
+
+
+def bad_objects(source: Source) -> Sequence[str]:
+    """Returns a line for each object of a split that cannot be used, or not be trained on."""
+    return getattr(source, "bad_objects", ())
 
 
 def overlap(source: Source, other: Source) -> bool:

@@ -6,8 +6,10 @@ number only, and is the same on every machine. The test scenes show the digits t
 out, and the training scenes the others, so that no handwriting is in both.
 """
 
+import dataclasses
 import io
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -15,6 +17,7 @@ from PIL import Image, ImageFilter
 from mbv2_jax.data import digits
 from mbv2_jax.data.sample import Boxes, Sample
 from mbv2_jax.data.sources import parts
+from mbv2_jax.errors import UserError
 
 SIZES = {"train": 12_000, "test": 200}  # scenes
 SIDE = 128  # of a scene, in pixels
@@ -75,6 +78,45 @@ class DigitScenes:
     def describe(self, index: int) -> str:
         split, number = self._scenes[index]
         return f"scene {number} of digit_scenes[{split}]"
+
+
+class BoxedDigitScenes(DigitScenes):
+    """A split of scenes for object detection, a `sources.BoxSource`; samples have "boxes" alone.
+
+    The classes are the ten digits: label 0 is the digit 0.
+    """
+
+    class_names = digits.CLASS_NAMES
+    category_ids = tuple(range(1, len(digits.CLASS_NAMES) + 1))
+    benchmark = "coco"
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        boxes = sample.targets["boxes"]
+        boxes = dataclasses.replace(boxes, labels=boxes.labels - 1)
+        return dataclasses.replace(sample, targets={"boxes": boxes})
+
+    def boxes(self, index: int) -> Boxes:
+        """Returns the objects of a scene; corners and areas are float64, in pixels."""
+        boxes: Boxes = self[index].targets["boxes"]
+        return dataclasses.replace(
+            boxes, corners=boxes.corners.astype(np.float64), area=boxes.area.astype(np.float64)
+        )
+
+    def image_id(self, index: int) -> str:
+        """Returns the name of a scene in files of results."""
+        split, number = self._scenes[index]
+        return f"{split}_{number}"
+
+    def without_empty(self, smallest: int) -> Self:
+        """Returns the scenes themselves, each of which has objects.
+
+        Raises:
+          UserError: they are smaller than `smallest` pixels.
+        """
+        if smallest > SIDE:
+            raise UserError(f"the scenes have {SIDE} x {SIDE} pixels, and not {smallest} or more")
+        return self
 
 
 def _draw(

@@ -14,11 +14,18 @@ import numpy as np
 from mbv2_jax.data.sources import held_out, parts
 from mbv2_jax.errors import UserError
 
-# TFDS's name of the split and torchvision's, each of which also finds the other.
-OTHER_NAME = {"validation": "val", "val": "validation"}
+# TFDS's name of the split, torchvision's and Roboflow's, each of which also finds the others.
+_VALIDATION = ("validation", "val", "valid")
 
 # The names by which a folder is a split.
 NAMES = held_out.TRAINING | held_out.EVALUATION
+
+
+def spellings(name: str) -> tuple[str, ...]:
+    """Returns the names under which a split may be found, the given one first."""
+    if name not in _VALIDATION:
+        return (name,)
+    return (name, *(other for other in _VALIDATION if other != name))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,7 +104,7 @@ def _split_root(path: str, split: str) -> tuple[str, bool]:
         local = " on a local disk" if "://" in path else ""
         raise UserError(f"no folder {path!r}; folder: takes the path of a folder of images{local}")
     folders = _sub_folders(path)
-    for name in (split, file_splits.OTHER_NAME.get(split)):
+    for name in file_splits.spellings(split):
         if name in folders:
             root = os.path.join(path, name)
             if not _sub_folders(root):

@@ -12,17 +12,15 @@ number whose pixels do not count either: they become 255, and the later classes 
 """
 
 import os
-import pathlib
 from collections.abc import Sequence
 
 from mbv2_jax.data.sample import IGNORED
-from mbv2_jax.data.sources import file_splits
+from mbv2_jax.data.sources import class_list, file_splits, two_folders
 from mbv2_jax.data.sources.folder import EXTENSIONS
 from mbv2_jax.data.sources.masked_files import MaskedFiles
-from mbv2_jax.errors import UserError, listed, nearest
+from mbv2_jax.errors import UserError, listed
 
-CLASSES = "classes.txt"
-_IMAGES, _MASKS = "images", "masks"
+_MASKS = "masks"
 MASK_ENDING = ".png"
 
 
@@ -50,10 +48,12 @@ class PairsSource(MaskedFiles):
         if not path:
             raise UserError("pairs: needs a path, such as 'pairs:/data/streets'")
         if not os.path.isdir(path):
-            raise UserError(f"no folder {path!r}; pairs: takes the folder that holds {CLASSES}")
-        names = read_classes(os.path.join(path, CLASSES))
+            raise UserError(
+                f"no folder {path!r}; pairs: takes the folder that holds {class_list.NAME}"
+            )
+        names = read_classes(os.path.join(path, class_list.NAME))
         name = file_splits.split_name(path, split)
-        self.root, masks, is_split = _locate(path, name)
+        self.root, masks, is_split = two_folders.locate(path, name, _MASKS)
         file_names, found, faults = _match(self.root, masks)
         if not found:
             raise UserError(
@@ -79,27 +79,11 @@ def read_classes(path: str) -> list[str]:
     """Returns the lines of a classes.txt, the ignored ones among them.
 
     Raises:
-      UserError: the file is missing or not text, has an empty line between others, names a class
-        twice, names none, or too many.
+      UserError: as `class_list.read` does; or all classes are ignored, or there are too many.
     """
-    try:
-        text = pathlib.Path(path).read_text("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(
-            f"no file {path}: it names the classes, one a line, the first of which is class 0"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path} as text: {error}") from None
-    names = [line.strip() for line in text.rstrip().splitlines()]
-    named = [name for name in names if name != MaskedFiles.IGNORED_NAME]
-    if "" in names:
-        raise UserError(
-            f"{path}: line {names.index('') + 1} is empty; each line names a class, or is `ignored`"
-        )
-    if not named:
+    names = class_list.read(path, repeatable=(MaskedFiles.IGNORED_NAME,))
+    if set(names) == {MaskedFiles.IGNORED_NAME}:
         raise UserError(f"{path} names no class")
-    if twice := sorted({name for name in named if named.count(name) > 1}):
-        raise UserError(f"{path} names {listed(map(repr, twice), separator=', ')} more than once")
     if len(names) > IGNORED:
         raise UserError(
             f"{path} has {len(names)} lines, and there can be {IGNORED} classes, 0 to "
@@ -115,51 +99,13 @@ def _ignored_note(path: str, names: Sequence[str]) -> str:
         return ""
     listing = listed(map(str, numbers), separator=", ")
     moved = " (later classes move up)" if min(numbers) < len(names) - len(numbers) else ""
-    return f"{path}: pixels of class {listing} do not count, as its {CLASSES} says{moved}"
-
-
-def _locate(path: str, split: str) -> tuple[str, str, bool]:
-    """Returns the folders of a split's images and masks, and whether they hold just that split."""
-    images, masks = os.path.join(path, _IMAGES), os.path.join(path, _MASKS)
-    for name in (split, file_splits.OTHER_NAME.get(split)):
-        if name is None:
-            continue
-        for found in (
-            (os.path.join(path, name, _IMAGES), os.path.join(path, name, _MASKS)),
-            (os.path.join(images, name), os.path.join(masks, name)),
-        ):
-            if os.path.isdir(found[0]):
-                return *_with_masks(*found), True
-    if known := _splits(path):
-        raise UserError(f"no split {split!r} in {path}; {nearest(split, known)}")
-    if os.path.isdir(images):
-        is_split = os.path.basename(os.path.abspath(path)).lower() in file_splits.NAMES
-        return *_with_masks(images, masks), is_split
-    raise UserError(
-        f"no images in {path}: they belong in {os.path.join(path, split, _IMAGES)}, and their "
-        f"masks in {os.path.join(path, split, _MASKS)}"
-    )
-
-
-def _splits(path: str) -> list[str]:
-    """Returns the names of a folder's splits, sorted."""
-    names = {name for name in os.listdir(path) if os.path.isdir(os.path.join(path, name, _IMAGES))}
-    images = os.path.join(path, _IMAGES)
-    if os.path.isdir(images):
-        names |= {name for name in os.listdir(images) if name.lower() in file_splits.NAMES}
-    return sorted(names)
-
-
-def _with_masks(images: str, masks: str) -> tuple[str, str]:
-    if not os.path.isdir(masks):
-        raise UserError(f"no folder {masks}: it holds the masks of the pictures in {images}")
-    return images, masks
+    return f"{path}: pixels of class {listing} do not count, as its {class_list.NAME} says{moved}"
 
 
 def _match(images: str, masks: str) -> tuple[list[str], list[tuple[str, str]], list[str]]:
     """Returns the names that have both files, (image, mask) of each, and the faults."""
-    pictures, faults = _by_name(images, EXTENSIONS)
-    drawn, more = _by_name(masks, (MASK_ENDING,))
+    pictures, faults = two_folders.by_name(images, EXTENSIONS)
+    drawn, more = two_folders.by_name(masks, (MASK_ENDING,))
     faults += more
     for name in sorted(pictures.keys() - drawn.keys()):
         wanted = os.path.join(masks, name + MASK_ENDING)
@@ -169,34 +115,3 @@ def _match(images: str, masks: str) -> tuple[list[str], list[tuple[str, str]], l
         faults.append(f"{file}: there is no picture of this name in {images}")
     both = sorted(pictures.keys() & drawn.keys())
     return both, [(pictures[name], drawn[name]) for name in both], faults
-
-
-def _by_name(folder: str, endings: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-    """Returns the files below a folder by their names without ending, and the faults."""
-    found: dict[str, str] = {}
-    faults = []
-    for file in _files(folder, endings):
-        name = os.path.splitext(file)[0]
-        if name in found:
-            path = os.path.join(folder, file)
-            faults.append(f"{path}: {found[name]} has the same name but for its ending")
-        else:
-            found[name] = file
-    return found, faults
-
-
-def _files(folder: str, endings: tuple[str, ...]) -> list[str]:
-    """Returns the files with these endings below a folder, relative to it, sorted, none hidden."""
-    found = []
-
-    def fail(error: OSError) -> None:
-        raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
-
-    for place, inside, files in os.walk(folder, followlinks=True, onerror=fail):
-        inside[:] = [name for name in inside if not name.startswith(".")]
-        found += [
-            os.path.relpath(os.path.join(place, file), folder)
-            for file in files
-            if file.lower().endswith(endings) and not file.startswith(".")
-        ]
-    return sorted(found)

@@ -12,6 +12,7 @@ from mbv2_jax.data import digits
 from mbv2_jax.data.sources import digit_scenes, open_source, overlap
 from mbv2_jax.data.transforms.pipeline import make_transform
 from mbv2_jax.errors import UserError
+from tests.support.boxed import opened
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +128,23 @@ def test_boxes_and_masks_move_together():
         for x0, y0, x1, y1 in boxes.corners:
             inside[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))] = True
         assert inside[(mask > 0) & (mask < len(digit_scenes.CLASS_NAMES))].all()
+
+
+def test_scenes_for_detection_have_the_ten_digits():
+    plain = open_source("digit_scenes", "test[:3]")
+    boxed = opened("digit_scenes", "test[:3]")
+    assert boxed.class_names == tuple("0123456789")
+    assert plain.class_names[1:] == boxed.class_names
+    for index in range(3):
+        sample, other = plain[index], boxed[index]
+        assert sample.image == other.image
+        assert list(other.targets) == ["boxes"]
+        labels = other.targets["boxes"].labels
+        assert np.array_equal(sample.targets["boxes"].labels - 1, labels)
+        every = boxed.boxes(index)
+        assert every.corners.dtype == every.area.dtype == "float64"
+        assert np.array_equal(every.corners, sample.targets["boxes"].corners)
+    assert boxed.image_id(2) == "test_2"
+    assert boxed.without_empty(128) is boxed
+    with pytest.raises(UserError, match="128 x 128 pixels, and not 129"):
+        boxed.without_empty(129)

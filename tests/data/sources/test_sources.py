@@ -69,7 +69,8 @@ def test_wrong_folders_are_explained(flowers, tmp_path):
     assert "no folder '/nowhere'" in fails("folder:/nowhere")
     assert "needs a path" in fails("folder:")
     assert f"write 'folder:{flowers}'" in fails(str(flowers))
-    assert "did you mean 'val'?" in fails(f"folder:{flowers}", "valid")
+    assert "did you mean 'val'?" in fails(f"folder:{flowers}", "vall")
+    assert open_source(f"folder:{flowers}", "valid").describe(0).startswith(f"{flowers}/val/")
     assert "known are 'train', 'val'" in fails(f"folder:{flowers}", "holdout")
 
 

@@ -1,0 +1,181 @@
+"""Image files whose objects are marked by boxes: the common part of `coco`, `voc` and `yolo`."""
+
+import copy
+from collections.abc import Sequence
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from mbv2_jax.data.sample import Boxes, Sample
+from mbv2_jax.data.sources.parts import Part
+from mbv2_jax.errors import UnreadableImage, UserError, listed
+
+Corners = tuple[float, float, float, float]  # x0, y0, x1, y1
+
+
+class Object(NamedTuple):
+    """An object of a known class, as its file has it.
+
+    Attributes:
+      corners: in pixels, or in shares of the picture where `BoxedFiles.boxes` says so.
+      label: its class.
+      area: of the object, in the same units.
+      crowd, difficult: as `Boxes` has them.
+      trained: whether it can be trained on.
+    """
+
+    corners: Corners
+    label: int
+    area: float
+    crowd: bool = False
+    difficult: bool = False
+    trained: bool = True
+
+
+class Picture(NamedTuple):
+    """A picture and its objects.
+
+    Attributes:
+      path: of the image file.
+      id: the picture's name in files of results.
+      size: (width, height) in pixels, (0, 0) where no file but the picture says.
+      objects: in the order of their file.
+    """
+
+    path: str
+    id: int | str
+    size: tuple[int, int]
+    objects: Sequence[Object]
+
+
+class BoxedFiles:
+    """A split of image files with boxes, a `sources.BoxSource`; its samples have "boxes".
+
+    Args:
+      pictures: of the split, at least one.
+      class_names, category_ids, benchmark: as `sources.BoxSource` describes them.
+      parts, note: as `sources.Source` and `sources.notes` describe them.
+      faults: a line for each file that should be in the split and cannot be.
+      bad_objects: a line for each object that cannot be used, or not be trained on.
+
+    Attributes:
+      class_names, category_ids, benchmark, parts, note, faults, bad_objects: as given.
+    """
+
+    def __init__(
+        self,
+        pictures: Sequence[Picture],
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        benchmark: str,
+        parts: list[Part],
+        *,
+        note: str = "",
+        faults: Sequence[str] = (),
+        bad_objects: Sequence[str] = (),
+    ):
+        self.class_names, self.category_ids = tuple(class_names), tuple(category_ids)
+        self.benchmark, self.parts, self.note = benchmark, parts, note
+        self.faults, self.bad_objects = tuple(faults), tuple(bad_objects)
+        self._images = [picture.path for picture in pictures]
+        self._ids = [picture.id for picture in pictures]
+        self._sizes = np.array([picture.size for picture in pictures], np.int64).reshape(-1, 2)
+        # The objects of all pictures, one after another: a data set has a million of them, and is
+        # sent to worker processes. Those of picture i are _starts[i] to _starts[i + 1] - 1.
+        counts = [len(picture.objects) for picture in pictures]
+        self._starts = np.cumsum([0, *counts], dtype=np.int64)
+        self._objects, self._trained = _stack([o for each in pictures for o in each.objects])
+        self._chosen = np.arange(len(pictures))  # the pictures that are examples, in order
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Returns an example with the boxes that can be trained on, as float32.
+
+        Raises:
+          UnreadableImage: the image cannot be read.
+        """
+        path = self.describe(index)
+        try:
+            with open(path, "rb", buffering=0) as file:
+                encoded = file.read()
+        except OSError as error:
+            raise UnreadableImage(f"cannot read the image: {error.strerror}") from error
+        found = self.boxes(index).take(self._trained[self._objects_of(index)])
+        corners, area = found.corners.astype(np.float32), found.area.astype(np.float32)
+        boxes = Boxes(corners, found.labels, found.crowd, found.difficult, area)
+        return Sample(encoded, path, {"boxes": boxes})
+
+    def describe(self, index: int) -> str:
+        return self._images[self._chosen[index]]
+
+    def image_id(self, index: int) -> int | str:
+        """Returns the name of example `index` in files of results."""
+        return self._ids[self._chosen[index]]
+
+    def boxes(self, index: int) -> Boxes:
+        """Returns all objects of example `index`; corners and areas are float64, in pixels."""
+        return self._objects.take(self._objects_of(index))
+
+    def without_empty(self, smallest: int) -> Self:
+        """Returns the examples with an object to train on, and no side below `smallest` pixels.
+
+        Crowds and difficult objects alone do not count. A size that is not known passes.
+
+        Raises:
+          UserError: none is left.
+        """
+        counted = self._trained & ~self._objects.crowd & ~self._objects.difficult
+        before = np.concatenate([[0], np.cumsum(counted)])[self._starts]
+        sides = self._sizes.min(1)
+        kept = (np.diff(before) > 0) & ((sides >= smallest) | (sides == 0))
+        found = copy.copy(self)
+        found._chosen = self._chosen[kept[self._chosen]]
+        if not len(found._chosen):
+            why = f": {listed(self.bad_objects)}" if self.bad_objects else ""
+            raise UserError(
+                f"none of {len(self):,} pictures, such as {self.describe(0)}, has an object to "
+                f"train on and sides of {smallest} pixels or more{why}"
+            )
+        return found
+
+    def _objects_of(self, index: int) -> slice:
+        number = self._chosen[index]
+        return slice(self._starts[number], self._starts[number + 1])
+
+
+def _stack(objects: Sequence[Object]) -> tuple[Boxes, np.ndarray]:
+    """Returns objects as arrays, and whether each can be trained on."""
+    corners, labels, areas, crowd, difficult, trained = (
+        zip(*objects, strict=True) if objects else ((),) * len(Object._fields)
+    )
+    boxes = Boxes(
+        np.array(corners, np.float64).reshape(-1, 4),
+        np.array(labels, np.int32),
+        np.array(crowd, bool),
+        np.array(difficult, bool),
+        np.array(areas, np.float64),
+    )
+    return boxes, np.array(trained, bool)
+
+
+def fault(corners: Corners, size: tuple[float, float], least: float = 0.0) -> str:
+    """Returns why a box cannot be trained on; "" if it can.
+
+    Args:
+      corners: of the box.
+      size: (width, height) of the picture in the same units; (0, 0) where it is not known.
+      least: the shortest side that a box may have.
+    """
+    x0, y0, x1, y1 = corners
+    sides = f"{x1 - x0:.6g} x {y1 - y0:.6g}"
+    if x1 <= x0 or y1 <= y0:
+        return f"its box is {sides}"
+    if x1 - x0 < least or y1 - y0 < least:
+        return f"its box is {sides}, with a side below {least:g}"
+    width, height = size
+    if width and height and (x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0):
+        shown = ", ".join(f"{value:.6g}" for value in corners)
+        return f"its box ({shown}) lies outside the picture of {width:g} x {height:g}"
+    return ""

@@ -1,0 +1,217 @@
+"""Pictures and objects in the layout of Ultralytics' YOLO.
+
+    PATH/data.yaml                  the classes: `names: [cat, dog]` or `names: {0: cat, 1: dog}`;
+                                    or another file *.yaml; or classes.txt, a name a line
+    PATH/images/SPLIT/NAME.jpg      or .png, .webp, .bmp, .tif, ...
+    PATH/labels/SPLIT/NAME.txt      the objects of a picture; without the file there are none
+
+or PATH/SPLIT/images/ and PATH/SPLIT/labels/, as Roboflow writes it; or PATH/images/ and
+PATH/labels/ without splits, of which a fifth of the pictures is held out. Both may hold folders,
+the same on both sides.
+
+A line of a .txt is `class cx cy width height`, in shares of the picture, 0 to 1; or a class and the
+corners of a polygon, x and y each, whose box is taken. Only the layout of the folders counts: the
+paths in data.yaml are not read.
+"""
+
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from mbv2_jax.data import decoding
+from mbv2_jax.data.sample import Boxes
+from mbv2_jax.data.sources import class_list, file_splits, two_folders
+from mbv2_jax.data.sources.boxed_files import BoxedFiles, Corners, Object, Picture, fault
+from mbv2_jax.data.sources.folder import EXTENSIONS
+from mbv2_jax.errors import UnreadableImage, UserError, first_line, listed
+
+_LABELS = "labels"
+_YAML = "data.yaml"
+_LEAST_POLYGON = 3  # corners
+
+
+class YoloSource(BoxedFiles):
+    """A split of pictures and objects in the layout that this module describes.
+
+    The splits "validation", "val" and "valid" find one another. A part such as "train[:90%]" is a
+    random one, and a folder without splits is split, as for pairs of pictures and masks.
+
+    Args:
+      path: the folder that holds data.yaml.
+      split: a name, or an expression as `parts.read` takes it.
+
+    Attributes:
+      root: the folder of the pictures.
+      class_names, category_ids, benchmark, parts, note, faults, bad_objects: as `BoxedFiles` has
+        them; the faults are .txt files without a picture, and pictures of the same name.
+
+    Raises:
+      UserError: there is no such folder or split, no picture, no list of classes, or a line that
+        cannot be read or is of an unknown class.
+    """
+
+    def __init__(self, path: str, split: str):
+        if not path:
+            raise UserError("yolo: needs a path, such as 'yolo:/data/animals'")
+        if not os.path.isdir(path):
+            raise UserError(f"no folder {path!r}; yolo: takes the folder that holds {_YAML}")
+        class_names = _class_names(path)
+        name = file_splits.split_name(path, split)
+        self.root, labels, is_split = two_folders.locate(path, name, _LABELS)
+        files, faults = two_folders.by_name(self.root, EXTENSIONS)
+        texts, more = two_folders.by_name(labels, (".txt",))
+        texts.pop("classes", None)  # which labelling programs write beside the labels
+        alone = [os.path.join(labels, texts[each]) for each in texts if each not in files]
+        faults += [*more, *(f"{file}: there is no picture of this name" for file in alone)]
+        names = list(files)
+        if not names:
+            raise UserError(f"no picture in {self.root}; looked for {', '.join(EXTENSIONS)}")
+        if is_split:
+            chosen = file_splits.choose(self.root, split, name, len(names))
+        else:
+            numbered = [(each, 0) for each in names]
+            chosen = file_splits.choose_held_out(path, split, name, numbered, "pictures")
+        if chosen.numbers is not None:
+            names = [names[number] for number in chosen.numbers.tolist()]
+        pictures, bad = [], []
+        for each in names:
+            objects: list[Object] = []
+            if each in texts:
+                file = os.path.join(labels, texts[each])
+                for number, found, why in _read(file, len(class_names)):
+                    objects.append(found)
+                    bad += [f"{file}: line {number}: {why}"] if why else []
+            pictures.append(Picture(os.path.join(self.root, files[each]), each, (0, 0), objects))
+        super().__init__(
+            pictures,
+            class_names,
+            range(1, len(class_names) + 1),
+            "coco",
+            chosen.parts,
+            note=chosen.note,
+            faults=faults,
+            bad_objects=bad,
+        )
+
+    def boxes(self, index: int) -> Boxes:
+        """Returns all objects of example `index`; the header of its image is read for its size.
+
+        Raises:
+          UnreadableImage: the image is missing or none.
+        """
+        shares = super().boxes(index)
+        if not len(shares):
+            return shares
+        width, height = _size(self.describe(index))
+        scale = np.array([width, height, width, height], np.float64)
+        return dataclasses.replace(
+            shares, corners=shares.corners * scale, area=shares.area * (width * height)
+        )
+
+
+def _size(path: str) -> tuple[int, int]:
+    """Returns (width, height) of an image file, upright, in pixels."""
+    try:
+        with Image.open(path) as image:
+            return decoding.upright_size(image)
+    except OSError as error:
+        raise UnreadableImage(f"cannot read the image: {first_line(error)}") from error
+
+
+def _class_names(path: str) -> list[str]:
+    """Returns the classes of a folder."""
+    folder = pathlib.Path(path)
+    found = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
+    first = folder / _YAML
+    for file in [first] if first in found else found:
+        names = _read_names(file)
+        if names is not None:
+            return names
+    if (folder / class_list.NAME).is_file():
+        return class_list.read(str(folder / class_list.NAME))
+    raise UserError(
+        f"no list of classes in {path}: give {_YAML} with `names: [cat, dog]`, or "
+        f"{class_list.NAME} with a name a line"
+    )
+
+
+def _read_names(file: pathlib.Path) -> list[str] | None:
+    """Returns the classes in a YAML file; None if it has no entry `names`."""
+    try:
+        content = yaml.safe_load(file.read_text("utf-8-sig"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"cannot read {file} as YAML: {first_line(error)}") from None
+    names: Any = content.get("names") if isinstance(content, dict) else None
+    if names is None:
+        return None
+    if isinstance(names, dict):
+        if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
+            raise UserError(f"{file}: the keys of `names` must be 0, 1, 2, ..., one for each class")
+        names = [names[key] for key in sorted(names, key=int)]
+    if not isinstance(names, list) or not names:
+        raise UserError(f"{file}: `names` must be a list of the classes, or {{0: cat, 1: dog}}")
+    names = [str(name) for name in names]  # YAML reads some as numbers
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{file} names {listed(map(repr, twice), separator=', ')} more than once")
+    return names
+
+
+def _read(file: str, classes: int) -> Iterator[tuple[int, Object, str]]:
+    """Yields the objects of a file: its line, the object in shares, why it is not trained on.
+
+    Raises:
+      UserError: the file is not text, or a line cannot be read or is of an unknown class.
+    """
+    try:
+        text = pathlib.Path(file).read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {file} as text: {error}") from None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        values = _numbers(line)
+        is_box, is_polygon = len(values) == 5, len(values) > 2 * _LEAST_POLYGON
+        if not is_box and not (is_polygon and len(values) % 2):
+            raise UserError(
+                f"{file}: line {number} is {line.strip()!r:.80}, and not `class cx cy width height`"
+                ", nor a class and the corners of a polygon"
+            )
+        label = values[0]
+        if label not in range(classes):
+            raise UserError(
+                f"{file}: line {number} is of class {label:g}, and there are classes 0 to "
+                f"{classes - 1}"
+            )
+        corners = _box(values[1:]) if is_box else _around(values[1:])
+        x0, y0, x1, y1 = corners
+        why = fault(corners, (1.0, 1.0))
+        if why and max(values[1:]) > 1:
+            why += "; its numbers must be shares of the picture, 0 to 1, and not pixels"
+        yield number, Object(corners, int(label), (x1 - x0) * (y1 - y0), trained=not why), why
+
+
+def _numbers(line: str) -> list[float]:
+    """Returns the numbers in a line; [] if one is none, or is not finite."""
+    try:
+        values = [float(word) for word in line.split()]
+    except ValueError:
+        return []
+    return values if all(map(math.isfinite, values)) else []
+
+
+def _box(values: Sequence[float]) -> Corners:
+    x, y, width, height = values
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _around(values: Sequence[float]) -> Corners:
+    """Returns the box around the corners of a polygon: x and y of each."""
+    x, y = values[::2], values[1::2]
+    return min(x), min(y), max(x), max(y)
