@@ -1,0 +1,115 @@
+"""mmdet's SSDLite, from its own config, and its arrays as ours."""
+
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from mbv2_jax.models.layers import make_divisible
+from tests.support import peers
+
+CONFIG = ".mim/configs/ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py"
+
+Layer = tuple[str, torch.nn.Conv2d, torch.nn.BatchNorm2d | None]
+
+
+def config() -> Any:
+    """Returns mmdet's recipe as an mmengine Config, read from its file."""
+    from mmengine.config import Config
+
+    return Config.fromfile(pathlib.Path(peers.mmdet().__path__[0]) / CONFIG)
+
+
+def make(
+    classes: int, size: int, shares: Sequence[float], width: float = 1.0, seed: int = 1
+) -> Any:
+    """Returns mmdet's model with random weights and statistics.
+
+    Args:
+      classes: their number.
+      size: side of the images in pixels, for which the anchors' strides are: the config's are for
+        320.
+      shares: sizes of the anchors in shares of the side, seven.
+      width: the width multiplier.
+      seed: of the random values.
+    """
+    from mmdet.registry import MODELS
+
+    settings = config().model
+    sizes = [share * size for share in shares]
+    maps = [-(-size // 16), -(-size // 32)]
+    while len(maps) < 6:
+        maps.append(-(-maps[-1] // 2))
+    channels = (make_divisible(96 * width), 1280, *settings.neck.out_channels[2:])
+    settings.backbone.widen_factor = width
+    settings.neck.update(in_channels=channels[:2], out_channels=channels)
+    settings.bbox_head.update(num_classes=classes, in_channels=channels)
+    settings.bbox_head.anchor_generator.update(
+        strides=[-(-size // side) for side in maps], min_sizes=sizes[:-1], max_sizes=sizes[1:]
+    )
+    with MODELS.switch_scope_and_registry("mmdet") as registry:  # other peers have scopes, too
+        model = registry.build(settings)
+    model.bbox_head.loss_cls = None  # which mmdet 3.3.0's SSDHead.predict asks for
+    peers.randomize(model, seed)
+    return model
+
+
+def parameters(
+    model: Any, value: Callable[[torch.nn.Parameter], Any] = lambda p: p
+) -> dict[str, Any]:
+    """Returns the parameters as our tree of numpy arrays; see `peers.parameters`."""
+    tree: dict[str, Any] = {}
+    for name, conv, norm in _layers(model):
+        # OIHW -> HWIO; a depthwise (C, 1, 3, 3) becomes (3, 3, 1, C).
+        kernel = _array(value(conv.weight)).transpose(2, 3, 1, 0)
+        if norm is None:
+            assert conv.bias is not None
+            _set(tree, name, {"kernel": kernel, "bias": _array(value(conv.bias))})
+        else:
+            scale, bias = _array(value(norm.weight)), _array(value(norm.bias))
+            _set(tree, name, {"conv": {"kernel": kernel}, "norm": {"scale": scale, "bias": bias}})
+    return tree
+
+
+def statistics(model: Any) -> dict[str, Any]:
+    """Returns the running statistics as our batch_stats tree of numpy arrays."""
+    tree: dict[str, Any] = {}
+    for name, _, norm in _layers(model):
+        if norm is not None:
+            assert norm.running_mean is not None and norm.running_var is not None
+            stats = {"mean": _array(norm.running_mean), "var": _array(norm.running_var)}
+            _set(tree, name, {"norm": stats})
+    return tree
+
+
+def _layers(model: Any) -> Iterator[Layer]:
+    """Yields our path of each layer with its convolution and its normalisation."""
+    kinds = (torch.nn.Conv2d, torch.nn.BatchNorm2d)
+    found = [[m for m in model.backbone.modules() if isinstance(m, kind)] for kind in kinds]
+    yield from zip(peers.layer_names(), *found, strict=True)
+    for i, (reduce, separable) in enumerate(model.neck.extra_layers):
+        yield f"extra{i}_reduce", reduce.conv, reduce.bn
+        yield f"extra{i}_depthwise", separable.depthwise_conv.conv, separable.depthwise_conv.bn
+        yield f"extra{i}_pointwise", separable.pointwise_conv.conv, separable.pointwise_conv.bn
+    heads = (
+        ("class_depthwise", "class_logits", model.bbox_head.cls_convs),
+        ("box_depthwise", "box_codes", model.bbox_head.reg_convs),
+    )
+    for first, last, branches in heads:
+        for i, (depthwise, predict) in enumerate(branches):
+            yield f"{first}{i}", depthwise.conv, depthwise.bn
+            yield f"{last}{i}", predict, None
+
+
+def _array(tensor: torch.Tensor | None) -> np.ndarray:
+    assert tensor is not None
+    return tensor.detach().numpy().copy()
+
+
+def _set(tree: dict[str, Any], path: str, value: dict[str, Any]) -> None:
+    *parents, last = path.split("/")
+    for key in parents:
+        tree = tree.setdefault(key, {})
+    tree[last] = value
