@@ -21,6 +21,7 @@ BEYOND = {
     "google-crc32c",
     "grain",
     "matplotlib",
+    "pycocotools",
     "scipy",
     "tensorboardx",
     "tensorflow-datasets",

@@ -68,12 +68,16 @@ class BoxSource(Source, Protocol):
     """A split of a dataset for object detection.
 
     Attributes:
-      category_ids: the number of each class in files of results.
+      category_ids: the number of each class in files of results; None for a class of which the
+        data cannot have objects.
       benchmark: "coco" or "voc", whose figures such data is compared by.
     """
 
-    category_ids: tuple[int, ...]
-    benchmark: str
+    @property
+    def category_ids(self) -> Sequence[int | None]: ...
+
+    @property
+    def benchmark(self) -> str: ...
 
     def boxes(self, index: int) -> Boxes:
         """Returns all objects of example `index` of known classes, as its files have them.

@@ -1,6 +1,8 @@
 """The objects of samples on the host: as arrays of fixed shape, and back in the picture."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,6 +12,24 @@ from mbv2_jax.errors import UserError
 
 BOXES = "boxes"  # the name of the target
 NO_LABEL = -1  # of padding
+
+
+class Found(NamedTuple):
+    """The detections in a picture, D of them.
+
+    Attributes:
+      corners: (D, 4) float32: x0, y0, x1, y1 in pixels of the picture.
+      scores: (D,) float32.
+      labels: (D,) int32.
+    """
+
+    corners: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+    def of(self, label: int) -> "Found":
+        """Returns the detections of a class."""
+        return Found(*(part[self.labels == label] for part in self))
 
 
 def check(source: Source) -> BoxSource:
@@ -78,3 +98,78 @@ def in_picture(boxes: np.ndarray, size: Sequence[float], extent: Sequence[float]
     left, top, right, bottom = map(float, extent)
     scale = [(right - left) / float(size[1]), (bottom - top) / float(size[0])]
     return boxes * np.array(scale * 2, boxes.dtype) + np.array([left, top] * 2, boxes.dtype)
+
+
+def found(rows: Mapping[str, np.ndarray], index: int) -> Found:
+    """Returns the detections of an example in its picture.
+
+    Args:
+      rows: of `Detection.evaluate`.
+      index: of the example.
+    """
+    there = rows["labels"][index] >= 0
+    corners = rows["boxes"][index][there]
+    return Found(
+        in_picture(corners, rows["size"][index], rows["extent"][index]),
+        rows["scores"][index][there],
+        rows["labels"][index][there],
+    )
+
+
+def as_coco(corners: np.ndarray) -> np.ndarray:
+    """Returns boxes as COCO's files have them, (N, 4) float64: x0, y0, width, height."""
+    wide = corners.astype(np.float64)
+    return np.concatenate([wide[:, :2], wide[:, 2:] - wide[:, :2]], 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Relabelled:
+    """A source whose boxes have a model's classes, a `sources.BoxSource`.
+
+    Attributes:
+      source: the split.
+      matches: the model's class of each of the source's.
+      class_names: the model's.
+    """
+
+    source: BoxSource
+    matches: tuple[int, ...]
+    class_names: tuple[str, ...]
+
+    @property
+    def parts(self) -> Any:
+        return self.source.parts
+
+    @property
+    def benchmark(self) -> str:
+        return self.source.benchmark
+
+    @property
+    def category_ids(self) -> tuple[int | None, ...]:
+        """The source's number of each of the model's classes; None for one that it lacks."""
+        ids = dict(zip(self.matches, self.source.category_ids, strict=True))
+        return tuple(ids.get(label) for label in range(len(self.class_names)))
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.source[index]
+        targets = sample.targets | {BOXES: self._matched(sample.targets[BOXES])}
+        return dataclasses.replace(sample, targets=targets)
+
+    def describe(self, index: int) -> str:
+        return self.source.describe(index)
+
+    def boxes(self, index: int) -> Boxes:
+        return self._matched(self.source.boxes(index))
+
+    def image_id(self, index: int) -> int | str:
+        return self.source.image_id(index)
+
+    def without_empty(self, smallest: int) -> "Relabelled":
+        return dataclasses.replace(self, source=self.source.without_empty(smallest))
+
+    def _matched(self, boxes: Boxes) -> Boxes:
+        table = np.array(self.matches, np.int32)
+        return dataclasses.replace(boxes, labels=table[boxes.labels])

@@ -1,7 +1,7 @@
 """Object detection as training, evaluation and prediction see it."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
@@ -21,10 +21,12 @@ from mbv2_jax.tasks.detection.anchors import AnchorTable
 from mbv2_jax.tasks.detection.losses import Losses, Mining
 from mbv2_jax.tasks.detection.nms import Detections
 from mbv2_jax.tasks.detection.settings import Head, Settings
-from mbv2_jax.tasks.task import Batch, Summary, Task, Transferred
+from mbv2_jax.tasks.task import Aligned, Batch, Summary, Task, Transferred
 
 if TYPE_CHECKING:  # model_dir finds tasks
     from mbv2_jax.model_dir import SavedModel
+
+COCO_CLASSES = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,8 +186,17 @@ class Detection(Task):
     def summarize(
         self, sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], source: Source
     ) -> Summary:
-        """Returns {"mAP", "mAP50", "mAP75", "loss", "examples"}, and a table of the classes."""
-        raise NotImplementedError
+        """Returns COCO's and VOC's figures, and a table of the classes: see scores.summarize."""
+        # Here and below, since a light install predicts without pycocotools.
+        from mbv2_jax.tasks.detection import scores
+
+        return scores.summarize(sums, rows, objects.check(source), self.classes)
+
+    def records(self, rows: Mapping[str, np.ndarray], source: Source) -> Iterator[str]:
+        """Yields COCO's JSON of results: see coco.results."""
+        from mbv2_jax.tasks.detection import coco
+
+        return coco.results(rows, objects.check(source))
 
     def decode(
         self, outputs: Mapping[str, np.ndarray], frames: Sequence[Frame]
@@ -214,6 +225,23 @@ class Detection(Task):
             name for name, part in kept.variables["params"].items() if part is fresh["params"][name]
         }
         return kept._replace(note=f"starting from {saved.path}{_kept(old, fresh['params'])}{why}")
+
+    def align(self, source: Source, data: str, model: str) -> Aligned:
+        """Returns the split with the model's labels: see `data.labels.match`."""
+        boxed = objects.check(source)
+        found, note = labels.match(source.class_names, self.classes, data=data, model=model)
+        if found == tuple(range(len(self.classes))):
+            return Aligned(source, found, note)
+        return Aligned(objects.Relabelled(boxed, found, self.classes), found, note)
+
+    def unlike_published(self, aligned: Aligned) -> str:
+        """Returns why a split is not COCO's; "" if it looks like it, with all 80 classes."""
+        found = len(set(aligned.found))
+        if aligned.source.benchmark != "coco":
+            return "they are for COCO, and the data is not"
+        if found < COCO_CLASSES:
+            return f"they are for COCO's {COCO_CLASSES} classes, and the data has {found}"
+        return ""
 
     def _losses(self, outputs: Outputs, batch: Batch) -> Losses:
         logits, codes, anchors = (jnp.concatenate(parts, 1) for parts in outputs[:3])
