@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import tarfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from mbv2_jax.data.sample import Boxes
 from mbv2_jax.errors import RunFailed, UserError
-from mbv2_jax.tasks.detection import coco, objects, voc
+from mbv2_jax.tasks.detection import coco, objects, scores, voc
 from mbv2_jax.tasks.detection.objects import Found
 from mbv2_jax.tasks.detection.settings import Head
 from mbv2_jax.tasks.detection.task import Detection
@@ -62,7 +63,7 @@ def rows_near(source: Any, rng: np.random.Generator, room: int = 30) -> dict[str
         count = int(rng.integers(0, room))
         corners = rng.uniform(0, 120, (count, 4)).round(1)
         corners[:, 2:] = corners[:, :2] + rng.uniform(5, 80, (count, 2))
-        labels = rng.integers(0, len(NAMES), count)
+        labels = rng.integers(0, len(source.class_names), count)
         near = min(count, 3 * len(truth))
         chosen = rng.integers(0, max(1, len(truth)), near)
         corners[:near] = truth.corners[chosen] + rng.normal(0, 4, (near, 4))
@@ -154,6 +155,19 @@ def test_numbers_are_pycocotools_on_the_file_of_out(split, tmp_path):
     ]
 
 
+def test_numbers_of_coco_s_pictures_are_pycocotools(check_data, tmp_path):
+    with tarfile.open(check_data / "data" / "coco_mini.tar") as archive:
+        archive.extractall(tmp_path, filter="data")
+    source = boxed.opened(f"coco:{tmp_path / 'coco_mini'}", "val")
+    truths = [source.boxes(index) for index in range(len(source))]
+    assert sum(truth.crowd.sum() for truth in truths) > 0
+    rows = rows_near(source, np.random.default_rng(0), 100)
+    file = tmp_path / "coco_mini" / "annotations" / "instances_val2017.json"
+    peer = pycoco.evaluated(file, write_results(tmp_path / "out.json", rows, source))
+    assert ((peer.stats > 0.05) & (peer.stats < 0.95)).all()
+    np.testing.assert_array_equal(numbers_of(rows, source), peer.stats)
+
+
 def test_difficult_objects_are_ignored_as_those_outside_a_size_range_are(tmp_path):
     rng = np.random.default_rng(1)
     huge = 1e11  # pycocotools' ranges end at 1e10
@@ -187,6 +201,16 @@ def test_without_detections_or_objects_figures_are_zero(split, tmp_path):
     assert [result[name] for name in TASK.figures] == [0, 0, 0]
     assert [line.split()[-1] for line in details.splitlines()[:12]] == ["-"] * 12
     json.dumps(result, allow_nan=False)
+
+
+def test_a_person_who_waits_for_many_detections_is_told(split, monkeypatch, capfd):
+    _, source, rows = split
+    TASK.summarize(SUMS, rows, source)
+    assert capfd.readouterr() == ("", "")  # pycocotools itself prints
+    monkeypatch.setattr(scores, "_MANY", 10)
+    TASK.summarize(SUMS, rows, source)
+    count = (rows["labels"] >= 0).sum()
+    assert capfd.readouterr() == ("", f"scoring {count} detections in 12 pictures\n")
 
 
 def test_outputs_that_are_not_numbers_give_no_result(split):
