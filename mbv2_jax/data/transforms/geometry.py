@@ -6,7 +6,8 @@ The rules:
   nearest pixel's class, so that no class appears that was not there.
 - A crop may reach beyond the image. There the image is filled with a colour (by default black), and
   a mask with the class IGNORED.
-- A crop clips boxes to its edges, and drops those that lie outside it.
+- A crop clips boxes to its edges, and drops those that lie outside it. A resize clips them to the
+  image, beyond which those of a file may reach.
 - A box's `area` is that of its object: a resize multiplies it by both factors, a crop by the share
   of the box that is left.
 - Other targets stay as they are.
@@ -158,7 +159,7 @@ def _map_targets(
 def _resize_targets(targets: Mapping[str, Any], old: Size, new: Size) -> Targets:
     return _map_targets(
         targets,
-        lambda boxes: _scale_boxes(boxes, new[1] / old[1], new[0] / old[0]),
+        lambda boxes: _scale_boxes(boxes, old, new),
         lambda mask: _resize_image(mask, new, Image.Resampling.NEAREST),
     )
 
@@ -192,8 +193,10 @@ def _crop_boxes(boxes: Boxes, box: Box) -> Boxes:
     return dataclasses.replace(boxes, corners=clipped[kept], area=boxes.area * share)
 
 
-def _scale_boxes(boxes: Boxes, x: float, y: float) -> Boxes:
-    corners = boxes.corners * np.array([x, y, x, y], np.float32)
+def _scale_boxes(boxes: Boxes, old: Size, new: Size) -> Boxes:
+    y, x = new[0] / old[0], new[1] / old[1]
+    scaled = boxes.corners * np.array([x, y, x, y], np.float32)
+    corners = scaled.clip(0, np.array([new[1], new[0]] * 2, np.float32))
     return dataclasses.replace(boxes, corners=corners, area=boxes.area * np.float32(x * y))
 
 

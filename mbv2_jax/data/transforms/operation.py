@@ -163,3 +163,10 @@ def check_interpolation(value: Any) -> None:
     """Raises UserError unless the value is a key of INTERPOLATIONS."""
     if value not in list(INTERPOLATIONS):  # a list, since the value may not be hashable
         raise UserError(f"unknown interpolation {value!r}; {nearest(value, INTERPOLATIONS)}")
+
+
+def check_colour(name: str, value: Any) -> None:
+    """Raises UserError unless the value is R, G and B, whole numbers from 0 to 255."""
+    is_triple = isinstance(value, Sequence) and len(value) == 3
+    if not is_triple or any(level not in range(256) for level in value):
+        raise UserError(f"{name}={value!r} must be (R, G, B), whole numbers from 0 to 255")

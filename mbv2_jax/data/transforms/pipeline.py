@@ -19,11 +19,13 @@ from mbv2_jax.data import decoding
 from mbv2_jax.data.decoding import ImageLike
 from mbv2_jax.data.sample import Frame, Sample
 from mbv2_jax.data.transforms import augment, geometry, resize_and_crop
+from mbv2_jax.data.transforms.boxes import Expand, MinIouCrop
 from mbv2_jax.data.transforms.geometry import Size
 from mbv2_jax.data.transforms.inception_crop import InceptionCrop
 from mbv2_jax.data.transforms.operation import Operation, ResizedCrop, check_side, height_width
 from mbv2_jax.data.transforms.photometric_distortion import PhotometricDistortion
 from mbv2_jax.data.transforms.scale_and_pad import Fit, Pad, RandomScale
+from mbv2_jax.data.transforms.ssd_distortion import SsdDistortion
 from mbv2_jax.data.transforms.timm_augment import TimmRandAugment
 from mbv2_jax.errors import UserError, nearest
 
@@ -45,6 +47,9 @@ OPERATIONS: dict[str, Callable[..., Operation]] = {
     "fit": Fit,
     "pad": Pad,
     "photometric_distortion": PhotometricDistortion,
+    "expand": Expand,
+    "min_iou_crop": MinIouCrop,
+    "ssd_distortion": SsdDistortion,
 }
 
 

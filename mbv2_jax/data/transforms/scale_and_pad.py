@@ -8,8 +8,7 @@ is the recipe of TensorFlow's deeplab; `fit(size)|pad(size)` shows pictures of a
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from mbv2_jax.data.sample import Sample
 from mbv2_jax.data.transforms import geometry
 from mbv2_jax.data.transforms.geometry import Colour, Size
 from mbv2_jax.data.transforms.operation import (
+    check_colour,
     check_interpolation,
     check_range,
     check_size,
@@ -116,7 +116,7 @@ class Pad:
 
     def __post_init__(self) -> None:
         check_size("size", self.size)
-        _check_colour("fill", self.fill)
+        check_colour("fill", self.fill)
 
     def output_size(self, size: Size | None) -> Size | None:
         """Returns the size for an input that is not larger, since `Transform` refuses others."""
@@ -142,9 +142,3 @@ def _scaled(sample: Sample, factor: float, interpolation: str) -> Sample:
 def _scaled_size(size: Size, factor: float) -> Size:
     height, width = (max(1, int(side * factor + 0.5)) for side in size)
     return height, width
-
-
-def _check_colour(name: str, value: Any) -> None:
-    is_triple = isinstance(value, Sequence) and len(value) == 3
-    if not is_triple or any(level not in range(256) for level in value):
-        raise UserError(f"{name}={value!r} must be (R, G, B), whole numbers from 0 to 255")

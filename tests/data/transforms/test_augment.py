@@ -20,6 +20,8 @@ SPECS = [
     "color_jitter(0.4, (0.5, 1.5), saturation=0.4, hue=0.1)",
     "photometric_distortion()",
     "photometric_distortion(64, (0.1, 3.0), saturation_range=(0.2, 4.0), hue_delta=90)",
+    "ssd_distortion()",
+    "ssd_distortion(64, (0.1, 3.0), saturation_range=(0.2, 4.0), hue_delta=180)",
     "random_erasing(1.0)",
     "random_erasing(1.0, (0.02, 0.333333), (0.3, 3.333333), mode='noise')",
 ]
@@ -33,6 +35,8 @@ GEOMETRIC = {
     "random_scale",
     "fit",
     "pad",
+    "expand",
+    "min_iou_crop",
 }
 INCEPTION = [
     "inception_crop(16)",

@@ -327,3 +327,13 @@ def test_a_crop_that_does_not_fit_on_one_side_is_refused():
     for spec in ("center_crop((4, 13))", "random_crop((9, 4))"):
         with pytest.raises(UserError, match="needs a larger image than 12 x 8"):
             make_transform(spec, 16)(sample(boxes()), np.random.default_rng(0))
+
+
+def test_a_resize_clips_boxes_to_the_image():
+    """Those of a file may reach beyond the picture."""
+    corners = np.array([[-2, 1, 12, 9], [1, 2, 5, 4]], np.float32)
+    flags = np.zeros(2, bool)
+    boxes = Boxes(corners, np.zeros(2, np.int32), flags, flags, np.ones(2, np.float32))
+    given = Sample(Image.new("RGB", (10, 8)), "x", {"boxes": boxes})
+    resized = geometry.resize(given, (16, 30)).targets["boxes"]  # 2 and 3 times as large
+    assert resized.corners.tolist() == [[0, 2, 30, 16], [3, 4, 15, 8]]
