@@ -24,8 +24,9 @@ def mmdet():
     return mmdet.datasets.transforms
 
 
-def sample(width: int, height: int, count: int = 4) -> Sample:
+def sample(size: tuple[int, int], count: int = 4) -> Sample:
     """Returns a picture of noise on waves with random boxes, a mask, and their targets."""
+    width, height = size
     rng = np.random.default_rng(width * height + count)
     y, x = np.mgrid[0:height, 0:width]
     waves = np.stack([np.sin(x / (5 + k)) + np.cos(y / (7 + k)) for k in range(3)], -1)
@@ -115,7 +116,7 @@ def draws(mmdet, monkeypatch):
 @pytest.mark.parametrize("size", SIZES)
 def test_expand(mmdet, draws, size):
     """The mean is cut to whole numbers, since the picture's are bytes."""
-    given = sample(*size)
+    given = sample(size)
     peer = mmdet.Expand(mean=MEAN, to_rgb=True, ratio_range=(1, 4), seg_ignore_label=255)
     larger = 0
     for seed in range(40):
@@ -130,7 +131,7 @@ def test_expand(mmdet, draws, size):
 @pytest.mark.parametrize("count", [0, 1, 4])
 @pytest.mark.parametrize("size", SIZES)
 def test_min_iou_crop(mmdet, draws, size, count):
-    given = sample(*size, count=count)
+    given = sample(size, count)
     peer = mmdet.MinIoURandomCrop(min_ious=(0.1, 0.3, 0.5, 0.7, 0.9), min_crop_size=0.3)
     cropped = dropped = 0
     for seed in range(60):
@@ -145,7 +146,7 @@ def test_min_iou_crop(mmdet, draws, size, count):
 
 
 def test_ssd_distortion(mmdet, draws):
-    given = sample(128, 64)
+    given = sample((128, 64))
     peer = mmdet.PhotoMetricDistortion()
     ours = operation("ssd_distortion()")
     changed = 0
@@ -163,7 +164,7 @@ def test_ssd_distortion(mmdet, draws):
 @pytest.mark.parametrize("size", SIZES)
 def test_the_pipeline_of_the_recipe(mmdet, draws, size):
     """The boxes of one picture reach beyond it, as some of COCO's do."""
-    given = sample(*size)
+    given = sample(size)
     given.targets["boxes"].corners[0, 2:] = size[0] + 3, size[1] + 2
     ours = make_transform("expand()|min_iou_crop()|resize(size)|random_flip()|ssd_distortion()", 64)
     expand = mmdet.Expand(mean=MEAN, to_rgb=True, ratio_range=(1, 4), seg_ignore_label=255)
