@@ -1,5 +1,6 @@
 """Pictures of photos with their predictions, grids of images, and the text in other pictures."""
 
+import colorsys
 import functools
 import importlib.util
 import io
@@ -9,11 +10,15 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mbv2_jax.errors import UserError
+
+Colour = tuple[int, int, int]  # R, G, B
+Rectangle = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
 # All in pixels.
 PHOTO_SIDE = 640  # the photo's longer side, at most
@@ -34,6 +39,10 @@ RIGHT, WRONG = (19, 115, 51), (197, 34, 31)  # the text of right and of wrong pr
 COVER = 0.55  # share of a class's colour in the colour of its pixels
 LEGEND_ROW = 28
 SWATCH = 16  # side of a class's colour beside its name, in pixels
+
+# Of boxes over pictures, in pixels.
+LETTERS = (10, FONT_SIZE)  # heights of the font on the smallest and the largest pictures
+PAD = 2  # around the text of a plate
 
 # Of grids, in pixels.
 SMALLEST, LARGEST = 112, 256  # side of an image
@@ -129,6 +138,115 @@ def overlay(
     return picture
 
 
+def boxes(
+    photo: Image.Image,
+    corners: np.ndarray | Sequence[Sequence[float]],
+    texts: Sequence[str],
+    colours: Sequence[Colour],
+) -> Image.Image:
+    """Draws a photo with boxes, and a text on a plate at each.
+
+    Plates stay inside the picture. Each is at the first place around its box where it covers no
+    other, or where it covers the least. Texts that are wider than the picture are cut.
+
+    Args:
+      photo: upright, RGB, any size; scaled to a longer side of 160..640.
+      corners: (N, 4): x0, y0, x1, y1 in pixels of the photo; clipped to it.
+      texts: of the N boxes, the most important first, which is drawn above the others; a box
+        whose text is "" has no plate.
+      colours: of the N boxes and plates, such as `class_colour` returns.
+
+    Returns:
+      RGB; a new picture.
+    """
+    shown = _scaled(photo)
+    picture = shown.copy() if shown is photo else shown
+    draw = ImageDraw.Draw(picture)
+    scale = np.array([picture.width / photo.width, picture.height / photo.height] * 2)
+    last = np.array([picture.width - 1, picture.height - 1] * 2)
+    # The last pixel inside a box is left of and above its second corner.
+    placed = (np.asarray(corners).reshape(-1, 4) * scale - [0, 0, 1, 1]).round().clip(0, last)
+    found = [(x0, y0, max(x0, x1), max(y0, y1)) for x0, y0, x1, y1 in placed.astype(int).tolist()]
+    line = 2 if max(picture.size) < PHOTO_SIDE // 2 else 3
+    for box, colour in reversed(list(zip(found, colours, strict=True))):
+        draw.rectangle(box, outline=_ink_on(colour), width=line + 1)
+        draw.rectangle(box, outline=colour, width=line)
+    height = min(max(LETTERS[0], max(picture.size) // 25), LETTERS[1])
+    plates: list[_Plate] = []
+    for box, text, colour in zip(found, texts, colours, strict=True):
+        if text:
+            plates.append(_plate(picture.size, box, text, colour, height, plates))
+    for plate in reversed(plates):
+        left, top, right, bottom = plate.place
+        draw.rectangle((left, top, right - 1, bottom - 1), plate.colour)
+        ink = _ink_on(plate.colour)
+        draw.text((left + PAD, top), plate.text, ink, font(height, plate.text))
+    return picture
+
+
+class _Plate(NamedTuple):
+    """A rectangle, whose right and bottom are outside, with the text of a box in its colour."""
+
+    place: Rectangle
+    text: str
+    colour: Colour
+
+
+def _plate(
+    size: tuple[int, int],
+    box: Rectangle,
+    text: str,
+    colour: Colour,
+    letters: int,
+    others: Sequence[_Plate],
+) -> _Plate:
+    """Returns the plate of a box's text.
+
+    Args:
+      size: (width, height) of the picture.
+      box: whose text it is.
+      text: cut to the picture's width.
+      colour: of the box.
+      letters: the height of the font.
+      others: the plates that are there.
+    """
+    lettering = font(letters, text)
+    text = cut(text, size[0] - 2 * PAD, lettering)
+    width = min(size[0], math.ceil(lettering.getlength(text)) + 2 * PAD)
+    height = sum(lettering.getmetrics())
+    x0, y0, x1, y1 = box
+    left, right = x0, x1 + 1 - width
+    above, below, top, bottom = y0 - height, y1 + 1, y0, y1 + 1 - height
+    places = [(left, above), (left, top), (right, above), (right, top)]
+    places += [(left, below), (left, bottom), (right, below), (right, bottom)]
+    found = []
+    for x, y in places:
+        x, y = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
+        found.append((x, y, x + width, y + height))
+    best = min(found, key=lambda place: sum(_shared(place, other.place) for other in others))
+    return _Plate(best, text, colour)
+
+
+def _shared(one: Rectangle, other: Rectangle) -> int:
+    """Returns the number of pixels that are in both rectangles."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0, width) * max(0, height)
+
+
+def class_colour(label: int) -> Colour:
+    """Returns the colour of a class's boxes: bright, and unlike those of the next labels."""
+    # Turned by the golden section, which keeps any number of hues apart.
+    red, green, blue = colorsys.hsv_to_rgb((0.35 + 0.618034 * label) % 1, 0.75, 0.95)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _ink_on(colour: Colour) -> Colour:
+    """Returns black or white, whichever is easier to read on a colour."""
+    red, green, blue = colour
+    return INK if 299 * red + 587 * green + 114 * blue > 128_000 else BACKGROUND
+
+
 def _outlines(mask: np.ndarray) -> np.ndarray:
     """Returns which pixels of a mask have another class to their right or below: (H, W) bool."""
     found = np.zeros(mask.shape, bool)
@@ -210,6 +328,7 @@ def grid(
     caption: Sequence[str],
     *,
     smallest: int = SMALLEST,
+    largest: int = LARGEST,
 ) -> Image.Image:
     """Returns a picture of images in rows, each with lines of text below.
 
@@ -219,11 +338,12 @@ def grid(
         shortened.
       caption: lines above the images.
       smallest: the least side of an enlarged image, in pixels.
+      largest: the longer side of a shrunk image.
 
     Returns:
       The picture, mode "RGB".
     """
-    width, height = _shown_size(images.shape[1], images.shape[2], smallest)
+    width, height = _shown_size(images.shape[1], images.shape[2], smallest, largest)
     filter_ = Image.Resampling.LANCZOS if width < images.shape[2] else Image.Resampling.NEAREST
     # About twice as wide as high.
     columns = min(math.ceil(math.sqrt(2 * len(images))), len(images))
@@ -256,13 +376,13 @@ def write(
     draw.text(corner, cut(text, width, lettering), ink, lettering)
 
 
-def _shown_size(height: int, width: int, smallest: int) -> tuple[int, int]:
+def _shown_size(height: int, width: int, smallest: int, largest: int) -> tuple[int, int]:
     """Returns the (width, height) at which a grid shows an image."""
     longer = max(height, width)
     if longer < smallest:
         factor = -(-smallest // longer)
         return width * factor, height * factor
-    scale = min(1, LARGEST / longer)
+    scale = min(1, largest / longer)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 

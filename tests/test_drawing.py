@@ -111,6 +111,71 @@ def test_overlay_has_the_shown_photos_size(size):
     assert tinted.sum() == green.sum()
 
 
+ORANGE, BLUE = (255, 128, 0), (0, 0, 255)
+
+
+def test_boxes_are_outlined_where_they_are():
+    picture = np.asarray(
+        drawing.boxes(photo(400, 300), np.array([[50, 60, 150.4, 200]]), [""], [ORANGE])
+    )
+    rows, columns = np.nonzero((picture == ORANGE).all(-1))
+    # The first pixels are those at the corner, and the last ones end at the other corner.
+    assert (columns.min(), rows.min(), columns.max(), rows.max()) == (50, 60, 149, 199)
+    assert (picture[70:190, 60:140] == (0, 255, 0)).all()
+
+
+def test_boxes_scale_with_a_photo():
+    picture = np.asarray(drawing.boxes(photo(1280, 960), [[200, 100, 600, 500]], [""], [ORANGE]))
+    assert picture.shape == (480, 640, 3)
+    rows, columns = np.nonzero((picture == ORANGE).all(-1))
+    assert (columns.min(), rows.min(), columns.max(), rows.max()) == (100, 50, 299, 249)
+
+
+@pytest.mark.parametrize("size", [(30, 20), (400, 300), (2000, 900)])
+@pytest.mark.parametrize("text", ["cat 97%", LONG * 3])
+def test_plates_stay_inside_the_picture(size, text):
+    width, height = size
+    places = [
+        (0, 0, width / 4, height / 4),
+        (width * 0.9, 0, width, height / 4),
+        (width * 0.9, height * 0.9, width * 1.2, height * 1.2),
+        (0, 0, width, height),
+    ]
+    for box in places:
+        with_text, without = (
+            drawing.boxes(photo(*size), [box], [each], [ORANGE]) for each in (text, "")
+        )
+        added = (np.asarray(with_text) != np.asarray(without)).any(-1)
+        ink = (np.asarray(with_text) == drawing.INK).all(-1) & added
+        assert added.sum() > 200  # a plate of a few letters, at least
+        assert ink.any()
+        # It is whole: as many rows as the font's height, in one piece.
+        rows = np.flatnonzero(added.any(1))
+        assert 8 <= len(rows) <= 20
+        assert np.ptp(rows) < 20
+
+
+def test_plates_do_not_cover_each_other_where_there_is_room():
+    box = (100, 100, 300, 200)
+    names, colours = ["first", "second", "third"], [ORANGE, BLUE, (255, 0, 255)]
+    alone = drawing.boxes(photo(400, 300), [box], ["first"], [ORANGE])
+    picture = drawing.boxes(photo(400, 300), [box] * 3, names, colours)
+    upper = np.asarray(alone)[80:99]
+    assert (upper == drawing.INK).all(-1).any()
+    # The first plate is where it is without the others, and all of it can be seen.
+    columns = (upper == ORANGE).all(-1).any(0)
+    assert (np.asarray(picture)[80:99][:, columns] == upper[:, columns]).all()
+    for colour in colours[1:]:
+        assert (np.asarray(picture) == colour).all(-1).sum() > 300
+
+
+def test_the_colours_of_classes_differ():
+    found = [drawing.class_colour(label) for label in range(20)]
+    assert len(set(found)) == 20
+    near = np.abs(np.diff(np.array(found), axis=0)).sum(1)
+    assert near.min() > 100
+
+
 def test_a_mask_is_saved_with_its_palette(tmp_path):
     mask = Image.fromarray(np.array([[0, 1], [1, 255]], np.uint8))
     mask.putpalette(PALETTE.tobytes())

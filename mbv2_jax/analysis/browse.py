@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from mbv2_jax import drawing
 from mbv2_jax.analysis import output
 from mbv2_jax.data import classes, loader, sources
 from mbv2_jax.data import workers as workers_lib
-from mbv2_jax.data.sample import IGNORED, ArraySpec, Sample
+from mbv2_jax.data.sample import IGNORED, ArraySpec, Boxes, Sample
 from mbv2_jax.data.transforms import pipeline
 from mbv2_jax.data.workers import Batch, Batches
 from mbv2_jax.errors import UnreadableImage, UserError
@@ -29,7 +30,9 @@ MAX_COUNT = 1000  # a picture of more images is too large to look at
 _NAME_LENGTH = 80  # characters; the picture has room for fewer
 _ENDLESS = 1_000_000  # batches, more than anyone waits for
 _LEGEND = 4  # classes that are named below an image with a mask
-MASK = "drawn_mask"  # in a batch; "mask" is the loader's
+_MOST_BOXES = 100  # of an image, that are drawn
+# The arrays of a batch that are drawn; "mask" is the loader's, and "boxes" the task's.
+MASK, BOXES, LABELS, TEXTS = "drawn_mask", "drawn_boxes", "drawn_labels", "drawn_texts"
 
 
 def browse(
@@ -44,7 +47,8 @@ def browse(
     """Draws the first images of an epoch, and measures and prints the rate of the input.
 
     The images are those of a run of this config on one process, bit for bit, before mixup and
-    cutmix, which run on the device. Masks are drawn over them in VOC's colours.
+    cutmix, which run on the device. Masks are drawn over them in VOC's colours, and boxes with the
+    names of their classes.
 
     Args:
       config: of a recipe.
@@ -90,7 +94,11 @@ def browse(
             label + _legend(mask, source.class_names)
             for label, mask in zip(labels, first[MASK], strict=True)
         ]
-    output.write_picture(drawing.grid(images, labels, caption), out)
+    largest = drawing.LARGEST
+    if BOXES in first:
+        images = _boxed(first)
+        largest = drawing.PHOTO_SIDE  # a shrunk text cannot be read
+    output.write_picture(drawing.grid(images, labels, caption, largest=largest), out)
     print(f"{out}: the first images of epoch {epoch}")
     if rate is not None:
         _compare(as_given, source, rate, needs)
@@ -112,24 +120,42 @@ def _check(out: str, count: int, epoch: int, seconds: float, needs: float | None
 class _WithNames:
     """A collator that adds the arrays that are drawn with an image to another collator's.
 
-    "name" is the text below it, and MASK its mask, if `has_masks`.
+    "name" is the text below it. If `drawn` is "mask", MASK is its mask; if it is "boxes", BOXES,
+    LABELS and TEXTS are its boxes, up to _MOST_BOXES, with labels below 0 where there is none.
     """
 
-    def __init__(self, collator: loader.Collator, class_names: Sequence[str], has_masks: bool):
-        self._collator, self._class_names = collator, class_names
-        self._has_masks = has_masks
+    def __init__(self, collator: loader.Collator, class_names: Sequence[str], drawn: str):
+        self._collator, self._class_names, self._drawn = collator, class_names, drawn
 
     def batch_spec(self, size: tuple[int, int]) -> dict[str, ArraySpec]:
-        added = {"name": ArraySpec((), np.dtype(("U", _NAME_LENGTH)))}
-        if self._has_masks:
+        text = np.dtype(("U", _NAME_LENGTH))
+        added = {"name": ArraySpec((), text)}
+        if self._drawn == "mask":
             added[MASK] = ArraySpec(size, np.uint8)
+        if self._drawn == "boxes":
+            added[BOXES] = ArraySpec((_MOST_BOXES, 4), np.float32)
+            added[LABELS] = ArraySpec((_MOST_BOXES,), np.int32)
+            added[TEXTS] = ArraySpec((_MOST_BOXES,), text)
         return {**self._collator.batch_spec(size), **added}
 
     def collate(self, samples: Sequence[Sample]) -> Mapping[str, np.ndarray]:
         added = {"name": np.array([self._name(sample) for sample in samples])}
-        if self._has_masks:
+        if self._drawn == "mask":
             added[MASK] = np.stack([np.asarray(sample.targets["mask"]) for sample in samples])
+        if self._drawn == "boxes":
+            added |= self._boxes(samples)
         return {**self._collator.collate(samples), **added}
+
+    def _boxes(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+        shape = (len(samples), _MOST_BOXES)
+        corners, labels = np.zeros((*shape, 4), np.float32), np.full(shape, -1, np.int32)
+        texts = np.full(shape, "", ("U", _NAME_LENGTH))
+        for number, sample in enumerate(samples):
+            boxes = sample.targets["boxes"].take(slice(_MOST_BOXES))
+            corners[number, : len(boxes)] = boxes.corners
+            labels[number, : len(boxes)] = boxes.labels
+            texts[number, : len(boxes)] = _texts(boxes, self._class_names)
+        return {BOXES: corners, LABELS: labels, TEXTS: texts}
 
     def _name(self, sample: Sample) -> str:
         label = sample.targets.get("label")
@@ -151,7 +177,7 @@ def _batches(
     return loader.train_batches(
         source,
         transform,
-        _WithNames(task, source.class_names, _has_masks(source)),
+        _WithNames(task, source.class_names, _drawn(source)),
         batch_size=batch_size,
         seed=settings.run.seed,
         start=epoch * steps,
@@ -164,20 +190,30 @@ def _batches(
     )
 
 
-def _has_masks(source: sources.Source) -> bool:
-    """Returns whether the first readable example has a mask."""
+def _drawn(source: sources.Source) -> str:
+    """Returns the target of the first readable example that is drawn: "mask", "boxes" or ""."""
     for index in range(len(source)):
         try:
-            return "mask" in source[index].targets
+            targets = source[index].targets
         except UnreadableImage:  # data.corrupt decides later
             continue
-    return False
+        return next((name for name in ("mask", "boxes") if name in targets), "")
+    return ""
+
+
+def _texts(boxes: Boxes, class_names: Sequence[str]) -> list[str]:
+    """Returns the text of each box: its class, and why it is not trained on."""
+    found = []
+    for label, crowd, difficult in zip(boxes.labels, boxes.crowd, boxes.difficult, strict=True):
+        why = " (crowd)" if crowd else " (difficult)" if difficult else ""
+        found.append(f"{class_names[label]}{why}")
+    return found
 
 
 def _first(
     batches: Iterator[Batch], count: int, take_out: Callable[[Batch], Batch]
 ) -> dict[str, np.ndarray]:
-    """Returns the first `count` rows of "image" (count, H, W, 3), "name" and, if it is there, MASK.
+    """Returns the first `count` rows of "image" (count, H, W, 3), "name" and whatever is drawn.
 
     `take_out` is called with each batch, of which the last is cut to the wanted rows.
     """
@@ -187,7 +223,8 @@ def _first(
         wanted = slice(count - taken)
         batch = take_out({name: array[wanted] for name, array in next(batches).items()})
         # Copies, since the memory is the workers'.
-        kept = {name: np.array(batch[name]) for name in ("image", "name", MASK) if name in batch}
+        names = [name for name in ("image", "name", MASK, BOXES, LABELS, TEXTS) if name in batch]
+        kept = {name: np.array(batch[name]) for name in names}
         found.append(kept)
         taken += len(kept["image"])
     return {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
@@ -196,6 +233,19 @@ def _first(
 def _under(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Returns images, each mixed half and half with its mask in VOC's colours."""
     return (images // 2) + (palette.colours()[masks] // 2)
+
+
+def _boxed(first: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns images with their boxes, and the names of the classes; see `_WithNames`."""
+    drawn = []
+    for image, corners, labels, texts in zip(
+        *(first[name] for name in ("image", BOXES, LABELS, TEXTS)), strict=True
+    ):
+        count = np.count_nonzero(labels >= 0)
+        colours = [drawing.class_colour(label) for label in labels[:count].tolist()]
+        picture = Image.fromarray(image)
+        drawn.append(drawing.boxes(picture, corners[:count], texts[:count].tolist(), colours))
+    return np.stack([np.asarray(picture) for picture in drawn])
 
 
 def _legend(mask: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, tuple[int, int, int]]]:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tqdm
@@ -48,7 +48,10 @@ def verify(
     fully decoded, `bad` the number of all others, including those whose label is not a class, whose
     mask is missing, is of another size, or holds a number that is no class, and masks without an
     image. With masks, "pixels" is {class: number of pixels}, and "ignored" their number without a
-    class.
+    class. With boxes, "boxes" is {class: number of objects that can be trained on}, crowds and
+    difficult ones among them, of the decoded images, and "bad_boxes" the number of all other
+    objects in the split's files: those outside the picture, say, or of an unknown class. Training
+    leaves them out; here they are faults.
 
     If the config has 1000 classes (model.num_classes), a folder of ImageNet's classes should be all
     of ImageNet: missing examples and classes are faults. If both splits are checked, examples in
@@ -171,6 +174,7 @@ class _Split:
       source: the split.
       imagenet: the key of _IMAGENET that it should be, or None.
       decoded: the number of images that were decoded.
+      bad_boxes: the number of objects that cannot be trained on.
       bad: the number of images that cannot be used, and of masks without an image.
     """
 
@@ -179,9 +183,11 @@ class _Split:
     imagenet: str | None
     decoded: int = 0
     bad: int = 0
+    bad_boxes: int = 0
 
     def __post_init__(self) -> None:
         self._per_class = np.zeros(len(self.source.class_names), np.int64)
+        self._boxes = np.zeros(len(self.source.class_names), np.int64)
         self._pixels = np.zeros(256, np.int64)  # of each number in the masks
 
     def summary(self) -> str:
@@ -194,22 +200,29 @@ class _Split:
         return f"{self.name}: {found}"
 
     def report_missing(self) -> None:
-        """Prints each file that is missing, or has no counterpart."""
+        """Prints each file that is missing or has no counterpart, and each bad object."""
         for fault in sources.faults(self.source):
             self.bad += 1
             _say(f"bad: {fault}")
+        for fault in sources.bad_objects(self.source):
+            self.bad_boxes += 1
+            _say(f"bad: {fault}")
 
     def shares(self) -> str:
-        """Returns a line about the classes' shares of the pixels; "" without masks."""
-        total = self._pixels.sum()
-        if not total:
+        """Returns a line about the classes' shares of the pixels or boxes; "" without either."""
+        if self._boxes.any():
+            return f"{self.name}: {self._boxes.sum():,} boxes: {self._listed(self._boxes)}"
+        if not self._pixels.any():
             return ""
-        counted = zip(self.source.class_names, self._pixels, strict=False)
-        found = [f"{name} {100 * count / total:.1f} %" for name, count in counted]
-        ignored = 100 * self._pixels[IGNORED] / total
-        return (
-            f"{self.name}: pixels by class: {listed(found, 40, ', ')}; {ignored:.1f} % do not count"
-        )
+        ignored = 100 * self._pixels[IGNORED] / self._pixels.sum()
+        found = self._listed(self._pixels)
+        return f"{self.name}: pixels by class: {found}; {ignored:.1f} % do not count"
+
+    def _listed(self, counts: np.ndarray) -> str:
+        """Returns the share of each class in counts that begin with those of the classes."""
+        counted = zip(self.source.class_names, counts, strict=False)
+        total = counts.sum()
+        return listed([f"{name} {100 * count / total:.1f} %" for name, count in counted], 40, ", ")
 
     def decode(self, indices: np.ndarray, workers: int) -> None:
         """Reads and decodes examples, and prints the fault of each bad one."""
@@ -230,6 +243,7 @@ class _Split:
                 sound = batch["label"][batch["reason"] == ""]
                 self.decoded += len(sound)
                 self._pixels += batch["pixels"]
+                self._boxes += batch["boxes"]
                 labels = sound[sound >= 0]
                 self._per_class += np.bincount(labels, minlength=len(self._per_class))
                 bar.update(len(batch["label"]))
@@ -239,6 +253,9 @@ class _Split:
         faults = []
         if self.bad:
             faults.append(f"{self.bad:,} of {self.decoded + self.bad:,} images are bad")
+        if self.bad_boxes:
+            total = self.bad_boxes + int(self._boxes.sum())
+            faults.append(f"{self.bad_boxes:,} of {total:,} boxes are bad")
         if self.imagenet is not None:
             faults += self._differences_from_imagenet(_IMAGENET[self.imagenet])
         wanted = _PER_CLASS.get(self.imagenet or "")
@@ -277,10 +294,14 @@ class _Split:
 
     def line(self) -> dict[str, Any]:
         """Returns the split's entry in the JSON line."""
-        pixels: dict[str, Any] = {}
+        counts: dict[str, Any] = {}
+        names = self.source.class_names
         if self._pixels.any():
-            counted = zip(self.source.class_names, self._pixels.tolist(), strict=False)
-            pixels = {"pixels": dict(counted), "ignored": int(self._pixels[IGNORED])}
+            counts["pixels"] = dict(zip(names, self._pixels.tolist(), strict=False))
+            counts["ignored"] = int(self._pixels[IGNORED])
+        if hasattr(self.source, "boxes"):
+            counts["boxes"] = dict(zip(names, self._boxes.tolist(), strict=True))
+            counts["bad_boxes"] = self.bad_boxes
         return {
             "split": self.name,
             "examples": len(self.source),
@@ -288,7 +309,7 @@ class _Split:
             "classes": len(self.source.class_names),
             "decoded": self.decoded,
             "bad": self.bad,
-            **pixels,
+            **counts,
         }
 
 
@@ -310,23 +331,20 @@ class _Reports:
         """Returns what was found in the records of a report.
 
         Returns:
-          {"label": int32 or -1, "reason": str, "" for a sound record}, (records,) each, and
-          "pixels": int64 (256,), of each number in their masks.
+          {"label": int32 or -1, "reason": str, "" for a sound record}, (records,) each; "pixels":
+          int64 (256,), of each number in their masks; and "boxes": int64 (classes,), their objects.
         """
         found = [self._check(int(index)) for index in self.part(number)]
-        labels, reasons, pixels = zip(*found, strict=True)
         return {
-            "label": np.array(labels, np.int32),
-            "reason": np.array(reasons, np.str_),
-            "pixels": np.sum(pixels, axis=0),
+            "label": np.array([each.label for each in found], np.int32),
+            "reason": np.array([each.reason for each in found], np.str_),
+            "pixels": np.sum([each.pixels for each in found], axis=0),
+            "boxes": np.sum([each.boxes for each in found], axis=0),
         }
 
-    def _check(self, index: int) -> tuple[int, str, np.ndarray]:
-        """Returns an example's label, its fault, and the pixels of each number in its masks.
-
-        The label is -1, the fault "", and all pixels are 0 where there is none.
-        """
-        pixels, count = np.zeros(256, np.int64), len(self.source.class_names)
+    def _check(self, index: int) -> "_Found":
+        count = len(self.source.class_names)
+        pixels, boxes = np.zeros(256, np.int64), np.zeros(count, np.int64)
         try:
             sample = self.source[index]
             geometry.check_masks(sample.targets, decode(sample.image).size)
@@ -334,13 +352,25 @@ class _Reports:
                 mask_files.check_classes(mask, f"its {name}", count)
                 pixels += np.array(mask.histogram())
         except UserError as error:
-            return -1, str(error), np.zeros_like(pixels)
+            return _Found(-1, str(error), np.zeros_like(pixels), boxes)
+        if hasattr(self.source, "boxes"):
+            boxes += np.bincount(sample.targets["boxes"].labels, minlength=count)
         if "label" not in sample.targets:
-            return -1, "", pixels
+            return _Found(-1, "", pixels, boxes)
         label = sample.targets["label"]
         if not 0 <= label < count:
-            return -1, f"its label is {label}, and there are classes 0 to {count - 1}", pixels
-        return label, "", pixels
+            why = f"its label is {label}, and there are classes 0 to {count - 1}"
+            return _Found(-1, why, pixels, boxes)
+        return _Found(label, "", pixels, boxes)
+
+
+class _Found(NamedTuple):
+    """An example's label or -1, its fault or "", and the counts of its pixels and boxes."""
+
+    label: int
+    reason: str
+    pixels: np.ndarray
+    boxes: np.ndarray
 
 
 def _say(line: str) -> None:

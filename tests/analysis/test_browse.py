@@ -20,6 +20,7 @@ from mbv2_jax.errors import UserError
 from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import program, step_rate
+from tests.support.boxed import annotation, write_coco
 from tests.support.coded import CodedSource, LabelCollator
 from tests.support.masked import write_classes, write_image, write_mask
 
@@ -97,7 +98,7 @@ def test_the_picture_holds_the_pixels_that_training_gets(run, photos):
 def test_labels_are_words_where_folders_are_wordnet_ids(run, photos, monkeypatch):
     shown: list[list[str]] = []
 
-    def grid(images, labels, caption):
+    def grid(images, labels, caption, **options):
         shown.append([text for ((text, _),) in labels])
         return Image.new("RGB", (1, 1))
 
@@ -127,7 +128,7 @@ def test_images_need_not_be_square():
 
 
 def test_an_image_without_a_class_is_named_by_its_id():
-    named = browse._WithNames(LabelCollator(), ["cat"], False)
+    named = browse._WithNames(LabelCollator(), ["cat"], "")
     assert named._name(Sample(b"", "photo 3", {"boxes": None})) == "photo 3"
     assert named._name(Sample(b"", "/photos/a/3.jpg", {"boxes": None})) == "3.jpg"
     assert named._name(Sample(b"", "photo 3", {"label": 0})) == "cat"
@@ -172,6 +173,44 @@ def test_masks_are_drawn_over_the_images_in_vocs_colours(run, tmp_path, monkeypa
         ("■ 20 % sky", (128, 0, 0)),
         ("■ 16 % does not count", drawing.FAINT),
     ]
+
+
+def test_boxes_are_drawn_with_the_names_of_their_classes(run, tmp_path, monkeypatch):
+    """Those that training leaves out, and what they are, among them."""
+    drawn = []
+    boxes = drawing.boxes
+
+    def spy(photo, corners, texts, colours):
+        drawn.append((photo.size, corners.tolist(), list(texts)))
+        return boxes(photo, corners, texts, colours)
+
+    monkeypatch.setattr(drawing, "boxes", spy)
+    found = [
+        annotation(1, 1, 1, 10, 20, 30, 40),
+        annotation(2, 1, 2, 0, 0, 128, 64, iscrowd=1),
+        annotation(3, 1, 1, 5, 5, 0, 5),  # which is bad
+    ]
+    file = tmp_path / "coco/annotations/instances_train.json"
+    write_coco(file, tmp_path / "coco/train", {1: "a.png"}, found, {1: "cat", 2: "dog"}, (128, 64))
+    (tmp_path / "config.py").write_text(
+        "from mbv2_jax.configs import default\n"
+        "def get_config():\n"
+        "    return default.get_config('detection')\n"
+    )
+    run(
+        "--config=config.py",
+        f"--config.data.source=coco:{tmp_path}/coco",
+        "--config.data.image_size=256",
+        "--config.data.train_transforms=resize((128, 256))|random_flip(1.0)",
+        "--config.batch_size=1",
+        "--count=1",
+    )
+    assert drawn == [((256, 128), [[176, 40, 236, 120], [0, 0, 256, 128]], ["cat", "dog (crowd)"])]
+    picture = np.asarray(Image.open("browse.png"))
+    top = 2 * drawing.GAP + drawing.CAPTION * 2
+    shown = picture[top : top + 128, drawing.GAP : drawing.GAP + 256]
+    outline = (shown == drawing.class_colour(0)).all(-1)
+    assert outline[40, 180:230].all() and outline[60:110, 176].all()
 
 
 def last_line(config: ConfigDict, **changes: float) -> str:

@@ -18,6 +18,7 @@ from mbv2_jax.analysis import data_commands
 from mbv2_jax.data import classes, sources
 from mbv2_jax.errors import RunFailed, UserError
 from tests.support import REPOSITORY
+from tests.support.boxed import voc_object, write_voc, write_yolo
 from tests.support.coded import CodedSource
 from tests.support.masked import write_classes, write_image, write_mask, write_pair
 
@@ -354,3 +355,48 @@ def test_ctrl_c_ends_it_at_once(tmp_path, workers):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == ""
+
+
+def detection_config(folder: pathlib.Path) -> str:
+    """Writes a config of object detection, and returns the flag that names it."""
+    (folder / "config.py").write_text(
+        "from mbv2_jax.configs import default\n"
+        "def get_config():\n"
+        "    config = default.get_config('detection')\n"
+        "    config.data.train_transforms = 'resize(size)'\n"
+        "    config.data.eval_transforms = 'resize(size)'\n"
+        "    return config\n"
+    )
+    return f"--config={folder}/config.py"
+
+
+def test_boxes_are_counted_by_class_and_bad_ones_named(verify, tmp_path):
+    (tmp_path / "data.yaml").write_text("names: [cat, dog]")
+    lines = {"a": "0 .5 .5 .2 .2\n1 .5 .5 .2 .2\n0 .5 .5 0 .2", "b": "0 .1 .1 .1 .1", "c": None}
+    for split, chosen in (("train", lines), ("val", {"d": "1 .5 .5 1 1"})):
+        write_yolo(tmp_path / "images" / split, tmp_path / "labels" / split, chosen)
+    (tmp_path / "labels/train/e.txt").write_text("0 .5 .5 1 1")
+    config = detection_config(tmp_path)
+    error, said, result = verify(config, f"--config.data.source=yolo:{tmp_path}")
+    assert isinstance(error, RunFailed)
+    assert "train: 1 of 4 images are bad" in str(error)
+    assert "train: 1 of 4 boxes are bad" in str(error)
+    assert f"bad: {tmp_path}/labels/train/a.txt: line 3: its box is 0 x 0.2" in said
+    assert f"bad: {tmp_path}/labels/train/e.txt: there is no picture of this name" in said
+    assert "train: 3 boxes: cat 66.7 %, dog 33.3 %" in said
+    train, val = result["splits"]
+    assert (train["boxes"], train["bad_boxes"]) == ({"cat": 2, "dog": 1}, 1)
+    assert (val["boxes"], val["bad_boxes"], val["bad"]) == ({"cat": 0, "dog": 1}, 0, 0)
+    assert (train["decoded"], train["bad"]) == (3, 1)
+
+
+def test_sound_boxes_are_no_fault(verify, tmp_path):
+    objects = [voc_object("dog", 1, 2, 11, 22, difficult=1), voc_object("cat", 1, 2, 11, 22)]
+    write_voc(tmp_path, "train", {"a": objects})
+    write_voc(tmp_path, "val", {"b": objects[1:]})
+    config = detection_config(tmp_path)
+    error, _, result = verify(config, f"--config.data.source=voc:{tmp_path}")
+    assert error is None
+    boxes = result["splits"][0]["boxes"]
+    assert {name: count for name, count in boxes.items() if count} == {"cat": 1, "dog": 1}
+    assert len(boxes) == 20

@@ -53,7 +53,8 @@ class SsdDistortion(ImageOperation):
         saturation = rng.uniform(*self.saturation_range) if saturate else _drawn(rng, 1.0)
         hue = rng.uniform(-self.hue_delta, self.hue_delta) if turn else _drawn(rng, 0.0)
         order = rng.permutation(3) if swap else None
-        channels = np.moveaxis(np.asarray(image), -1, 0).astype(np.float32)  # R, G, B
+        # R, G and B apart: (3, H, W).
+        channels = np.stack([np.asarray(channel) for channel in image.split()]).astype(np.float32)
         if brighten:
             channels += np.float32(delta)
         if contrast and contrast_first:
@@ -65,8 +66,8 @@ class SsdDistortion(ImageOperation):
             channels *= factor
         if order is not None:
             channels = channels[2 - order[::-1]]  # the order is one of B, G, R
-        pixels = np.rint(channels).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
+        pixels = np.rint(channels, out=channels).clip(0, 255, out=channels).astype(np.uint8)
+        return Image.merge("RGB", [Image.fromarray(channel) for channel in pixels])
 
 
 def _drawn(rng: np.random.Generator, value: float) -> float:
@@ -84,21 +85,25 @@ def _changed(channels: np.ndarray, saturation: float, hue: float) -> np.ndarray:
       hue: the turn, in degrees.
     """
     red, green, blue = channels
-    value = channels.max(0)
-    spread = value - channels.min(0)
-    share = spread / (np.abs(value) + _EPSILON) * np.float32(saturation)
+    value = np.maximum(np.maximum(red, green), blue)
+    spread = value - np.minimum(np.minimum(red, green), blue)
+    share = spread * np.float32(saturation) / (np.abs(value) + _EPSILON)
     if saturation > 1:
-        share = share.clip(0, 1)
+        np.minimum(share, 1, out=share)
+    chroma = value * share
     # In sixths of the circle, 0 at red.
     sixth = np.where(
         value == red,
         green - blue,
         np.where(value == green, blue - red + 2 * spread, red - green + 4 * spread),
     )
-    sixth = sixth / (spread + _EPSILON) + np.float32(hue / 60)
+    sixth /= spread + _EPSILON
+    sixth += np.float32(hue / 60)
+    sixth -= 6 * np.floor(sixth / 6)
     found = []
-    for start in (5, 3, 1):  # how far each channel is from full, from 0 to 1
-        turned = (sixth + np.float32(start)) % np.float32(6)
-        lack = np.minimum(turned, 4 - turned).clip(0, 1)
-        found.append(value * (1 - share * lack))
+    for opposite in (3, 5, 1):  # of red, green and blue
+        # Of the hue from the channel's own: up to 1 the channel is full, from 2 on it is least.
+        distance = np.abs(3 - np.abs(sixth - opposite))
+        lack = (distance - 1).clip(0, 1)
+        found.append(value - chroma * lack)
     return np.stack(found)
