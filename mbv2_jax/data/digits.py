@@ -2,7 +2,7 @@
 
 The command writes held-out digits as image files, to predict from:
 
-    python -m mbv2_jax.data.digits --export=DIR [--count=10] [--scenes]
+    python -m mbv2_jax.data.digits --export=DIR [--count=10] [--scenes[=yolo]]
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mbv2_jax.data.sample import Boxes
 from mbv2_jax.errors import UserError, report
 from mbv2_jax.installed import require
 
@@ -115,13 +116,64 @@ def export_scenes(directory: Path, count: int) -> list[Path]:
     return paths
 
 
+def export_boxes(directory: Path, count: int) -> list[Path]:
+    """Writes scenes of digits with their boxes, as `yolo:DIR` reads them.
+
+    They are the first `count` of the training scenes and of the test scenes: images/train and
+    images/val, with labels/ beside them and data.yaml.
+
+    Returns:
+      The images' paths.
+
+    Raises:
+      UserError: `count` is impossible, or a file cannot be written.
+    """
+    from mbv2_jax.data.sources.digit_scenes import SIDE, SIZES, BoxedDigitScenes
+
+    if not 1 <= count <= SIZES["test"]:
+        raise UserError(f"--count={count} must be from 1 to {SIZES['test']}")
+    try:
+        paths = []
+        for split, name in (("train", "train"), ("test", "val")):
+            scenes = BoxedDigitScenes(split)
+            images, labels = (directory / kind / name for kind in ("images", "labels"))
+            images.mkdir(parents=True, exist_ok=True)
+            labels.mkdir(parents=True, exist_ok=True)
+            for index in range(count):
+                scene = scenes[index]
+                path = images / f"scene_{index}.png"
+                path.write_bytes(scene.image)
+                text = _yolo_lines(scene.targets["boxes"], SIDE)
+                (labels / f"scene_{index}.txt").write_text(text)
+                paths.append(path)
+        listing = "".join(f"  {number}: '{name}'\n" for number, name in enumerate(CLASS_NAMES))
+        text = f"train: images/train\nval: images/val\nnames:\n{listing}"
+        (directory / "data.yaml").write_text(text)
+    except OSError as error:
+        raise UserError(f"cannot write to --export={directory}: {error.strerror}") from error
+    return paths
+
+
+def _yolo_lines(boxes: Boxes, side: int) -> str:
+    """Returns the text of a file of labels, for a square picture of `side` pixels."""
+    low, high = boxes.corners[:, :2] / side, boxes.corners[:, 2:] / side
+    shares = np.concatenate([(low + high) / 2, high - low], axis=1).tolist()
+    return "".join(
+        f"{label} {' '.join(map(str, each))}\n"
+        for label, each in zip(boxes.labels.tolist(), shares, strict=True)
+    )
+
+
+_SCENES = {"pairs": export_scenes, "yolo": export_boxes}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m mbv2_jax.data.digits",
         description="Write held-out handwritten digits as PNG files, to predict from.",
         epilog="examples: python -m mbv2_jax.data.digits --export=digits --count=10; "
-        "python -m mbv2_jax.data.digits --export=scenes --scenes",
+        "python -m mbv2_jax.data.digits --export=scenes --scenes=yolo --count=100",
     )
     parser.add_argument(
         "--export",
@@ -139,12 +191,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--scenes",
-        action="store_true",
-        help="write scenes of several digits, and their masks, for segmentation",
+        nargs="?",
+        const="pairs",
+        choices=tuple(_SCENES),
+        help="write scenes of several digits: with masks, for segmentation, as pairs:DIR reads "
+        "them (pairs, the default); or with boxes, for detection, as yolo:DIR reads them, N for "
+        "training and N for evaluation (yolo)",
     )
     options = parser.parse_args(arguments)
     try:
-        write = export_scenes if options.scenes else export
+        write = _SCENES[options.scenes] if options.scenes else export
         paths = write(options.export, options.count)
     except UserError as error:
         return report(error)

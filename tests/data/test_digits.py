@@ -14,6 +14,7 @@ from mbv2_jax.data import digits
 from mbv2_jax.data.decoding import decode
 from mbv2_jax.data.sources import open_source
 from mbv2_jax.errors import UserError
+from tests.support.boxed import opened
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,30 @@ def test_command_writes_the_held_out_images(tmp_path, data_dir):
         np.testing.assert_array_equal(
             np.asarray(decode(path.read_bytes())), np.asarray(decode(source[i].image))
         )
+
+
+def test_command_writes_scenes_with_boxes(tmp_path, capsys):
+    """They are read again as they were, training and test scenes apart."""
+    assert digits.main([f"--export={tmp_path}", "--scenes=yolo", "--count=3"]) == 0
+    assert "wrote 6 scenes" in capsys.readouterr().out
+    for split, name in (("train", "train"), ("test", "val")):
+        scenes, written = opened("digit_scenes", split), opened(f"yolo:{tmp_path}", name)
+        assert len(written) == 3
+        assert written.class_names == scenes.class_names
+        for index in range(3):
+            sample, other = scenes[index], written[index]
+            assert other.image == sample.image
+            boxes, others = sample.targets["boxes"], other.targets["boxes"]
+            np.testing.assert_array_equal(others.corners, boxes.corners)  # 128 is a power of 2
+            np.testing.assert_array_equal(others.labels, boxes.labels)
+    assert digits.main([f"--export={tmp_path}", "--scenes=yolo", "--count=201"]) == 2
+
+
+def test_command_writes_scenes_with_masks(tmp_path):
+    assert digits.main([f"--export={tmp_path}", "--scenes", "--count=2"]) == 0
+    scenes, written = open_source("digit_scenes", "test"), open_source(f"pairs:{tmp_path}", "test")
+    assert written.class_names == scenes.class_names
+    assert np.array_equal(scenes[1].targets["mask"], written[1].targets["mask"])
 
 
 @pytest.mark.parametrize("count", ["0", "361"])
