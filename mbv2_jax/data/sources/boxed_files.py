@@ -2,13 +2,16 @@
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from mbv2_jax.data.sample import Boxes, Sample
 from mbv2_jax.data.sources.parts import Part
 from mbv2_jax.errors import UnreadableImage, UserError, listed
+
+# Numbers beyond this are damage: no picture has as many pixels.
+_LARGEST = 1e12
 
 Corners = tuple[float, float, float, float]  # x0, y0, x1, y1
 
@@ -158,6 +161,12 @@ def _stack(objects: Sequence[Object]) -> tuple[Boxes, np.ndarray]:
         np.array(areas, np.float64),
     )
     return boxes, np.array(trained, bool)
+
+
+def is_measure(value: Any) -> bool:
+    """Returns whether a value from a file is a number that a coordinate or an area can be."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= _LARGEST  # which NaN is not
 
 
 def fault(corners: Corners, size: tuple[float, float], least: float = 0.0) -> str:

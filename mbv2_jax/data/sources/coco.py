@@ -13,13 +13,19 @@ and the objects that are trained on are those of mmdetection's CocoDataset
 """
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mbv2_jax.data.sources import file_splits
-from mbv2_jax.data.sources.boxed_files import BoxedFiles, Corners, Object, Picture, fault
+from mbv2_jax.data.sources.boxed_files import (
+    BoxedFiles,
+    Corners,
+    Object,
+    Picture,
+    fault,
+    is_measure,
+)
 from mbv2_jax.errors import UserError, listed, nearest
 
 _YEAR = "2017"
@@ -167,7 +173,8 @@ def _check(file: str, key: str, entries: Sequence[Any], members: Mapping[str, An
         if not isinstance(entry, dict):
             raise UserError(f"{file}: entry {number} of {key!r} is no object of JSON")
         for name, kind in members.items():
-            if not isinstance(entry.get(name), kind):
+            found = entry.get(name)
+            if not isinstance(found, kind) or (isinstance(found, float) and not is_measure(found)):
                 value = f"is {entry[name]!r}" if name in entry else "is missing"
                 raise UserError(f"{file}: {name!r} of entry {number} of {key!r} {value}")
 
@@ -243,7 +250,7 @@ def _object(
         return None, f"its bbox is {annotation.get('bbox')!r:.80}, and not four numbers"
     left, top, width, height = box
     area = annotation.get("area", width * height)
-    if not _is_finite(area):
+    if not is_measure(area):
         return None, f"its area is {area!r:.80}"
     corners = (left, top, left + width, top + height)
     # Of the width and the height themselves: the difference of two corners is rounded.
@@ -262,16 +269,11 @@ def _object(
 
 
 def _numbers(value: Any) -> Corners | None:
-    """Returns four finite numbers; None if the value is anything else."""
-    if not isinstance(value, list) or len(value) != 4 or not all(map(_is_finite, value)):
+    """Returns four numbers; None if the value is anything else."""
+    if not isinstance(value, list) or len(value) != 4 or not all(map(is_measure, value)):
         return None
     left, top, width, height = map(float, value)
     return left, top, width, height
-
-
-def _is_finite(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int]:

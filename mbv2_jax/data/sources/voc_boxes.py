@@ -10,7 +10,6 @@ four of them less by 1. So a box of VOC's 20 x 20 pixels, whose last row and col
 one of 19 x 19.
 """
 
-import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +18,14 @@ from xml.etree import ElementTree
 
 from mbv2_jax.data.classes import VOC_NAMES
 from mbv2_jax.data.sources import class_list, file_splits, voc
-from mbv2_jax.data.sources.boxed_files import BoxedFiles, Corners, Object, Picture, fault
+from mbv2_jax.data.sources.boxed_files import (
+    BoxedFiles,
+    Corners,
+    Object,
+    Picture,
+    fault,
+    is_measure,
+)
 from mbv2_jax.data.sources.folder import EXTENSIONS
 from mbv2_jax.data.sources.parts import Part
 from mbv2_jax.errors import UserError, listed
@@ -167,12 +173,12 @@ def _marked(found: ElementTree.Element) -> _Marked:
 
 
 def _number(text: str | None) -> float | None:
-    """Returns a finite number; None if there is none."""
+    """Returns the number in a text; None if there is none, or it is no measure."""
     try:
         value = float(text or "")
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return value if is_measure(value) else None
 
 
 def _images(root: str) -> dict[str, str]:

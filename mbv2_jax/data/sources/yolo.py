@@ -15,7 +15,6 @@ paths in data.yaml are not read.
 """
 
 import dataclasses
-import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,14 @@ from PIL import Image
 from mbv2_jax.data import decoding
 from mbv2_jax.data.sample import Boxes
 from mbv2_jax.data.sources import class_list, file_splits, two_folders
-from mbv2_jax.data.sources.boxed_files import BoxedFiles, Corners, Object, Picture, fault
+from mbv2_jax.data.sources.boxed_files import (
+    BoxedFiles,
+    Corners,
+    Object,
+    Picture,
+    fault,
+    is_measure,
+)
 from mbv2_jax.data.sources.folder import EXTENSIONS
 from mbv2_jax.errors import UnreadableImage, UserError, first_line, listed
 
@@ -198,12 +204,12 @@ def _read(file: str, classes: int) -> Iterator[tuple[int, Object, str]]:
 
 
 def _numbers(line: str) -> list[float]:
-    """Returns the numbers in a line; [] if one is none, or is not finite."""
+    """Returns the numbers in a line; [] if one is none, or is no measure."""
     try:
         values = [float(word) for word in line.split()]
     except ValueError:
         return []
-    return values if all(map(math.isfinite, values)) else []
+    return values if all(map(is_measure, values)) else []
 
 
 def _box(values: Sequence[float]) -> Corners:

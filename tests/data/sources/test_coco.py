@@ -106,6 +106,8 @@ UNUSABLE = [
     (annotation(9, 5, 1, 5, 5, 5, float("nan")), "not four numbers"),
     (annotation(9, 5, 1, 5, 5, 5, 5) | {"bbox": [1, 2, 3]}, "not four numbers"),
     (annotation(9, 5, 1, 5, 5, 5, 5) | {"bbox": None}, "not four numbers"),
+    (annotation(9, 5, 1, 5, 5, 5, 1e308), "not four numbers"),
+    (annotation(9, 5, 1, 5, 5, 10**400, 5), "not four numbers"),
     (annotation(9, 5, 1, 5, 5, 5, 5, area="7"), "its area is '7'"),
 ]
 
@@ -171,6 +173,7 @@ def test_annotations_of_unknown_pictures_are_faults(coco):
         (lambda c: c.update(images=[]), "lists no images"),
         (lambda c: c["images"][1].pop("file_name"), "'file_name' of entry 1 of 'images' is missi"),
         (lambda c: c["images"][1].update(width="4"), "'width' of entry 1 of 'images' is '4'"),
+        (lambda c: c["images"][1].update(width=float("inf")), "'width' of entry 1 of 'images' is"),
         (lambda c: c["images"][1].update(id=7), "images has the id 7 more than once"),
         (lambda c: c["annotations"].append(5), "entry 3 of 'annotations' is no object"),
         (lambda c: c["annotations"][0].pop("image_id"), "'image_id' of entry 0 of 'annotations'"),

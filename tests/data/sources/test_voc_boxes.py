@@ -66,6 +66,7 @@ def test_classes_txt_comes_first(voc):
         (voc_object("dog", 5, 5, 4, 9), "its box is -1 x 4", True),
         (voc_object("dog", 41, 1, 50, 9), "outside the picture of 40 x 30", True),
         (voc_object("dog", 1, "x", 5, 9), "bndbox does not hold four numbers", False),
+        (voc_object("dog", 1, "1e300", 5, 9), "bndbox does not hold four numbers", False),
         (voc_object("dog", 1, "inf", 5, 9), "bndbox does not hold four numbers", False),
         ("<object><name>dog</name></object>", "bndbox does not hold four numbers", False),
     ],
