@@ -49,8 +49,6 @@ def choose(
 ) -> Candidates:
     """Returns the best pairs of an anchor and a class of each map.
 
-    Boxes without area are left out.
-
     Args:
       scores: of an image, (A, K) for each map.
       boxes: (A, 4) for each map.
@@ -59,12 +57,16 @@ def choose(
     """
     kept = []
     for of_map, corners in zip(scores, boxes, strict=True):
-        has_area = (corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])
-        counted = jnp.where((of_map > threshold) & has_area[:, None], of_map, 0)
+        counted = jnp.where(of_map > threshold, of_map, 0)
         best, pairs = lax.top_k(counted.reshape(-1), min(most, counted.size))  # (C,)
         anchor, label = jnp.divmod(pairs, of_map.shape[1])
         kept.append((corners[anchor], best, label.astype(jnp.int32)))
     return Candidates(*(jnp.concatenate(parts) for parts in zip(*kept, strict=True)))
+
+
+def has_area(boxes: jax.Array) -> jax.Array:
+    """Returns whether boxes, (A, 4), have an area above 0: (A,) bool."""
+    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
 
 
 def suppress(candidates: Candidates, threshold: float, most: int) -> Detections:

@@ -63,6 +63,13 @@ class Head:
         "stays",
         inherited=True,
     )
+    clip_first: bool = declare(
+        True,
+        flag(),
+        "whether boxes are clipped to the image before intersections are taken, as in mmdet, or "
+        "afterwards, as in TensorFlow",
+        inherited=True,
+    )
     candidates: int = declare(
         1000,
         integer(1),

@@ -256,12 +256,17 @@ class Detection(Task):
         limits = outputs.size[jnp.array([1, 0, 1, 0])]  # (4,), of x0, y0, x1, y1
         activation = jax.nn.softmax if head.scores == "softmax" else jax.nn.sigmoid
         scores = [activation(part)[:, :-1] for part in outputs.logits]  # (A, classes) of each map
-        boxes = [
-            coding.decode(codes, anchors).clip(0, limits)
-            for codes, anchors in zip(outputs.codes, outputs.anchors, strict=True)
+        boxes = [coding.decode(*pair) for pair in zip(outputs.codes, outputs.anchors, strict=True)]
+        inside = [part.clip(0, limits) for part in boxes]
+        # What is outside the image is no detection in either order.
+        scores = [
+            jnp.where(nms.has_area(part)[:, None], of_map, 0)
+            for part, of_map in zip(inside, scores, strict=True)
         ]
-        candidates = nms.choose(scores, boxes, head.score_threshold, head.candidates)
-        return nms.suppress(candidates, head.nms_iou, head.max_detections)
+        compared = inside if head.clip_first else boxes
+        candidates = nms.choose(scores, compared, head.score_threshold, head.candidates)
+        found = nms.suppress(candidates, head.nms_iou, head.max_detections)
+        return found._replace(boxes=found.boxes.clip(0, limits))
 
     def _prediction(self, row: Mapping[str, np.ndarray], frame: Frame) -> dict[str, Any]:
         found = row["labels"] >= 0

@@ -266,6 +266,18 @@ def test_fewer_detections_than_there_is_room_for():
     np.testing.assert_allclose(found["scores"][:4], [0.107, 0.106, 0.105, 0], rtol=1e-5)
 
 
+@pytest.mark.parametrize(("clip_first", "count"), [(True, 1), (False, 2)])
+def test_boxes_are_clipped_before_or_after_they_are_compared(clip_first, count):
+    """Their intersection over union is 0.5 in the image, and a sixth without its edge."""
+    rows = [([0.9, 0.0], [-80.0, 0, 20, 10]), ([0.8, 0.0], [0.0, 0, 40, 10])]
+    rows += [([0.7, 0.0], [110.0, 0, 120, 10])]  # outside the image
+    found = detected(Head(2, nms_iou=0.4, clip_first=clip_first), *rows)
+    assert (found["labels"] >= 0).sum() == count
+    np.testing.assert_array_equal(
+        found["boxes"][:2][:count], [[0, 0, 20, 10], [0, 0, 40, 10]][:count]
+    )
+
+
 def test_a_mirrored_view_finds_the_same():
     # A box at the right of the image, which the mirrored view sees at the left. The codes move it
     # away from the middle: (x - X) / W / 0.1 is 1, and -1 in the mirrored view.
