@@ -165,26 +165,27 @@ def _stack(objects: Sequence[Object]) -> tuple[Boxes, np.ndarray]:
 
 def is_measure(value: Any) -> bool:
     """Returns whether a value from a file is a number that a coordinate or an area can be."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and abs(value) <= _LARGEST  # which NaN is not
+    return type(value) in (int, float) and abs(value) <= _LARGEST  # which NaN is not
 
 
-def fault(corners: Corners, size: tuple[float, float], least: float = 0.0) -> str:
+def fault(
+    corners: Corners, size: tuple[float, float], width: float, height: float, least: float = 0.0
+) -> str:
     """Returns why a box cannot be trained on; "" if it can.
 
     Args:
       corners: of the box.
       size: (width, height) of the picture in the same units; (0, 0) where it is not known.
+      width, height: of the box.
       least: the shortest side that a box may have.
     """
+    if width <= 0 or height <= 0:
+        return f"its box is {width:.6g} x {height:.6g}"
+    if width < least or height < least:
+        return f"its box is {width:.6g} x {height:.6g}, with a side below {least:g}"
     x0, y0, x1, y1 = corners
-    sides = f"{x1 - x0:.6g} x {y1 - y0:.6g}"
-    if x1 <= x0 or y1 <= y0:
-        return f"its box is {sides}"
-    if x1 - x0 < least or y1 - y0 < least:
-        return f"its box is {sides}, with a side below {least:g}"
-    width, height = size
-    if width and height and (x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0):
+    across, down = size
+    if across and down and (x0 >= across or y0 >= down or x1 <= 0 or y1 <= 0):
         shown = ", ".join(f"{value:.6g}" for value in corners)
-        return f"its box ({shown}) lies outside the picture of {width:g} x {height:g}"
+        return f"its box ({shown}) lies outside the picture of {across:g} x {down:g}"
     return ""

@@ -207,7 +207,7 @@ def _objects(
             lines.append(f"{name}: its bndbox does not hold four numbers")
         else:
             x0, y0, x1, y1 = (float(int(value) - 1) for value in marked.corners)
-            if why := fault((x0, y0, x1, y1), annotation.size):
+            if why := fault((x0, y0, x1, y1), annotation.size, x1 - x0, y1 - y0):
                 lines.append(f"{name}: {why}")
             area = (x1 - x0) * (y1 - y0)
             label = class_names.index(marked.name)

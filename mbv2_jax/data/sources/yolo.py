@@ -197,7 +197,7 @@ def _read(file: str, classes: int) -> Iterator[tuple[int, Object, str]]:
             )
         corners = _box(values[1:]) if is_box else _around(values[1:])
         x0, y0, x1, y1 = corners
-        why = fault(corners, (1.0, 1.0))
+        why = fault(corners, (1.0, 1.0), x1 - x0, y1 - y0)
         if why and max(values[1:]) > 1:
             why += "; its numbers must be shares of the picture, 0 to 1, and not pixels"
         yield number, Object(corners, int(label), (x1 - x0) * (y1 - y0), trained=not why), why
