@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mbv2_jax.tasks.detection import matching
-
 NO_DETECTION = -1
 
 
@@ -79,27 +77,43 @@ def suppress(candidates: Candidates, threshold: float, most: int) -> Detections:
       threshold: an IoU above which a candidate is dropped.
       most: detections.
     """
-    boxes, labels = candidates.boxes, candidates.labels
+    count = len(candidates.labels)
+    scores, order = lax.top_k(candidates.scores, count)  # the best first
+    labels, boxes = candidates.labels[order], candidates.boxes[order]
+    # A contiguous array of each side, and the smallest index that is left instead of an argmax:
+    # CPUs take 8 candidates at a time that way.
+    x0, y0, x1, y1 = boxes.T  # (C,)
+    areas, indices = (x1 - x0) * (y1 - y0), jnp.arange(count)
 
-    def goes_on(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        count, scores, _ = state
-        return (count < most) & (scores.max() > 0)
+    def goes_on(state: tuple[jax.Array, ...]) -> jax.Array:
+        _, best, found, _ = state
+        return (found < most) & (best < count)
 
-    def take(
-        state: tuple[jax.Array, jax.Array, jax.Array],
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        count, scores, taken = state
-        best = scores.argmax()
-        overlap = matching.iou(boxes, boxes[best][None])[:, 0]  # (C,)
-        gone = (overlap > threshold) & (labels == labels[best])
-        gone = gone.at[best].set(True)
-        return count + 1, jnp.where(gone, 0, scores), taken.at[count].set(best)
+    def take(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        left, best, found, taken = state
+        across = jnp.minimum(x1, x1[best]) - jnp.maximum(x0, x0[best])
+        down = jnp.minimum(y1, y1[best]) - jnp.maximum(y0, y0[best])
+        shared = across.clip(0) * down.clip(0)
+        overlaps = shared / (areas + areas[best] - shared) > threshold
+        left &= ~(overlaps & (labels == labels[best])) & (indices > best)
+        return left, _first(left), found + 1, taken.at[found].set(best)
 
-    empty = jnp.full(most, len(labels), jnp.int32)
-    count, _, taken = lax.while_loop(goes_on, take, (jnp.int32(0), candidates.scores, empty))
-    there = jnp.arange(most) < count
+    left = scores > 0
+    state: tuple[jax.Array, ...] = (
+        left,
+        _first(left),
+        jnp.int32(0),
+        jnp.zeros(most, jnp.int32),
+    )
+    *_, found, taken = lax.while_loop(goes_on, take, state)
+    there = jnp.arange(most) < found
     return Detections(
         jnp.where(there[:, None], boxes[taken], 0),
-        jnp.where(there, candidates.scores[taken], 0),
+        jnp.where(there, scores[taken], 0),
         jnp.where(there, labels[taken], NO_DETECTION),
     )
+
+
+def _first(left: jax.Array) -> jax.Array:
+    """Returns the first index at which an array, (C,) bool, is True; C if there is none."""
+    return jnp.where(left, jnp.arange(len(left)), len(left)).min()

@@ -124,7 +124,7 @@ def theirs(peer: Any, batches: list[dict[str, np.ndarray]]) -> list[float]:
         images = (batch["image"].astype(np.float64) - MEAN) / STD
         with in_float64(peer):
             parts = peer.loss(peers.nchw(images), samples(batch))
-        loss = sum(sum(values) for values in parts.values())
+        loss = torch.stack([part for values in parts.values() for part in values]).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
