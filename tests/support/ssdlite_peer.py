@@ -53,6 +53,10 @@ def make(
         model = registry.build(settings)
     model.bbox_head.loss_cls = None  # which mmdet 3.3.0's SSDHead.predict asks for
     peers.randomize(model, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for branches in (model.bbox_head.cls_convs, model.bbox_head.reg_convs):
+        for _, predict in branches:
+            predict.bias.data.uniform_(-0.5, 0.5, generator=generator)
     return model
 
 

@@ -1,6 +1,7 @@
 """SSDLite against mmdet's: training steps in float64, and what it detects."""
 
 import contextlib
+import types
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 from unittest import mock
@@ -134,7 +135,11 @@ def theirs(peer: Any, batches: list[dict[str, np.ndarray]]) -> list[float]:
 
 @contextlib.contextmanager
 def in_float64(peer: Any) -> Iterator[None]:
-    """Keeps mmdet from rounding boxes and their codes to float32, which it does in any dtype."""
+    """Keeps mmdet from rounding to float32, as it does in any dtype.
+
+    It rounds anchors, boxes and their codes, and adds float32's epsilon to the positives by which
+    the loss of boxes is divided: 4e-9 of it, enough to exchange two negatives after some steps.
+    """
     generator = peer.bbox_head.prior_generator
     rounded = generator.grid_priors
 
@@ -144,6 +149,7 @@ def in_float64(peer: Any) -> Iterator[None]:
     with (
         mock.patch.object(generator, "grid_priors", priors),
         mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
+        mock.patch.object(torch, "finfo", return_value=types.SimpleNamespace(eps=0.0)),
     ):
         yield
 
