@@ -91,7 +91,7 @@ class Predictor:
 
         Returns:
           The outputs of the task's network: logits (N, classes) float32 of a classifier, and
-          (N, H, W, classes) of a segmentation model.
+          (N, H, W, classes) of a segmentation model; of a detector `models.ssdlite.Outputs`.
 
         Raises:
           UserError: the images have another shape (the message points out (N, 3, H, W)) or dtype,
@@ -463,8 +463,10 @@ def inference_model(predictor: Predictor, image: ImageLike | Iterable[ImageLike]
       The prediction of the model's task. For classification: {"pred_label": int, "pred_class": str,
       "pred_score": float, "pred_scores": (classes,) float32}, where scores are probabilities. For
       segmentation: {"mask": (H, W) uint8, the class of each pixel of the picture, "classes": their
-      names, the largest first, "areas": their shares of the picture}. For a folder or several
-      images, a list of predictions.
+      names, the largest first, "areas": their shares of the picture}. For detection: {"boxes":
+      (N, 4) float32, x0, y0, x1, y1 of each object in pixels of the picture, "scores": (N,)
+      float32 from 0 to 1, the best first, "labels": (N,) int32, "classes": their names}. For a
+      folder or several images, a list of predictions.
 
     Raises:
       UserError: as `Predictor.predict`.

@@ -276,8 +276,10 @@ def _spec_of(
         raise UserError("module is folded, for inference alone: give the one it was made from")
     cls = tasks.settings(task).Head
     known = [field.name for field in dataclasses.fields(cls)]
-    own = {field.name for field in dataclasses.fields(module)} & set(known)
-    head = {name: spec_lib.frozen(getattr(module, name)) for name in own} | dict(head)
+    # A network reads some of the head's fields, or keeps the whole of it.
+    keeper = module.head if isinstance(getattr(module, "head", None), cls) else module
+    own = {field.name for field in dataclasses.fields(keeper)} & set(known)
+    head = {name: spec_lib.frozen(getattr(keeper, name)) for name in own} | dict(head)
     for name in head:
         if name not in known:
             raise UserError(f"the head has no field {name!r}: {nearest(name, known)}")

@@ -1,10 +1,11 @@
-"""python -m mbv2_jax.predict: predict the classes of image files, or of each of their pixels.
+"""python -m mbv2_jax.predict: predict classes of image files, or of their pixels, or find objects.
 
 Examples:
   python -m mbv2_jax.predict cat.jpg dog.png --checkpoint=mmpretrain
   python -m mbv2_jax.predict photos/ --checkpoint=runs/mine --show-dir=predicted
   python -m mbv2_jax.predict photos/ --checkpoint=runs/mine --topk=3 --json > predictions.jsonl
   python -m mbv2_jax.predict street/ --checkpoint=runs/segmentation --out-dir=masks
+  python -m mbv2_jax.predict street/ --checkpoint=runs/detection --score=0.5 --show-dir=found
 """
 
 import argparse
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
     from mbv2_jax import inference
     from mbv2_jax.tasks.task import Task
+
+SCORE = 0.3  # the least that is shown where a user gives none
+_PIXELS = ("x0", "y0", "x1", "y1")  # columns of coordinates
 
 _NAMES = textwrap.fill(", ".join(PUBLISHED), 92, initial_indent="    ", subsequent_indent="    ")
 
@@ -63,9 +67,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--topk",
         type=int,
-        default=5,
         metavar="K",
-        help="how many classes to name, at most (default: 5)",
+        help="how many classes to name, at most (default: 5); detection: how many objects of an "
+        "image, the best first (default: all of --score)",
+    )
+    parser.add_argument(
+        "--score",
+        type=float,
+        metavar="S",
+        help=f"detection: the least score of an object that is printed and drawn, from 0 for all "
+        f"that the model finds to 1 (default: {SCORE})",
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON per image")
     parser.add_argument(
@@ -73,7 +84,7 @@ def _arguments() -> argparse.Namespace:
         type=pathlib.Path,
         metavar="DIR",
         help="write each photo with its predictions below it to DIR (segmentation: the photo under "
-        "its mask, with a legend); no file there is overwritten",
+        "its mask, with a legend; detection: the photo with boxes); no file there is overwritten",
     )
     parser.add_argument(
         "--out-dir",
@@ -91,8 +102,10 @@ def _arguments() -> argparse.Namespace:
         help="images that go through the network at once (default: 32)",
     )
     arguments = parser.parse_args()
-    if arguments.topk < 1:
+    if arguments.topk is not None and arguments.topk < 1:
         parser.error(f"--topk={arguments.topk}: give 1 or more")
+    if arguments.score is not None and not 0 <= arguments.score <= 1:
+        parser.error(f"--score={arguments.score}: give a number from 0 to 1")
     if arguments.batch_size < 1:
         parser.error(f"--batch-size={arguments.batch_size}: give 1 or more")
     return arguments
@@ -118,10 +131,16 @@ def main() -> None:
             f"--out-dir={arguments.out_dir} is for masks, and the predictions of "
             f"{arguments.checkpoint} are none: --show-dir draws them, --json prints them"
         )
+    if arguments.score is not None and not predictor.task.finds_objects:
+        raise UserError(
+            f"--score={arguments.score} is for objects, and {arguments.checkpoint} finds none: "
+            "--topk limits the classes that are named"
+        )
     report(
         predictor,
         arguments.images,
         topk=arguments.topk,
+        score=SCORE if arguments.score is None else arguments.score,
         as_json=arguments.json,
         show_dir=arguments.show_dir,
         out_dir=arguments.out_dir,
@@ -133,7 +152,8 @@ def report(
     predictor: "inference.Predictor",
     arguments: Sequence[str],
     *,
-    topk: int = 5,
+    topk: int | None = None,
+    score: float = SCORE,
     as_json: bool = False,
     show_dir: pathlib.Path | None = None,
     out_dir: pathlib.Path | None = None,
@@ -144,7 +164,8 @@ def report(
     Args:
       predictor: from inference.init_model.
       arguments: image files, and folders of them.
-      topk: the most entries to print for each image, such as classes.
+      topk: the most entries to print for each image, such as classes; None: `Task.most_entries`.
+      score: the least score of an object, where the task finds objects.
       as_json: whether to print a JSON object for each image instead of the table.
       show_dir: a folder for annotated pictures.
       out_dir: a folder for predictions that are images, see `Task.to_image`.
@@ -165,6 +186,7 @@ def report(
             bad += 1
             _say(f"error: {error}")
     total, task = len(images) + bad, predictor.task
+    limit = task.most_entries if topk is None else topk
     table = Table(images, task)
     outcomes = predictor.stream(images, batch_size)
     if len(images) > batch_size:
@@ -174,14 +196,15 @@ def report(
             bad += 1
             _say(f"error: {outcome}")
             continue
-        entries = task.entries(outcome, topk)
+        prediction = task.confident(outcome, score) if task.finds_objects else outcome
+        entries = task.entries(prediction, limit)
         line = {"image": image, "predictions": entries}
         print(json.dumps(line) if as_json else table.rows(image, entries))
         if show_dir:
-            picture = task.draw(decoding.open_image(image), outcome, topk)
+            picture = task.draw(decoding.open_image(image), prediction, limit)
             drawing.save(picture, show_dir, os.path.basename(image))
         if out_dir:
-            _write_image(task.to_image(outcome), out_dir, image, task.image_of)
+            _write_image(task.to_image(prediction), out_dir, image, task.image_of)
     if bad:
         raise UserError(f"{bad} of {total} images could not be predicted")
 
@@ -223,20 +246,26 @@ class Table:
         self._header = f"{'image':{self._image}}  rank  {'  '.join(names)}\n"
 
     def rows(self, image: str, entries: Sequence[Mapping[str, Any]]) -> str:
-        """Returns a line for each entry of an image; the first call puts a header above them."""
+        """Returns a line for each entry of an image; the first call puts a header above them.
+
+        An image without entries has a line that says so.
+        """
         names = [image] + [""] * len(entries)
         lines = [
             f"{name:{self._image}}  {rank:4}  "
             + "  ".join(self._cell(column, entry[column]) for column in self._columns)
             for rank, (name, entry) in enumerate(zip(names, entries, strict=False), start=1)
         ]
+        lines = lines or [f"{image:{self._image}}     -  nothing"]
         header, self._header = self._header, ""
         return header + "\n".join(lines)
 
     def _cell(self, column: str, value: Any) -> str:
-        """Returns a value as text: shares as percentages, numbers right-aligned."""
+        """Returns a value as text: shares as percentages, pixels with a decimal, right-aligned."""
         if column in ("score", "share"):
             return f"{value:>7}" if isinstance(value, str) else f"{value:7.2%}"
+        if column in _PIXELS:
+            return f"{value:>7}" if isinstance(value, str) else f"{value:7.1f}"
         if column == "label":
             return f"{value:>{max(len(column), self._number)}}"
         return str(value)

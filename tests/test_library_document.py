@@ -28,6 +28,8 @@ result = {
     "exported": float(abs(np.asarray(names["logits"]) - logits).max() / abs(logits).max()),
     "maps": [list(each.shape) for each in names["maps"]],
     "pixel_loss": float(names["value"]),
+    "box_loss": float(names["box_value"]),
+    "objects": {name: len(values) for name, values in names["objects"].items()},
     "mask": [list(names["found"][0]["mask"].shape), len(names["found"])],
     "step": int(names["current"].step),
     "channels": [list(names["pyramid"].module.channels), [m.shape[-1] for m in names["maps"]]],
@@ -70,5 +72,8 @@ def test_every_block_of_the_page_runs(tmp_path, cache):
     assert result["reductions"] == [4, 8, 16, 16]
     assert np.isfinite(result["pixel_loss"])
     assert result["mask"] == [[110, 120], 2]
+    assert np.isfinite(result["box_loss"])
+    assert set(result["objects"]) == {"boxes", "scores", "labels", "classes"}
+    assert len(set(result["objects"].values())) == 1  # as many of each
     assert result["step"] == 10
     assert (tmp_path / "runs" / "averaged" / "model.json").is_file()

@@ -82,6 +82,7 @@ class SSDLite(nn.Module):
       mode: the fields that change how the network is trained; `bn_group_size` must be a number.
       folded: whether, for inference, normalisations are part of the convolutions. The variables
         are then those that `folding.fold` returns.
+      head: the task's fields of the head, for `mbv2_jax.save`; nothing here reads them.
     """
 
     num_classes: int
@@ -91,6 +92,7 @@ class SSDLite(nn.Module):
     architecture: spec.Backbone = spec.Backbone()
     mode: spec.TrainingMode = spec.TrainingMode()
     folded: bool = False
+    head: Any = None
 
     @property
     def dtype(self) -> jnp.dtype:

@@ -137,6 +137,8 @@ class Task(abc.ABC):
     # The word for a prediction that is an image of its own, such as "mask", so that `to_image`
     # exists; "" where a prediction is no image.
     image_of: ClassVar[str] = ""
+    # Whether a prediction is a list of objects, each with a score, so that `confident` exists.
+    finds_objects: ClassVar[bool] = False
     # Whether `summarize` needs the rows of every example, and not only the sums.
     needs_rows: ClassVar[bool] = False
 
@@ -358,6 +360,15 @@ class Task(abc.ABC):
         Raises:
           ValueError: the outputs are not numbers.
         """
+
+    @property
+    def most_entries(self) -> int:
+        """The `limit` of `entries` and `draw` where a user gives none."""
+        return 5
+
+    def confident(self, prediction: Mapping[str, Any], least: float) -> dict[str, Any]:
+        """Returns a prediction without the objects whose score is below `least`."""
+        raise NotImplementedError
 
     def entries(self, prediction: Mapping[str, Any], limit: int) -> list[dict[str, Any]]:
         """Returns a prediction as rows of a table and of JSON, at most `limit`, the best first."""

@@ -12,6 +12,7 @@ from mbv2_jax.errors import UserError
 
 BOXES = "boxes"  # the name of the target
 NO_LABEL = -1  # of padding
+CORNERS = ("x0", "y0", "x1", "y1")  # of a box, in this order
 
 
 class Found(NamedTuple):

@@ -1,13 +1,16 @@
 """Object detection as training, evaluation and prediction see it."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
+from mbv2_jax import drawing
 from mbv2_jax.data import labels
 from mbv2_jax.data.sample import ArraySpec, Frame, Sample
 from mbv2_jax.data.sources import Source
@@ -48,8 +51,9 @@ class Detection(Task):
         "mAP50": "mAP at IoU 0.5 (%)",
         "mAP75": "mAP at IoU 0.75 (%)",
     }
-    columns: ClassVar[tuple[str, ...]] = ("score", "class", "x0", "y0", "x1", "y1")
+    columns: ClassVar[tuple[str, ...]] = ("score", *objects.CORNERS, "label", "class")
     target: ClassVar[str] = objects.BOXES
+    finds_objects: ClassVar[bool] = True
     needs_rows: ClassVar[bool] = True
     open_head: ClassVar[str] = (
         "model.num_classes is not set, and no data is opened to count the classes: give "
@@ -108,6 +112,7 @@ class Detection(Task):
             architecture=backbone,
             mode=mode,
             folded=folded,
+            head=self.head,
         )
 
     def batch_spec(self, size: tuple[int, int]) -> dict[str, ArraySpec]:
@@ -212,6 +217,39 @@ class Detection(Task):
             self._prediction({name: values[i] for name, values in outputs.items()}, frame)
             for i, frame in enumerate(frames)
         ]
+
+    @property
+    def most_entries(self) -> int:
+        """All objects: as many as the model finds at most."""
+        return self.head.max_detections
+
+    def confident(self, prediction: Mapping[str, Any], least: float) -> dict[str, Any]:
+        """Returns the objects whose score is `least` or more."""
+        count = int((prediction["scores"] >= least).sum())  # they are the first
+        return {name: values[:count] for name, values in prediction.items()}
+
+    def entries(self, prediction: Mapping[str, Any], limit: int) -> list[dict[str, Any]]:
+        """Returns {"score", "label", "class", "x0", "y0", "x1", "y1"} of the best objects.
+
+        Coordinates are in pixels of the picture.
+        """
+        names = ("scores", "labels", "classes", "boxes")
+        rows = zip(*(prediction[name] for name in names), strict=True)
+        return [
+            {"score": float(score), "label": int(label), "class": name}
+            | dict(zip(objects.CORNERS, box.tolist(), strict=True))
+            for score, label, name, box in itertools.islice(rows, limit)
+        ]
+
+    def draw(self, picture: Image.Image, prediction: Mapping[str, Any], limit: int) -> Image.Image:
+        """Returns the picture with the boxes, names and scores of the best objects."""
+        entries = self.entries(prediction, limit)
+        return drawing.boxes(
+            picture,
+            prediction["boxes"][:limit],
+            [f"{entry['class']} {entry['score']:.0%}" for entry in entries],
+            [drawing.class_colour(entry["label"]) for entry in entries],
+        )
 
     def transfer(self, saved: "SavedModel", fresh: Mapping[str, Any]) -> Transferred:
         """Keeps a saved model's class predictors only where its classes are this task's."""
