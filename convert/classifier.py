@@ -263,6 +263,13 @@ def summarize(head: Head) -> str:
     return f"{head.num_classes} classes" + (f" after hidden layers of {widths}" if widths else "")
 
 
+def misfits(layout: Layout, head: Head | None) -> list[str]:
+    """Returns a line about hidden layers, which no framework's network has."""
+    del layout
+    hidden = () if head is None else head.hidden
+    return [f"model.hidden is {hidden}, there it is ()"] if hidden else []
+
+
 def arrays(layout: Layout, head: Head | None) -> dict[str, Array]:
     """Returns the position of each array of a head in our tree, by its whole name there."""
     hidden = 0 if head is None else len(head.hidden)

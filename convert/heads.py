@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from . import classifier, segmentation_head
+from . import classifier, detection_head, segmentation_head
 from .class_names import ClassNames
 from .head import FoundHead
 from .layouts import OF_TASK, Array, Layout
@@ -39,11 +39,18 @@ class Kind(Protocol):
     def summarize(self, head: Any) -> str:
         """Returns a head in words."""
 
+    def misfits(self, layout: Layout, head: Any) -> list[str]:
+        """Returns lines about the fields of a head that the network of a layout does not have."""
+
     def arrays(self, layout: Layout, head: Any) -> dict[str, Array]:
         """Returns the position of each array of a head in our tree, by its whole name there."""
 
 
-_KINDS: Mapping[str, Kind] = {"classification": classifier, "segmentation": segmentation_head}
+_KINDS: Mapping[str, Kind] = {
+    "classification": classifier,
+    "segmentation": segmentation_head,
+    "detection": detection_head,
+}
 
 
 def of(task: str) -> Kind:
@@ -63,6 +70,7 @@ def with_task(found: Recognised, names: Iterable[str]) -> Recognised:
         if layout is not None and layout.heads_in(names):
             sizes = ("width", "depth", "fixed_ends", "divisor")
             told = {name: getattr(found.backbone, name) for name in sizes}
-            backbone = dataclasses.replace(layout.backbone, **told)
+            last = layout.backbone.last_convolution and found.backbone.last_convolution
+            backbone = dataclasses.replace(layout.backbone, **told, last_convolution=last)
             return found._replace(layout=layout, backbone=backbone)
     return found

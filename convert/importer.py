@@ -247,7 +247,8 @@ def _summary(
     head = "no head" if match.head is None else heads.of(match.layout.task).summarize(match.head)
     unused = f"{ignored} ignored" + (f" ({', '.join(match.ignored)})" if ignored else "")
     card = saved.description.published
-    first_and_last = f": {names.names[0]!r} ... {names.names[-1]!r}" if names.names else ""
+    ends = dict.fromkeys([*names.names[:1], *names.names[-1:]])  # one class has one name
+    first_and_last = f": {' ... '.join(map(repr, ends))}" if ends else ""
     backbone, mode, images = saved.spec.backbone, saved.spec.mode, saved.spec.preprocessing
     layout = f"{match.name} ({match.layout.owner})"
     if match.prefix != match.layout.prefix:

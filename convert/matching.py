@@ -64,8 +64,9 @@ def match(file: ForeignFile, layout: str = "auto", *, features_only: bool = Fals
     found = recognition.sized(found, tensors)
     whole = heads.with_task(found, tensors)
     if features_only:  # of the network in the file, with the conventions of a backbone
-        last = whole.backbone.last_convolution
-        backbone = dataclasses.replace(found.backbone, last_convolution=last)
+        kept = ("last_convolution", "bn_epsilon")
+        own = {name: getattr(whole.backbone, name) for name in kept}
+        backbone = dataclasses.replace(found.backbone, **own)
         found = found._replace(backbone=backbone)
     else:
         found = whole

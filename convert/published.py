@@ -4,7 +4,10 @@ The figures are the publishers' own, in percent. Those of classifiers are for Im
 validation images: mmpretrain's model zoo, the `meta` of torchvision's weights, timm's
 results-imagenet.csv, and the READMEs of d-li14/mobilenetv2.pytorch and of TF-slim
 (tensorflow/models, research/slim/nets/mobilenet). That of DeepLab is for the 1,449 validation
-images of PASCAL VOC 2012 (tensorflow/models, research/deeplab/g3doc/model_zoo.md).
+images of PASCAL VOC 2012 (tensorflow/models, research/deeplab/g3doc/model_zoo.md). Those of SSDLite
+are for COCO: mmdet's for the 5,000 images of val2017 (its configs/ssd), TensorFlow's for 8,059 of
+val2014, which are others (tensorflow/models, research/object_detection/data/
+mscoco_minival_ids.txt).
 """
 
 import dataclasses
@@ -19,11 +22,14 @@ from .layouts import LAYOUTS, OF_TASK
 
 _IMAGENET = 50_000  # validation images
 _VOC = 1_449
+_COCO = 5_000
+_COCO_MINIVAL = 8_059
 
 _ZOO = "https://download.openmmlab.com/mmclassification/v0/mobilenet_v2/"
 _TORCHVISION = "https://download.pytorch.org/models/"
 _TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
-_DEEPLAB = "https://storage.googleapis.com/download.tensorflow.org/models/"
+_TENSORFLOW = "https://storage.googleapis.com/download.tensorflow.org/models/"
+_MMDET = "https://download.openmmlab.com/mmdetection/v2.0/"
 _TF_SLIM = "https://storage.googleapis.com/mobilenet_v2/checkpoints/"
 _D_LI14 = "https://github.com/d-li14/mobilenetv2.pytorch/raw/master/pretrained/"
 
@@ -187,11 +193,26 @@ PUBLISHED: dict[str, PublishedWeights] = {
     },
     # At output stride 16 and one scale; the graph in the archive is for output stride 8.
     "deeplabv3_voc": PublishedWeights(
-        _DEEPLAB + "deeplabv3_mnv2_pascal_train_aug_2018_01_29.tar.gz",
+        _TENSORFLOW + "deeplabv3_mnv2_pascal_train_aug_2018_01_29.tar.gz",
         {"mIoU": 75.32},
         "TensorFlow's deeplab, mobilenetv2_coco_voc_trainaug",
         OF_TASK["segmentation"]["tf-slim"].preprocessing,
         examples=_VOC,
+    ),
+    "mmdet_ssdlite_coco": PublishedWeights(
+        _MMDET + "ssd/ssdlite_mobilenetv2_scratch_600e_coco/"
+        "ssdlite_mobilenetv2_scratch_600e_coco_20210629_110627-974d9307.pth",
+        {"mAP": 21.3},
+        "mmdet, ssdlite_mobilenetv2-scratch_8xb24-600e_coco",
+        OF_TASK["detection"]["mmdet"].preprocessing,
+        examples=_COCO,
+    ),
+    "tf_ssdlite_coco": PublishedWeights(
+        _TENSORFLOW + "object_detection/ssdlite_mobilenet_v2_coco_2018_05_09.tar.gz",
+        {"mAP": 22.0},
+        "TensorFlow's object_detection, ssdlite_mobilenet_v2_coco",
+        OF_TASK["detection"]["tf-slim"].preprocessing,
+        examples=_COCO_MINIVAL,
     ),
 }
 

@@ -71,6 +71,12 @@ def summarize(head: Head) -> str:
     return f"Mobile DeepLabv3 {pyramid}, {head.num_classes} classes of a pixel"
 
 
+def misfits(layout: Layout, head: Head | None) -> list[str]:
+    """Returns a line about ASPP, if the network of a layout has none."""
+    rates = () if head is None or "aspp*" in layout.table else head.aspp_rates
+    return [f"model.aspp_rates is {rates}, there it is ()"] if rates else []
+
+
 def arrays(layout: Layout, head: Head | None) -> dict[str, Array]:
     """Returns the position of each array of a head in our tree, by its whole name there."""
     return {} if head is None else _arrays(layout, len(head.aspp_rates))

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 
 from mbv2_jax import spec as spec_lib
-from mbv2_jax.errors import UserError, first_line
+from mbv2_jax.errors import UserError, first_line, listed
 from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.spec import Backbone
 from mbv2_jax.storage import atomic
 
 from . import arrays as arrays_lib
-from . import heads, hub_folder, torch_file
+from . import heads, hub_folder, mmdet_config, torch_file
 from .layouts import OF_TASK, TARGETS, TORCH, Array, Layout
 
 _FILES = (".pth", ".pt", ".bin", ".safetensors")
+_WITH_META = ("mmpretrain", "mmdet")  # whose .pth has a state_dict, and class names beside it
 _OTHERS = (".ckpt", ".h5", ".keras", ".npz", ".onnx", ".tflite")  # of files that nobody here writes
 
 
@@ -97,11 +98,11 @@ def _write_file(path: pathlib.Path, content: bytes) -> None:
 
 
 def _check_conventions(saved: SavedModel, to: str, layout: Layout, kept: Sequence[str]) -> None:
-    """Raises UserError if the model's backbone would compute something else in `to`.
+    """Raises UserError if the model would compute something else in `to`.
 
     The other frameworks' files do not hold the fields of a backbone, except those in `kept`.
     """
-    backbone, head = saved.spec.backbone, saved.spec.head
+    backbone = saved.spec.backbone
     sizes = {name: getattr(backbone, name) for name in ("width", "depth", "fixed_ends")}
     ours = spec_lib.named("model", backbone)
     theirs = spec_lib.named("model", dataclasses.replace(layout.backbone, **sizes))
@@ -110,11 +111,7 @@ def _check_conventions(saved: SavedModel, to: str, layout: Layout, kept: Sequenc
         for name, value in ours.items()
         if value != theirs[name] and name not in kept
     ]
-    faults += [
-        f"model.{name} is {value}, there it is ()"
-        for name in ("hidden", "aspp_rates")
-        if (value := getattr(head, name, ()))
-    ]
+    faults += heads.of(saved.spec.task).misfits(layout, saved.spec.head)
     if not layout.has_network(backbone):
         depth = f" and depth {backbone.depth}" if backbone.depth != 1 else ""
         faults.append(f"it has no network of width {backbone.width}{depth} with these channels")
@@ -126,8 +123,20 @@ def _check_conventions(saved: SavedModel, to: str, layout: Layout, kept: Sequenc
 
 
 def _tensors(saved: SavedModel, layout: Layout) -> dict[str, np.ndarray]:
-    """Returns the arrays of a model with a layout's names and axes."""
+    """Returns the arrays of a model with a layout's names and axes.
+
+    Raises:
+      UserError: the model has no layers after the last map that a head reads.
+    """
     backbone, head = saved.spec.backbone, saved.spec.head
+    if "last" not in saved.params:
+        backbone = dataclasses.replace(backbone, last_convolution=False)
+    wanted = {array.path[1] for array in layout.arrays(backbone).values()}
+    if lacking := sorted(wanted - saved.params.keys()):
+        raise UserError(
+            f"{saved.path} has no {listed(lacking, 3, ', ')}, which its heads do not read; every "
+            "file written here has them"
+        )
     variables = saved.variables()
     arrays = layout.arrays(backbone) | heads.of(saved.spec.task).arrays(layout, head)
     if layout.unused:
@@ -177,7 +186,7 @@ def _to_safetensors(tensors: dict[str, np.ndarray], saved: SavedModel, to: str) 
 
 
 def _to_pytorch(tensors: dict[str, np.ndarray], saved: SavedModel, to: str) -> bytes:
-    if to != "mmpretrain":
+    if to not in _WITH_META:
         return torch_file.encode(tensors)
     meta = {"dataset_meta": {"classes": list(saved.classes)}} if saved.classes else {}
     return torch_file.encode({"meta": meta, "state_dict": tensors})
@@ -199,7 +208,7 @@ def _summary(
     for name, there in layout.head.items():
         if getattr(spec_head, name, there) != there:
             lines["differs there"] = f"model.{name}, which is {there}; the logits are the same"
-    in_file = output.suffix == ".safetensors" or to == "mmpretrain" or is_folder(to, output)
+    in_file = output.suffix == ".safetensors" or to in _WITH_META or is_folder(to, output)
     if saved.classes and not in_file:
         lines["class names"] = f"not in this file; {saved.path} has them"
     return lines
@@ -213,6 +222,8 @@ def _loading(saved: SavedModel, to: str, layout: Layout, output: pathlib.Path) -
         return f"mbv2_jax.init_model({str(output)!r})"
     if saved.features_only:
         return "load_state_dict(..., strict=False): there is no head in it"
+    if to == "mmdet":
+        return _loading_mmdet(saved, output)
     width = saved.spec.backbone.width
     network = layout.network.format(
         width=width,
@@ -224,6 +235,20 @@ def _loading(saved: SavedModel, to: str, layout: Layout, output: pathlib.Path) -
     )
     read = "safetensors.torch.load_file" if output.suffix == ".safetensors" else "torch.load"
     state = f"{read}({str(output)!r})"
-    if to == "mmpretrain" and output.suffix != ".safetensors":
+    if to in _WITH_META and output.suffix != ".safetensors":
         state += "['state_dict']"
     return f"model = {network}; model.load_state_dict({state}); model.eval()"
+
+
+def _loading_mmdet(saved: SavedModel, output: pathlib.Path) -> str:
+    """Returns the Python code that loads the output in a clone of mmdet, which has the config."""
+    arguments = [repr(mmdet_config.CONFIG)]
+    if output.suffix != ".safetensors":
+        arguments.append(repr(str(output)))
+    arguments.append("device='cpu'")
+    if options := mmdet_config.options(saved):
+        arguments.append(f"cfg_options={options}")
+    code = f"model = mmdet.apis.init_detector({', '.join(arguments)})"
+    if output.suffix == ".safetensors":
+        code += f"; model.load_state_dict(safetensors.torch.load_file({str(output)!r}))"
+    return code

@@ -101,8 +101,9 @@ class Layout:
         with a bias. Rows whose name begins with `layer*` stand for all blocks without a row of
         their own; in their names `{stage}` is 1..7, the row of the paper's Table 2; `{block}` the
         number of the block in its stage, from 0; `{index}` its number among all 17, from 0; and
-        `{stage-1}` or `{index+1}` the same counted from elsewhere. Of the row `aspp*`, `{index}` is
-        the number of the dilated convolution, from 1.
+        `{stage-1}` or `{index+1}` the same counted from elsewhere. A row such as `aspp*` stands for
+        a head's layers aspp1, aspp2 ...: `{index}` is the number in the place of `*`. `{channels}`
+        are those of the map that the layer belongs to, and `{half}` is half of them.
       task: the name of the network's task.
       backbone, preprocessing, mode: the values that its files do not hold. Width comes from the
         arrays.
@@ -161,16 +162,19 @@ class Layout:
         (name,) = self.table.get(layer) or (layer,)
         return self._variables(name, (layer,), self.framework.linear)
 
-    def convolution(self, layer: str) -> dict[str, Array]:
+    def convolution(self, layer: str, channels: int = 0) -> dict[str, Array]:
         """Returns the position of each array of a convolution of a head, by its whole name there.
 
         Args:
           layer: ours, such as "projection"; `aspp1`, `aspp2` ... have the row `aspp*`.
+          channels: of the map that the layer belongs to, where its name there tells them.
         """
-        row, number = layer, re.fullmatch(r"aspp(\d+)", layer)
+        row, number = layer, re.search(r"\d+", layer)
         if number and layer not in self.table:
-            row = "aspp*"
-        names = [_numbered(name, index=int(number[1]) if number else 0) for name in self.table[row]]
+            row = layer.replace(number[0], "*")
+        values = {"index": int(number[0]) if number else 0}
+        values |= {"channels": channels, "half": channels // 2}
+        names = [_numbered(name, **values) for name in self.table[row]]
         if len(names) == 2:
             return self._normalised(layer, (names[0], names[1]))
         variables = {**self.framework.conv, "bias": self.framework.linear["bias"]}
@@ -241,7 +245,7 @@ class Layout:
     def _normalised(self, layer: str, names: tuple[str, str]) -> dict[str, Array]:
         """Returns the arrays of a convolution and its normalisation by their names there."""
         scope = tuple(layer.split("/"))
-        depthwise = layer.endswith("depthwise")
+        depthwise = "depthwise" in layer
         kernels = self.framework.depthwise if depthwise else self.framework.conv
         conv, norm = names
         arrays = self._variables(conv, (*scope, "conv"), kernels)

@@ -28,6 +28,9 @@ _TF_SLIM_MODE = TrainingMode(bn_momentum=0.997, dropout=0.2)
 # The widths of timm's networks by their depth; the deeper ones have ends of fixed width.
 _TIMM = {1.0: (0.35, 0.5, 0.75, 1.0, 1.4), 1.2: (1.1,), 1.4: (1.2,)}
 
+# Above width 1 the last convolution has int(1280 * width) channels, divisible by 8 or not.
+_in_openmmlab = of_width(lambda width: width <= 1 or int(1280 * width) % 8 == 0)
+
 # tonylins's port, from which others were copied.
 _TONYLINS = {
     "stem": ("features.0.0", "features.0.1"),
@@ -92,11 +95,33 @@ LAYOUTS: dict[str, Layout] = {
             "block of a stage whose stride they leave out, and model.output_stride=8 here from the "
             "second one, as TensorFlow's do: the weights are the same, the maps are not"
         },
-        # Above width 1 its last convolution has int(1280 * width) channels, divisible by 8 or not.
-        has_network=of_width(lambda width: width <= 1 or int(1280 * width) % 8 == 0),
+        has_network=_in_openmmlab,
         network="mmpretrain.get_model('mobilenet-v2_8xb32_in1k', "
         "backbone=dict(widen_factor={width}), "
         "head=dict(num_classes={classes}, in_channels={last}))",
+    ),
+    "mmdet": Layout(
+        owner="mmdet 2.x and 3.x, MobileNetV2",
+        framework=TORCH,
+        table={
+            "stem": ("backbone.conv1.conv", "backbone.conv1.bn"),
+            "layer*/expand": (
+                "backbone.layer{stage}.{block}.expand_conv.conv",
+                "backbone.layer{stage}.{block}.expand_conv.bn",
+            ),
+            "layer*/depthwise": (
+                "backbone.layer{stage}.{block}.depthwise_conv.conv",
+                "backbone.layer{stage}.{block}.depthwise_conv.bn",
+            ),
+            "layer*/project": (
+                "backbone.layer{stage}.{block}.linear_conv.conv",
+                "backbone.layer{stage}.{block}.linear_conv.bn",
+            ),
+            "last": ("backbone.conv2.conv", "backbone.conv2.bn"),
+        },
+        prefix="backbone.",
+        ignored=_COUNTERS,
+        has_network=_in_openmmlab,
     ),
     "torchvision": Layout(
         owner="torchvision.models.mobilenet_v2",

@@ -17,7 +17,7 @@ import numpy as np
 
 from mbv2_jax.errors import UserError, listed
 
-from . import archive, frozen_deeplab, strides
+from . import archive, frozen_deeplab, frozen_ssdlite, strides
 from .contents import Contents, damage_named, no_averages
 from .graph_nodes import Node, along_height, before, dilation, epsilons, integers
 from .wire_format import Limit, Message
@@ -63,9 +63,10 @@ def read(path: pathlib.Path, ema: bool | None) -> Contents:
         _check(path, nodes, tensors)
         stated = _backbone(path, nodes)
         head = frozen_deeplab.find(path, nodes, stated.get("model.output_stride"))
+        boxes = frozen_ssdlite.find(path, nodes, stated.get("model.bn_epsilon"))
         size = _image_size(nodes)
     guesses = () if size else head.guesses
-    stated |= head.stated | size
+    stated |= head.stated | size | boxes
     return Contents(tensors, member, guesses=guesses, stated=stated, rates=head.rates)
 
 

@@ -80,6 +80,13 @@ def integers(constant: Node) -> list[int]:
     return (np.frombuffer(content, "<i4") if content else tensor.integers(7)).tolist()
 
 
+def floats(constant: Node) -> list[float]:
+    """Returns the numbers of a constant of float32, as decimals of as many digits."""
+    tensor = constant.attribute("value", 8)
+    content = tensor.view(4) or b"".join(bytes(view) for view in tensor.views(5))
+    return [float(str(value)) for value in np.frombuffer(content, "<f4")]
+
+
 def epsilons(norms: Iterable[Node]) -> list[float]:
     """Returns the different epsilons of nodes of BatchNorm, sorted."""
     values = [np.frombuffer(node.attribute("epsilon", 4).content, "<f4") for node in norms]

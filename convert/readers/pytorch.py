@@ -240,12 +240,13 @@ def _to_arrays(path: pathlib.Path, weights: Mapping[str, Any]) -> dict[str, np.n
 
 
 def _class_names(checkpoint: Any) -> tuple[str, ...]:
-    """Returns the class names that mmcls 0.x and mmpretrain 1.x keep in `meta`; () without any."""
+    """Returns the class names that OpenMMLab's programs keep in `meta`; () without any."""
     meta = checkpoint.get("meta") if isinstance(checkpoint, dict) else None
     if not isinstance(meta, dict):
         return ()
     dataset = meta.get("dataset_meta")
-    names = dataset.get("classes") if isinstance(dataset, dict) else meta.get("CLASSES")
+    holder = dataset if isinstance(dataset, dict) else meta
+    names = holder.get("classes", holder.get("CLASSES"))
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         return ()
     return tuple(names)

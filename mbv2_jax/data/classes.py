@@ -1,4 +1,4 @@
-"""The classes of ImageNet (ILSVRC 2012) and of PASCAL VOC, in the orders that all ports use.
+"""The classes of ImageNet (ILSVRC 2012), PASCAL VOC and COCO, in the orders that all ports use.
 
 ImageNet's 1000 are read from imagenet_classes.txt on first use: a line holds the WordNet id and the
 synonyms. The ids are sorted, so that folders named by them give the same labels.
@@ -35,6 +35,100 @@ VOC_NAMES = (
     "train",
     "tvmonitor",
 )
+
+# COCO's 80 classes of objects, which have ids from 1 to 90 with gaps: such as mmdet's labels.
+COCO_NAMES = (
+    "person",
+    "bicycle",
+    "car",
+    "motorcycle",
+    "airplane",
+    "bus",
+    "train",
+    "truck",
+    "boat",
+    "traffic light",
+    "fire hydrant",
+    "stop sign",
+    "parking meter",
+    "bench",
+    "bird",
+    "cat",
+    "dog",
+    "horse",
+    "sheep",
+    "cow",
+    "elephant",
+    "bear",
+    "zebra",
+    "giraffe",
+    "backpack",
+    "umbrella",
+    "handbag",
+    "tie",
+    "suitcase",
+    "frisbee",
+    "skis",
+    "snowboard",
+    "sports ball",
+    "kite",
+    "baseball bat",
+    "baseball glove",
+    "skateboard",
+    "surfboard",
+    "tennis racket",
+    "bottle",
+    "wine glass",
+    "cup",
+    "fork",
+    "knife",
+    "spoon",
+    "bowl",
+    "banana",
+    "apple",
+    "sandwich",
+    "orange",
+    "broccoli",
+    "carrot",
+    "hot dog",
+    "pizza",
+    "donut",
+    "cake",
+    "chair",
+    "couch",
+    "potted plant",
+    "bed",
+    "dining table",
+    "toilet",
+    "tv",
+    "laptop",
+    "mouse",
+    "remote",
+    "keyboard",
+    "cell phone",
+    "microwave",
+    "oven",
+    "toaster",
+    "sink",
+    "refrigerator",
+    "book",
+    "clock",
+    "vase",
+    "scissors",
+    "teddy bear",
+    "hair drier",
+    "toothbrush",
+)
+_COCO_GAPS = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))  # the ids that COCO does not use
+
+
+def _with_gaps() -> tuple[str, ...]:
+    names = iter(COCO_NAMES)
+    return tuple(f"unused {i}" if i in _COCO_GAPS else next(names) for i in range(1, 91))
+
+
+# A class for each id, as TensorFlow's detectors have them: label = id - 1.
+COCO_ID_NAMES = _with_gaps()
 
 # The share of positions in which names must agree. The first synonyms of mmpretrain's list and of
 # torchvision's differ in 2 of 1000 ('crane', 'crane bird'), those of other classes nearly always.

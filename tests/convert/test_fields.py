@@ -5,12 +5,14 @@ import pytest
 from mbv2_jax.convert import fields
 from mbv2_jax.errors import UserError
 from mbv2_jax.spec import Backbone, ModelSpec, Preprocessing, TrainingMode
+from mbv2_jax.tasks.detection.settings import Head
 from mbv2_jax.tasks.segmentation import settings
 
 SPEC = ModelSpec("classification", Backbone(width=0.5), None, Preprocessing())
 SEGMENTATION = ModelSpec(
     "segmentation", Backbone(width=0.5), settings.Head(num_classes=3), Preprocessing()
 )
+DETECTION = ModelSpec("detection", Backbone(width=0.5), Head(num_classes=3), Preprocessing())
 
 
 # The fields that the arrays of a file determine.
@@ -25,8 +27,10 @@ SHAPES = (
 
 def test_settable_fields_are_all_that_a_model_keeps_but_those_of_its_arrays():
     head = {"model.num_classes", "model.aspp_rates"}
-    assert {*fields.SETTABLE, *SHAPES, *head} == set(SEGMENTATION.values())
-    for spec in (SPEC, SEGMENTATION):
+    boxes = {"model.taps", "model.extra_channels", "model.anchors"}
+    kept = {*SEGMENTATION.values(), *DETECTION.values()}
+    assert {*fields.SETTABLE, *SHAPES, *head, *boxes} == kept
+    for spec in (SPEC, SEGMENTATION, DETECTION):
         own = {name: value for name, value in spec.values().items() if name in fields.SETTABLE}
         assert fields.settable(spec) == own
     assert SEGMENTATION.values().keys() - SPEC.values().keys() == {*head, "model.align_corners"}

@@ -1,0 +1,162 @@
+"""SSDLite in mmdet's and in TensorFlow's files gives the results that these recorded."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import mbv2_jax
+from mbv2_jax import model_dir, tasks
+from mbv2_jax.convert import importer
+from mbv2_jax.data import classes
+from mbv2_jax.model_dir import SavedModel
+from mbv2_jax.models.ssdlite import Outputs
+from tests.support.convert_command import make_run
+
+MAPS = 6
+PICTURES = 10  # of TensorFlow's results
+
+
+def outputs(saved: SavedModel, pixels: np.ndarray) -> tuple[Outputs, dict[str, np.ndarray]]:
+    """Returns the outputs for (N, H, W, 3) RGB pixels, and the detections."""
+    task = tasks.find("detection").for_model(saved.spec.head, saved.classes)
+    network, images = task.network(saved.spec.backbone, saved.spec.mode), saved.spec.preprocessing
+    mean, std = (np.array(values, np.float32) for values in (images.mean, images.std))
+    x = (pixels.astype(np.float32) - mean) / std
+
+    def run(variables: Any, x: Any) -> Any:
+        found = network.apply(variables, x)
+        return found, task.postprocess(found)
+
+    return jax.tree.map(np.asarray, jax.jit(run)(saved.variables(), x))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    return make_run(monkeypatch, capsys)
+
+
+def test_mmdets_file(run, check_data, tmp_path):
+    """Its network has random weights; the raw heads of five COCO pictures are mmdet's."""
+    folder = check_data / "golden" / "ssdlite_mmdet"
+    golden = np.load(folder / "golden.npz")
+    code, out, err = run(folder / "ssdlite_random.pth", f"--output={tmp_path / 'm'}")
+    assert code == 0, err
+    assert "SSDLite on layer5 and last, 6 maps, 80 classes of boxes, 4,228,788 parameters" in out
+    assert "404 used, 76 ignored (BatchNorm's counters" in out
+    saved = model_dir.read(tmp_path / "m")
+    assert saved.classes == classes.COCO_NAMES
+    found, _ = outputs(saved, golden["images_bgr_u8"][..., ::-1])
+    np.testing.assert_array_equal(
+        np.concatenate([part[0] for part in found.anchors]), golden["anchors_xyxy"]
+    )
+    for number in range(MAPS):
+        for name, ours in (("cls", found.logits[number]), ("reg", found.codes[number])):
+            theirs = golden[f"{name}_{number}"].transpose(0, 2, 3, 1).reshape(ours.shape)
+            largest = abs(theirs).max()
+            assert largest > 3
+            # float32 rounds at 6e-8, and a map comes from the one before it: the last ones are up
+            # to 9e-3 from float64, in mmdet and here alike.
+            limit = 1e-3 if number < 2 else 1e-3 * largest
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=limit)
+
+
+@pytest.fixture
+def graph(check_data) -> pathlib.Path:
+    return check_data / "golden" / "ssdlite_tf" / "frozen_inference_graph.pb"
+
+
+def test_tensorflows_graph(run, graph, tmp_path):
+    """A trained network of one class: raw heads, anchors, and every detection of ten pictures."""
+    (tmp_path / "names.txt").write_text("person\n")
+    names = f"--class-names={tmp_path / 'names.txt'}"
+    code, out, err = run(graph, names, f"--output={tmp_path / 'm'}")
+    assert code == 0, err
+    assert "SSDLite on layer6_0/expand and last, 6 maps, 1 class of boxes" in out
+    assert "404 used, 0 ignored" in out
+    saved = model_dir.read(tmp_path / "m")
+    assert saved.classes == ("person",)
+    golden = np.load(graph.with_name("golden.npz"))
+    pixels = np.stack([golden[f"image_{picture}_u8"] for picture in range(PICTURES)])
+    found, detected = outputs(saved, pixels)
+
+    corners = np.concatenate([part[0] for part in found.anchors]) / 300
+    low, high = corners[:, 1::-1], corners[:, :1:-1]  # of y and x
+    anchors = np.concatenate([(low + high) / 2, high - low], 1)
+    theirs = np.load(graph.with_name("anchors_yxhw_300.npy"))
+    np.testing.assert_allclose(anchors, theirs, rtol=0, atol=1e-6)  # a few float32 roundings of 1
+
+    for picture in range(PICTURES):
+        for number in range(MAPS):
+            logits = golden[f"cls_{number}_{picture}"].reshape(-1, 2)[:, ::-1]  # background first
+            codes = golden[f"box_{number}_{picture}"].reshape(-1, 4)[:, [1, 0, 3, 2]]  # y, x, h, w
+            # Up to 18; float32 rounds at 1e-7 of a map, which 60 layers enlarge.
+            np.testing.assert_allclose(found.logits[number][picture], logits, rtol=0, atol=1e-3)
+            np.testing.assert_allclose(found.codes[number][picture], codes, rtol=0, atol=1e-3)
+        scores, boxes = golden[f"det_scores_{picture}"], golden[f"det_boxes_{picture}"]
+        assert (detected["labels"][picture] == 0).all()  # all 100, of scores down to 0.001
+        # The heads differ in the fifth digit, and so do scores and boxes, in shares of the side.
+        np.testing.assert_allclose(detected["scores"][picture], scores, rtol=0, atol=1e-4)
+        ours = detected["boxes"][picture][:, [1, 0, 3, 2]] / 300
+        np.testing.assert_allclose(ours, boxes, rtol=0, atol=1e-4)
+
+
+def test_the_graph_tells_its_fields(graph):
+    """They are those of TensorFlow's config, of which the graph has the constants."""
+    imported = importer.load(graph)
+    head, spec = imported.saved.spec.head, imported.saved.spec
+    assert head.taps == ("layer6_0/expand", "last")
+    assert (head.anchors, head.scores) == ("tensorflow", "sigmoid")
+    assert head.anchor_sizes == (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0)
+    assert (head.score_threshold, head.nms_iou, head.max_detections) == (1e-8, 0.6, 100)
+    assert (spec.backbone.padding, spec.backbone.bn_epsilon) == ("same", 1e-3)
+    assert (spec.preprocessing.image_size, spec.preprocessing.mean) == (300, (127.5,) * 3)
+    # All else is told; `resize` is TensorFlow's of the published network too.
+    (assumed,) = (line for line in imported.warnings if "it is assumed" in line)
+    assert "it is assumed: data.eval_transforms=resize(size) (" in assumed
+
+
+@pytest.mark.parametrize(
+    ("file", "padding", "left_out"),
+    [
+        ("ssdlite_tf/frozen_inference_graph.pb", "same", "FeatureExtractor/MobilenetV2/layer_19_1"),
+        ("ssdlite_mmdet/ssdlite_random.pth", "torch", "neck.extra_layers.0.0.conv.weight"),
+    ],
+)
+def test_the_backbone_alone(file, padding, left_out, check_data):
+    """The heads are left out, and the conventions of the whole network are kept."""
+    imported = importer.load(check_data / "golden" / file, features_only=True)
+    backbone = imported.saved.spec.backbone
+    assert imported.saved.features_only
+    assert (backbone.width, backbone.padding, backbone.bn_epsilon) == (1.0, padding, 1e-3)
+    assert f"left out: {left_out}" in imported.summary["arrays"]
+
+
+def test_starting_from_the_graph(graph):
+    """A detector of other classes keeps all layers but those of the classes' logits."""
+    _, variables = mbv2_jax.load(graph, num_classes=4)
+    theirs = model_dir.read(graph).params
+    ours = variables["params"]
+    assert ours["class_logits0"]["kernel"].shape == (1, 1, 576, 3 * 5)
+    new = {
+        name
+        for name in ours
+        if model_dir.arrays_sha256(ours[name]) != model_dir.arrays_sha256(theirs[name])
+    }
+    assert new == {f"class_logits{number}" for number in range(MAPS)}
+
+
+@pytest.mark.parametrize("taps", [("layer5", "last"), ("layer6_0/expand", "last")])
+def test_starting_from_a_classifier(taps, check_data):
+    """Both detectors take mmpretrain's whole backbone."""
+    file = check_data / "weights" / "mm_mobilenet_v2.pth"
+    _, variables = mbv2_jax.load(file, num_classes=80, task="detection", taps=taps)
+    theirs = model_dir.read(file).variables()
+    layers = theirs["params"].keys() - {"classifier"}
+    assert len(layers) == 19  # the stem, 17 blocks, and the last convolution
+    for collection in ("params", "batch_stats"):
+        for layer in layers:
+            expected = model_dir.arrays_sha256(theirs[collection][layer])
+            assert model_dir.arrays_sha256(variables[collection][layer]) == expected
