@@ -125,7 +125,7 @@ def theirs(peer: Any, batches: list[dict[str, np.ndarray]]) -> list[float]:
         images = (batch["image"].astype(np.float64) - MEAN) / STD
         with in_float64(peer):
             parts = peer.loss(peers.nchw(images), samples(batch))
-        loss = torch.stack([part for values in parts.values() for part in values]).sum()
+        loss = torch.stack([part.sum() for values in parts.values() for part in values]).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
