@@ -5,6 +5,7 @@ import io
 import pathlib
 import sys
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +14,15 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from mbv2_jax import model_dir
+from mbv2_jax import model_dir, tasks
+from mbv2_jax.convert import writer
 from mbv2_jax.convert.layouts import LAYOUTS
+from mbv2_jax.model_dir import SavedModel
+from mbv2_jax.model_json import Description
 from mbv2_jax.models.mobilenet_v2 import MobileNetV2
-from mbv2_jax.spec import Backbone
-from tests.support import keras_files, peers
+from mbv2_jax.spec import Backbone, ModelSpec, Preprocessing, TrainingMode
+from mbv2_jax.tasks.detection.settings import Head
+from tests.support import detection_graph, keras_files, peers, tiny_model
 from tests.support.graph_def import GraphDef
 
 _WIDTH = 0.1
@@ -29,6 +34,26 @@ def _network() -> torch.nn.Module:
     return model
 
 
+def _detector(folder: pathlib.Path, **conventions: Any) -> SavedModel:
+    """Returns a small detector, which it writes into a folder.
+
+    Args:
+      folder: of the model.
+      conventions: fields of the backbone and of the head, apart from their sizes.
+    """
+    fields = {field.name for field in dataclasses.fields(Head)}
+    own = {name: value for name, value in conventions.items() if name in fields}
+    head = Head(num_classes=5, extra_channels=(16, 8, 8, 8), **own)
+    rest = {name: value for name, value in conventions.items() if name not in fields}
+    backbone = Backbone(width=_WIDTH, bn_epsilon=1e-3, **rest)
+    network = tasks.find("detection").for_model(head, ()).network(backbone, TrainingMode())
+    variables = tiny_model.filled(model_dir.shapes_of(network))
+    spec = ModelSpec("detection", backbone, head, Preprocessing())
+    description = Description(spec, tuple("abcde"), {"kind": "made for damage"})
+    model_dir.write(folder, variables["params"], variables["batch_stats"], description)
+    return model_dir.read(folder)
+
+
 def _torch_zip(folder: pathlib.Path) -> None:
     model = _network()
     torch.save(model.state_dict(), folder / "state.pth")
@@ -36,6 +61,8 @@ def _torch_zip(folder: pathlib.Path) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}
     torch.save(content, folder / "checkpoint.pth")
+    with tempfile.TemporaryDirectory() as other:
+        writer.write(_detector(pathlib.Path(other, "m")), "mmdet", folder / "mmdet.pth")
 
 
 def _torch_legacy(folder: pathlib.Path) -> None:
@@ -108,8 +135,22 @@ def _graph() -> bytes:
     return graph.content()
 
 
+def _detection_graph() -> bytes:
+    """Returns a frozen graph of SSDLite with the operators that tell its fields."""
+    kinds = {"padding": "same", "taps": ("layer6_0/expand", "last"), "anchors": "tensorflow"}
+    with tempfile.TemporaryDirectory() as folder:
+        saved = _detector(pathlib.Path(folder, "m"), **kinds)
+    graph = detection_graph.write(saved.variables(), saved.spec.backbone, saved.spec.head)
+    scope = "FeatureExtractor/MobilenetV2"
+    taps = (f"{scope}/expanded_conv_13/expansion_output", f"{scope}/Conv_1/Relu6")
+    detection_graph.add_operators(graph, taps)
+    detection_graph.add_anchors(graph, saved.spec.head.anchor_sizes)
+    return graph.content()
+
+
 def _frozen_graph(folder: pathlib.Path) -> None:
     (folder / "frozen.pb").write_bytes(_graph())
+    (folder / "detector.pb").write_bytes(_detection_graph())
 
 
 def _tgz(folder: pathlib.Path) -> None:

@@ -2,16 +2,19 @@
 
 import dataclasses
 import pathlib
+import tarfile
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from pycocotools import coco, cocoeval
 
 import mbv2_jax
 from mbv2_jax import model_dir, tasks
-from mbv2_jax.convert import importer, writer
+from mbv2_jax.convert import importer, readers, writer
 from mbv2_jax.data import classes
 from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.models.ssdlite import Outputs
@@ -95,9 +98,9 @@ def test_mmdets_losses_and_gradients(train, check_data, tmp_path):
     norms = {name: np.linalg.norm(part.numpy()) for name, part in named.items()}
     assert norms.keys() >= theirs.keys()
     for name, norm in ((name, norms[name]) for name in theirs):
-        # In float64, with the recorded targets, mmdet's own float32 is up to 0.8 % off: 60 layers of
-        # random weights enlarge its rounding. Where the batch's statistics take a bias away again
-        # its gradient is 0 but for rounding, up to 1e-4; those of the others are 0.03 to 300.
+        # With the recorded targets and in float64, the norms are up to 0.8 % from mmdet's: 60 layers
+        # of random weights enlarge the rounding of its float32. Where the batch's statistics take a
+        # bias away again, its gradient is 0 but for rounding, up to 1e-4.
         assert abs(norm - theirs[name]) <= 1e-2 * theirs[name] + 1e-4, name
 
 
@@ -124,6 +127,8 @@ def test_tensorflows_graph(run, graph, tmp_path):
     assert "404 used, 0 ignored" in out
     saved = model_dir.read(tmp_path / "m")
     assert saved.classes == ("person",)
+    trained = (a for n, a in readers.read(graph).tensors.items() if "/moving_" not in n)
+    assert f"{sum(array.size for array in trained):,} parameters" in out
     golden = np.load(graph.with_name("golden.npz"))
     pixels = np.stack([golden[f"image_{picture}_u8"] for picture in range(PICTURES)])
     found, detected = outputs(saved, pixels)
@@ -162,6 +167,34 @@ def test_the_graph_tells_its_fields(graph):
     # All else is told; `resize` is TensorFlow's of the published network too.
     (assumed,) = (line for line in imported.warnings if "it is assumed" in line)
     assert "it is assumed: data.eval_transforms=resize(size) (" in assumed
+
+
+# AP of persons with TensorFlow's own detections of the pictures, as pycocotools has it.
+AP = {"train2017": 0.181, "val2017": 0.186}
+
+
+@pytest.mark.parametrize("split", AP)
+def test_average_precision_on_coco(split, graph, check_data, tmp_path):
+    """The boxes in the pictures' own pixels, of pictures resized to 300."""
+    with tarfile.open(check_data / "data" / "coco_mini.tar") as archive:
+        archive.extractall(tmp_path, filter="data")
+    truth = coco.COCO(tmp_path / "coco_mini" / "annotations" / f"instances_{split}.json")
+    model = mbv2_jax.init_model(graph)
+    results = []
+    for image in truth.dataset["images"]:
+        path = tmp_path / "coco_mini" / split / image["file_name"]
+        (found,) = model.predict(np.asarray(Image.open(path).convert("RGB")))
+        for (x0, y0, x1, y1), score in zip(found["boxes"], found["scores"], strict=True):
+            box = [float(x0), float(y0), float(x1 - x0), float(y1 - y0)]
+            row = {"image_id": image["id"], "category_id": 1, "score": float(score), "bbox": box}
+            results.append(row)
+    evaluation = cocoeval.COCOeval(truth, truth.loadRes(results), "bbox")
+    evaluation.params.catIds = [1]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    # The recorded figures have three digits, and come from other decoders of JPEG.
+    assert evaluation.stats[0] == pytest.approx(AP[split], abs=0.003)
 
 
 @pytest.mark.parametrize(
