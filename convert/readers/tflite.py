@@ -307,7 +307,11 @@ def _after(walk: Walk, trunk: _Trunk, before: Sequence[Operator]) -> _Head:
     if deeplab is not None and are_all(deeplab.operators):
         return _segmenting(deeplab)
     kinds = listed(dict.fromkeys(operator.kind for operator in rest), 8, ", ")
-    return _Head(dict(_constants(walk, rest)), obstacles=(f"a head of the operators {kinds}",))
+    obstacle = f"a head of the operators {kinds}"
+    inside = {unit.output for unit in trunk.units.values()} - {trunk.output}
+    if any(not inside.isdisjoint(operator.inputs) for operator in rest):
+        obstacle += " on several maps; a detector's are read from its frozen graph (.pb)"
+    return _Head(dict(_constants(walk, rest)), obstacles=(obstacle,))
 
 
 def _segmenting(deeplab: tflite_deeplab.DeepLab) -> _Head:
