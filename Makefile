@@ -9,6 +9,7 @@ DOCS := .venv-docs
 BIN := $(VENV)/bin
 DEMO := runs/digits
 SCENES := runs/digit_scenes
+BOXES := runs/digit_boxes
 
 # The first of these that runs is used; `make PYTHON=/path/to/python3.12 ...` chooses.
 PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3
@@ -26,7 +27,7 @@ PYTEST = -m pytest -n $(TEST_WORKERS) --dist loadfile
 LOCKED := setup.cfg pyproject.toml requirements/build.txt requirements/lock.txt scripts/install.sh
 
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-peers venv-tensorflow demo demo-segmentation test test-peers test-slow test-tensorflow test-tpu \
+.PHONY: help venv venv-peers venv-tensorflow demo demo-detection demo-segmentation test test-peers test-slow test-tensorflow test-tpu \
     fuzz golden bench-cpu bench-gpu bench-startup bench-input bench-transfer docs lint format lock clean
 
 help:
@@ -79,6 +80,9 @@ $(DOCS)/.installed: setup.cfg requirements/build.txt requirements/docs.txt scrip
 
 demo: venv
 	@scripts/demo.sh $(BIN)/python $(DEMO)
+
+demo-detection: venv
+	@scripts/demo_detection.sh $(BIN)/python $(BOXES)
 
 demo-segmentation: venv
 	@scripts/demo_segmentation.sh $(BIN)/python $(SCENES)

@@ -14,6 +14,10 @@ Examples:
   Learn to segment your own pictures (docs/segmentation.md), from any trained MobileNetV2:
     python -m mbv2_jax.main --config=finetune_segmentation --workdir=runs/masks \\
         --config.data.source=pairs:PICTURES --checkpoint=runs/mm
+  Learn to find objects, from pictures with boxes in the layout of YOLO, COCO or VOC
+  (docs/detection.md):
+    python -m mbv2_jax.main --config=finetune_detection --workdir=runs/boxes \\
+        --config.data.source=yolo:PICTURES --checkpoint=runs/mm
   End it after 5 evaluations without a better one; its best and its last checkpoint have names:
     python -m mbv2_jax.main --config=configs/finetune_folder.py --workdir=runs/mine \\
         --config.data.source=folder:PHOTOS --checkpoint=runs/digits --config.checkpoint.patience=5
@@ -54,13 +58,13 @@ HELP = {
     "WORKDIR:STEP are its checkpoints), or anything that `python -m convert` reads: the model to "
     "evaluate; in training, the weights to start from, unless --workdir "
     "already holds a checkpoint.",
-    "expect": "TOP1,TOP5 (segmentation: MIOU,PIXEL_ACCURACY), or some by name, such as mIoU=75.32: "
-    "percentages that the evaluation should reach within 0.05; exits with 1 if it does not. By "
-    "default, eval compares with the figures published for the weights if the data may be the "
-    "images that they are for; none compares with nothing.",
+    "expect": "TOP1,TOP5 (segmentation: MIOU,PIXEL_ACCURACY; detection: MAP,MAP50,MAP75), or some "
+    "by name, such as mIoU=75.32: percentages that the evaluation should reach within 0.05; exits "
+    "with 1 if it does not. By default, eval compares with the figures published for the weights "
+    "if the data may be the images that they are for; none compares with nothing.",
     "out": "FILE for eval to write: one line of JSON for each image, with its label, loss and five "
     "best classes (segmentation: the number of pixels that count, their accuracy and their loss). "
-    "An existing file is not overwritten.",
+    "Detection: all boxes in COCO's JSON of results. An existing file is not overwritten.",
     "coordinator_address": "HOST:PORT of process 0, which listens there for the others.",
     "num_processes": "number of processes of the run, over all hosts; 1 runs this process alone "
     "even where Slurm or a TPU slice would have it join others.",
@@ -70,7 +74,8 @@ HELP = {
     "mode": "train, eval, info or compile; eval takes --checkpoint or --workdir, compile "
     "--topology. The last line that train, eval and compile print is JSON.",
     "tta": "eval: averages the probabilities of each image and of its mirror image, as "
-    "mmpretrain's --tta does (segmentation: of both at six scales from 0.5 to 1.75).",
+    "mmpretrain's --tta does (segmentation: of both at six scales from 0.5 to 1.75; detection: "
+    "the best boxes of both).",
 }
 # Flags of our own, not absl's global ones: --help shows these and nothing else.
 FLAGS = flags.FlagValues()
