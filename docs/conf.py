@@ -12,6 +12,7 @@ _FIRST = (
     "installation",
     "library",
     "finetuning",
+    "detection",
     "segmentation",
     "training",
     "data",
