@@ -9,6 +9,7 @@ import tarfile
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -100,18 +101,18 @@ def test_mmdets_losses_and_gradients(train, check_data, tmp_path):
     norms = {name: np.linalg.norm(part.numpy()) for name, part in named.items()}
     assert norms.keys() >= theirs.keys()
     for name, norm in ((name, norms[name]) for name in theirs):
-        # With the recorded targets and in float64, the norms are up to 0.8 % from mmdet's: 60 layers
-        # of random weights enlarge the rounding of its float32. Where the batch's statistics take a
+        # With the recorded targets and in float64, norms are up to 0.8 % from mmdet's: 60 layers of
+        # random weights enlarge the rounding of its float32. Where the batch's statistics take a
         # bias away again, its gradient is 0 but for rounding, up to 1e-4.
         assert abs(norm - theirs[name]) <= 1e-2 * theirs[name] + 1e-4, name
 
 
-def recorded_objects(golden: Any) -> dict[str, np.ndarray]:
+def recorded_objects(golden: Any) -> dict[str, jax.Array]:
     boxes, found = np.zeros((5, 40, 4), np.float32), np.full((5, 40), -1, np.int32)
     for k in range(5):
         count = len(golden[f"gt_{k}_bboxes"])
         boxes[k, :count], found[k, :count] = golden[f"gt_{k}_bboxes"], golden[f"gt_{k}_labels"]
-    return {"boxes": boxes, "labels": found}
+    return {"boxes": jnp.asarray(boxes), "labels": jnp.asarray(found)}
 
 
 @pytest.fixture
