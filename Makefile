@@ -28,7 +28,8 @@ LOCKED := setup.cfg pyproject.toml requirements/build.txt requirements/lock.txt 
 
 .DELETE_ON_ERROR:
 .PHONY: help venv venv-peers venv-tensorflow demo demo-detection demo-segmentation test test-peers test-slow test-tensorflow test-tpu \
-    fuzz golden bench-cpu bench-gpu bench-startup bench-input bench-transfer docs lint format lock clean
+    fuzz golden bench-cpu bench-gpu bench-startup bench-input bench-transfer bench-detection docs lint \
+    format lock clean
 
 help:
 	@cat scripts/help.txt
@@ -119,6 +120,9 @@ bench-gpu: venv-peers
 
 bench-startup: venv-peers
 	$(PEERS)/bin/python -m benchmarks.startup
+
+bench-detection: venv
+	$(BIN)/python -m benchmarks.detection
 
 bench-transfer: venv-peers
 	@test -n "$(WEIGHTS)" -a -n "$(DATA)" || { echo 'error: make bench-transfer WEIGHTS=PTH DATA=DIR' >&2; exit 1; }

@@ -11,6 +11,7 @@ from PIL import Image
 
 from benchmarks import (
     cpu,
+    detection,
     gpu,
     gpu_peers,
     input_peers,
@@ -260,3 +261,19 @@ def test_transfer_sees_each_photo_equally_often(tmp_path):
     assert f"--epochs={epochs}" in theirs and "--seed=1" in theirs
     live = transfer.command("ours-live", "animals-40", 1, tmp_path, tmp_path)
     assert [part for part in live if part not in ours] == ["--config.model.norm_eval=false"]
+
+
+def test_the_parts_of_detection_are_shares(tmp_path, monkeypatch, capsys):
+    seconds = {"network": [0.02, 0.04, 0.03], "detections": [0.003] * 3, "step": [2.0] * 3}
+    monkeypatch.setattr(detection, "ways", lambda batch, size: {})
+    monkeypatch.setattr(detection, "measure", lambda found, turns: seconds)
+    path = tmp_path / "shares.csv"
+    assert detection.main([f"--output={path}"]) == 0
+    assert "10.0%" in capsys.readouterr().out  # 3 of the median's 30 ms
+    with open(path, newline="") as file:
+        network, detections, step = csv.DictReader(file)
+    assert (float(network["ms"]), float(network["min"]), float(network["max"])) == (30, 20, 40)
+    assert float(detections["share"]) == pytest.approx(0.1)
+    assert (detections["batch"], step["batch"], step["share"]) == ("1", "8", "")
+    assert detection.main(["--steps=0"]) == 2
+    assert "--steps=0: give 1 or more" in capsys.readouterr().err
