@@ -17,7 +17,7 @@ paths in data.yaml are not read.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,11 +56,11 @@ class YoloSource(BoxedFiles):
     Attributes:
       root: the folder of the pictures.
       class_names, category_ids, benchmark, parts, note, faults, bad_objects: as `BoxedFiles` has
-        them; the faults are .txt files without a picture, and pictures of the same name.
+        them; the faults are .txt files without a picture, pictures of the same name, and lines that
+        cannot be read or are of an unknown class.
 
     Raises:
-      UserError: there is no such folder or split, no picture, no list of classes, or a line that
-        cannot be read or is of an unknown class.
+      UserError: there is no such folder or split, no picture, or no list of classes.
     """
 
     def __init__(self, path: str, split: str):
@@ -91,9 +91,9 @@ class YoloSource(BoxedFiles):
             objects: list[Object] = []
             if each in texts:
                 file = os.path.join(labels, texts[each])
-                for number, found, why in _read(file, len(class_names)):
-                    objects.append(found)
-                    bad += [f"{file}: line {number}: {why}"] if why else []
+                objects, odd, unread = _read(file, len(class_names))
+                bad += odd
+                faults += unread
             pictures.append(Picture(os.path.join(self.root, files[each]), each, (0, 0), objects))
         super().__init__(
             pictures,
@@ -169,38 +169,46 @@ def _read_names(file: pathlib.Path) -> list[str] | None:
     return names
 
 
-def _read(file: str, classes: int) -> Iterator[tuple[int, Object, str]]:
-    """Yields the objects of a file: its line, the object in shares, why it is not trained on.
+def _read(file: str, classes: int) -> tuple[list[Object], list[str], list[str]]:
+    """Returns the objects of a file, in shares of the picture.
 
-    Raises:
-      UserError: the file is not text, or a line cannot be read or is of an unknown class.
+    Returns:
+      The objects; a line for each that cannot be trained on; and a line for each line of the file
+      that cannot be read or is of an unknown class.
     """
     try:
         text = pathlib.Path(file).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {file} as text: {error}") from None
+        return [], [], [f"cannot read {file} as text: {error}"]
+    objects, bad, faults = [], [], []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         values = _numbers(line)
-        is_box, is_polygon = len(values) == 5, len(values) > 2 * _LEAST_POLYGON
-        if not is_box and not (is_polygon and len(values) % 2):
-            raise UserError(
-                f"{file}: line {number} is {line.strip()!r:.80}, and not `class cx cy width height`"
-                ", nor a class and the corners of a polygon"
-            )
-        label = values[0]
-        if label not in range(classes):
-            raise UserError(
-                f"{file}: line {number} is of class {label:g}, and there are classes 0 to "
-                f"{classes - 1}"
-            )
-        corners = _box(values[1:]) if is_box else _around(values[1:])
+        if fault_of_line := _fault(line, values, classes):
+            faults.append(f"{file}: line {number} {fault_of_line}")
+            continue
+        corners = _box(values[1:]) if len(values) == 5 else _around(values[1:])
         x0, y0, x1, y1 = corners
         why = fault(corners, (1.0, 1.0), x1 - x0, y1 - y0)
         if why and max(values[1:]) > 1:
             why += "; its numbers must be shares of the picture, 0 to 1, and not pixels"
-        yield number, Object(corners, int(label), (x1 - x0) * (y1 - y0), trained=not why), why
+        bad += [f"{file}: line {number}: {why}"] if why else []
+        objects.append(Object(corners, int(values[0]), (x1 - x0) * (y1 - y0), trained=not why))
+    return objects, bad, faults
+
+
+def _fault(line: str, values: Sequence[float], classes: int) -> str:
+    """Returns why a line with these numbers cannot be used; "" if it can."""
+    is_polygon = len(values) > 2 * _LEAST_POLYGON and len(values) % 2
+    if len(values) != 5 and not is_polygon:
+        return (
+            f"is {line.strip()!r:.80}, and not `class cx cy width height`, nor a class and the "
+            "corners of a polygon"
+        )
+    if values[0] not in range(classes):
+        return f"is of class {values[0]:g}, and there are classes 0 to {classes - 1}"
+    return ""
 
 
 def _numbers(line: str) -> list[float]:
