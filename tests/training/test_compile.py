@@ -102,6 +102,22 @@ def test_the_tpu_recipe_compiles(topology, batch, devices):
 
 
 @pytest.mark.tpu
+def test_the_detection_recipe_compiles():
+    process = compiled(
+        "--config=configs/ssdlite_mobilenet_v2_coco.py",
+        "--topology=v5e:2x4",
+        "--config.model.bn_group_size=device",
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    report = json.loads(process.stdout.splitlines()[-1])
+    assert (report["global_batch"], report["per_device_batch"]) == (192, 24)
+    # The gradients', and those of the sums over the batch that the losses are divided by.
+    assert report["all_reduces"] <= 4
+    # Forward, and twice that backward: 3 x 2 x the multiply-adds of --mode=info.
+    assert report["flops"] > 6 * 746_206_144 * 24
+
+
+@pytest.mark.tpu
 def test_what_does_not_fit_says_how_much_is_missing():
     process = compiled(RECIPE, "--topology=v5e:1x1", "--config.batch_size=16384")
     assert process.returncode == 1
