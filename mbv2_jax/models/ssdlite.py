@@ -116,7 +116,8 @@ class SSDLite(nn.Module):
         """
         mode = self.mode
         learn = train and not mode.norm_eval  # whether BatchNorm uses the batch's statistics
-        endpoints = tuple(_endpoint(tap, self.architecture) for tap in self.taps)
+        outputs = stages(self.architecture)
+        endpoints = tuple(outputs.get(tap, tap) for tap in self.taps)
         backbone = Backbone(self.architecture, mode, endpoints, self.folded)
         nn.share_scope(self, backbone)
         found = backbone(x, train)
@@ -172,7 +173,6 @@ def _size(x: jax.Array) -> tuple[int, int]:
     return x.shape[1], x.shape[2]
 
 
-def _endpoint(tap: str, architecture: spec.Backbone) -> str:
-    """Returns the endpoint of a tap; of a stage, its output."""
-    stages = {name.split("_")[0]: name for name in stage_endpoints(architecture)}
-    return stages.get(tap, tap)
+def stages(architecture: spec.Backbone) -> dict[str, str]:
+    """Returns the endpoint of each stage's output by the stage's name: {"layer5": "layer5_2"}."""
+    return {name.split("_")[0]: name for name in stage_endpoints(architecture)}

@@ -1,6 +1,7 @@
 """SSDLite: its size, its maps, and the ways to train and fold it; tests/convert/ has its values."""
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 from mbv2_jax import spec
 from mbv2_jax.configs import default
+from mbv2_jax.errors import UserError
 from mbv2_jax.models.ssdlite import Outputs
 from mbv2_jax.tasks.detection.settings import Head
 from mbv2_jax.tasks.detection.task import Detection
@@ -144,7 +146,14 @@ def test_folded_network_gives_the_same_outputs(few_layers):
         assert np.abs(ours - theirs).max() < 2e-4 * np.abs(theirs).max()
 
 
-def test_tables_and_maps_must_fit(few_layers):
-    head = dataclasses.replace(HEAD, extra_channels=(32, 16))
-    with pytest.raises(ValueError, match="3 maps, and anchors for 2"):
-        network(head=head).init(jax.random.key(0), jnp.asarray(IMAGES))
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"extra_channels": (32, 16)}, "anchor_sizes has 3 numbers, and there are 3 maps"),
+        ({"taps": ("layer9",)}, "model.taps has 'layer9', which is no map: did you mean"),
+        ({"taps": ()}, "model.taps names no map"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused(changes, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        network(head=dataclasses.replace(HEAD, **changes))

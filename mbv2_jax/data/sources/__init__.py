@@ -91,6 +91,9 @@ class BoxSource(Source, Protocol):
     def image_id(self, index: int) -> int | str:
         """Returns the name of example `index` in files of results."""
 
+    def fullest(self) -> tuple[int, int]:
+        """Returns the example with the most objects to train on, and the number of these."""
+
     def without_empty(self, smallest: int) -> "BoxSource":
         """Returns the examples with an object to train on, and no side below `smallest` pixels."""
 

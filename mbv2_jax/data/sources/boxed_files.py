@@ -121,6 +121,12 @@ class BoxedFiles:
         """Returns all objects of example `index`; corners and areas are float64, in pixels."""
         return self._objects.take(self._objects_of(index))
 
+    def fullest(self) -> tuple[int, int]:
+        """Returns the example with the most objects to train on, and the number of these."""
+        counts = self._counts()[self._chosen]
+        index = int(counts.argmax())
+        return index, int(counts[index])
+
     def without_empty(self, smallest: int) -> Self:
         """Returns the examples with an object to train on, and no side below `smallest` pixels.
 
@@ -129,10 +135,8 @@ class BoxedFiles:
         Raises:
           UserError: none is left.
         """
-        counted = self._trained & ~self._objects.crowd & ~self._objects.difficult
-        before = np.concatenate([[0], np.cumsum(counted)])[self._starts]
         sides = self._sizes.min(1)
-        kept = (np.diff(before) > 0) & ((sides >= smallest) | (sides == 0))
+        kept = (self._counts() > 0) & ((sides >= smallest) | (sides == 0))
         found = copy.copy(self)
         found._chosen = self._chosen[kept[self._chosen]]
         if not len(found._chosen):
@@ -142,6 +146,11 @@ class BoxedFiles:
                 f"train on and sides of {smallest} pixels or more{why}"
             )
         return found
+
+    def _counts(self) -> np.ndarray:
+        """Returns the objects of each picture that are trained on: (pictures,) int64."""
+        counted = self._trained & ~self._objects.crowd & ~self._objects.difficult
+        return np.diff(np.concatenate([[0], np.cumsum(counted)])[self._starts])
 
     def _objects_of(self, index: int) -> slice:
         number = self._chosen[index]

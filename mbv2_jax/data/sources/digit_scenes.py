@@ -108,6 +108,10 @@ class BoxedDigitScenes(DigitScenes):
         split, number = self._scenes[index]
         return f"{split}_{number}"
 
+    def fullest(self) -> tuple[int, int]:
+        """Returns a scene and the most objects that any scene has: none is drawn to count them."""
+        return 0, _MOST
+
     def without_empty(self, smallest: int) -> Self:
         """Returns the scenes themselves, each of which has objects.
 

@@ -197,7 +197,8 @@ def _scale_boxes(boxes: Boxes, old: Size, new: Size) -> Boxes:
     y, x = new[0] / old[0], new[1] / old[1]
     scaled = boxes.corners * np.array([x, y, x, y], np.float32)
     corners = scaled.clip(0, np.array([new[1], new[0]] * 2, np.float32))
-    return dataclasses.replace(boxes, corners=corners, area=boxes.area * np.float32(x * y))
+    moved = dataclasses.replace(boxes, corners=corners, area=boxes.area * np.float32(x * y))
+    return moved.take(np.all(_sides(corners) > 0, axis=1))
 
 
 def _sides(corners: np.ndarray) -> np.ndarray:

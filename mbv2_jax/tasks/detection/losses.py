@@ -25,15 +25,15 @@ class Losses(NamedTuple):
 
 
 class Mining(NamedTuple):
-    """The number of negatives that an image's loss counts.
+    """The number of negatives that an image's loss counts; by default SSD's.
 
     Attributes:
       ratio: negatives for each positive.
       fewest: negatives of an image, also of one without positives.
     """
 
-    ratio: float
-    fewest: int
+    ratio: float = 3.0
+    fewest: int = 0
 
 
 class Targets(NamedTuple):

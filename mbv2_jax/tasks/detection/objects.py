@@ -43,9 +43,24 @@ def check(source: Source) -> BoxSource:
     return source  # type: ignore[return-value] # a protocol is not checked at run time
 
 
+def check_room(source: BoxSource, room: int) -> None:
+    """Raises UserError if an example of a split has more objects than there is room for."""
+    index, count = source.fullest()
+    if count > room:
+        raise UserError(_too_many(source.describe(index), count, room))
+
+
+def _too_many(name: str, count: int, room: int) -> str:
+    return (
+        f"{name}: has {count} objects, and there is room for {room}: give "
+        f"--config.model.max_boxes={count}"
+    )
+
+
 def trainable(boxes: Boxes) -> Boxes:
-    """Returns the boxes of single objects that are not difficult, as mmdet trains on them."""
-    return boxes.take(~(boxes.crowd | boxes.difficult))
+    """Returns the boxes to train on: of single objects, not difficult, with an area."""
+    has_area = (boxes.corners[:, 2:] > boxes.corners[:, :2]).all(1)
+    return boxes.take(~(boxes.crowd | boxes.difficult) & has_area)
 
 
 def padded(samples: Sequence[Sample], room: int, classes: int) -> dict[str, np.ndarray]:
@@ -69,52 +84,54 @@ def padded(samples: Sequence[Sample], room: int, classes: int) -> dict[str, np.n
             raise UserError(f"{sample.id}: has no boxes")
         found = trainable(sample.targets[BOXES])
         if len(found) > room:
-            raise UserError(
-                f"{sample.id}: has {len(found)} objects, and there is room for {room}: give "
-                f"--config.model.max_boxes={len(found)}"
-            )
+            raise UserError(_too_many(sample.id, len(found), room))
         if len(found) and found.labels.max() >= classes:
-            raise UserError(f"{sample.id}: the class {found.labels.max()} is none of {classes}")
+            raise UserError(
+                f"{sample.id}: an object is of class {found.labels.max()}, and there are classes 0 "
+                f"to {classes - 1}"
+            )
         corners[i, : len(found)] = found.corners
         labels[i, : len(found)] = found.labels
     return {"boxes": corners, "labels": labels}
 
 
-def places(frames: Sequence[Frame | None]) -> np.ndarray:
-    """Returns the extents of frames, (N, 4) float32: left, top, right, bottom in the picture."""
-    return np.array([frame.extent for frame in frames if frame is not None], np.float32)
+def frame_row(frame: Frame) -> np.ndarray:
+    """Returns a frame as an array, (6,) float32: its extent, then its width and height."""
+    return np.array([*frame.extent, *frame.size], np.float32)
 
 
-def in_picture(boxes: np.ndarray, size: Sequence[float], extent: Sequence[float]) -> np.ndarray:
-    """Returns boxes of the network's image as boxes of the original picture.
+def in_picture(
+    boxes: np.ndarray, size: Sequence[float], frame: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns boxes of the network's image as boxes of the original picture, clipped to it.
 
     Args:
       boxes: (N, 4), x0, y0, x1, y1 in pixels of the image.
       size: (height, width) of the image, in pixels.
-      extent: left, top, right and bottom of the image's frame, in pixels of the picture.
+      frame: (6,), from `frame_row`.
 
     Returns:
-      (N, 4) of the same dtype, in pixels of the picture.
+      (N, 4) of the same dtype, in pixels of the picture; and (N,) bool, False for boxes that lie
+      outside it, in the padding of the image.
     """
-    left, top, right, bottom = map(float, extent)
+    left, top, right, bottom, width, height = map(float, frame)
     scale = [(right - left) / float(size[1]), (bottom - top) / float(size[0])]
-    return boxes * np.array(scale * 2, boxes.dtype) + np.array([left, top] * 2, boxes.dtype)
+    moved = boxes * np.array(scale * 2, boxes.dtype) + np.array([left, top] * 2, boxes.dtype)
+    moved = moved.clip(0, np.array([width, height] * 2, boxes.dtype))
+    return moved, (moved[:, 2:] > moved[:, :2]).all(1)
 
 
 def found(rows: Mapping[str, np.ndarray], index: int) -> Found:
     """Returns the detections of an example in its picture.
 
     Args:
-      rows: of `Detection.evaluate`.
+      rows: of `Detection.evaluate`, or of `Detection.postprocess` with "frame".
       index: of the example.
     """
-    there = rows["labels"][index] >= 0
-    corners = rows["boxes"][index][there]
-    return Found(
-        in_picture(corners, rows["size"][index], rows["extent"][index]),
-        rows["scores"][index][there],
-        rows["labels"][index][there],
-    )
+    size, frame = rows["size"][index], rows["frame"][index]
+    corners, inside = in_picture(rows["boxes"][index], size, frame)
+    found = Found(corners, rows["scores"][index], rows["labels"][index])
+    return Found(*(part[inside & (found.labels >= 0)] for part in found))
 
 
 def as_coco(corners: np.ndarray) -> np.ndarray:
@@ -167,6 +184,9 @@ class Relabelled:
 
     def image_id(self, index: int) -> int | str:
         return self.source.image_id(index)
+
+    def fullest(self) -> tuple[int, int]:
+        return self.source.fullest()
 
     def without_empty(self, smallest: int) -> "Relabelled":
         return dataclasses.replace(self, source=self.source.without_empty(smallest))

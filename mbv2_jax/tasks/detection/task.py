@@ -14,8 +14,9 @@ from mbv2_jax import drawing
 from mbv2_jax.data import labels
 from mbv2_jax.data.sample import ArraySpec, Frame, Sample
 from mbv2_jax.data.sources import Source
-from mbv2_jax.errors import UserError
-from mbv2_jax.models.mobilenet_v2 import MobileNetV2
+from mbv2_jax.errors import UserError, nearest
+from mbv2_jax.models import ssdlite
+from mbv2_jax.models.mobilenet_v2 import MobileNetV2, feature_info
 from mbv2_jax.models.ssdlite import Outputs, SSDLite
 from mbv2_jax.spec import Backbone, TrainingMode
 from mbv2_jax.tasks import classes as classes_lib
@@ -64,15 +65,8 @@ class Detection(Task):
     def for_training(cls, settings: Mapping[str, Any], source: Source | None) -> "Detection":
         """Returns the task of a config; the data decides the number of classes if it is unset."""
         if source is not None:
-            objects.check(source)
+            objects.check_room(objects.check(source), settings["model.max_boxes"])
         count = classes_lib.count(settings, source)
-        maps = len(settings["model.taps"]) + len(settings["model.extra_channels"])
-        sizes = len(settings["model.anchor_sizes"])
-        if sizes != maps + 1:
-            raise UserError(
-                f"model.anchor_sizes has {sizes} numbers, and there are {maps} maps "
-                f"(model.taps and model.extra_channels): give {maps + 1}, one more than maps"
-            )
         head = None
         if count is not None:
             names = [field.name for field in dataclasses.fields(Head)]
@@ -99,11 +93,16 @@ class Detection(Task):
     def network(
         self, backbone: Backbone, mode: TrainingMode, *, folded: bool = False
     ) -> SSDLite | MobileNetV2:
-        """Returns the network: `Outputs`; feature maps where there is no head."""
+        """Returns the network: `Outputs`; feature maps where there is no head.
+
+        Raises:
+          UserError: the head's fields do not fit each other, or the backbone.
+        """
         if self.head is None:
             fields = dataclasses.asdict(backbone) | dataclasses.asdict(mode)
             fields["dtype"] = jnp.dtype(mode.dtype)
             return MobileNetV2(num_classes=None, folded=folded, **fields)
+        _check_maps(self.head, backbone)
         return SSDLite(
             num_classes=self.head.num_classes,
             anchors=AnchorTable(self.head.anchors, self.head.anchor_sizes),
@@ -119,26 +118,27 @@ class Detection(Task):
         """Returns "image", the objects to train on, and the place of the image in its picture.
 
         "image" is (H, W, 3) uint8, "boxes" (max_boxes, 4) float32 in the image's pixels, "labels"
-        (max_boxes,) int32, below 0 for padding, and "extent" (4,) float32 in the picture's pixels.
+        (max_boxes,) int32, below 0 for padding, and "frame" (6,) float32, see `objects.frame_row`.
         """
         room = self.head.max_boxes
         return {
             "image": ArraySpec((*size, 3), np.uint8),
             "boxes": ArraySpec((room, 4), np.float32),
             "labels": ArraySpec((room,), np.int32),
-            "extent": ArraySpec((4,), np.float32),
+            "frame": ArraySpec((6,), np.float32),
         }
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
         """Returns the arrays of `batch_spec`; crowds and difficult objects are left out."""
         found = objects.padded(samples, self.head.max_boxes, self.head.num_classes)
         images = np.stack([sample.image for sample in samples])
-        extents = objects.places([sample.frame for sample in samples])
-        return {"image": images, **found, "extent": extents}
+        frames = [objects.frame_row(s.frame) for s in samples if s.frame]  # a transform sets it
+        return {"image": images, **found, "frame": np.stack(frames)}
 
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns the loss of classes and boxes over the batch's positives, and both apart."""
-        found = self._losses(outputs, batch)
+        mining = Mining(self.settings.negative_ratio, self.settings.min_negatives)
+        found = self._losses(outputs, batch, mining)
         count = found.positives.sum().astype(found.classes.dtype)
         classes, boxes = found.classes.sum() / count, found.boxes.sum() / count
         return classes + boxes, {"class_loss": classes, "box_loss": boxes}
@@ -146,14 +146,17 @@ class Detection(Task):
     def evaluate(
         self, outputs: Outputs, batch: Batch
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        """Returns "loss" and "positives" of the batch, and the detections of each example."""
-        found = self._losses(outputs, batch)
+        """Returns "loss" and "positives" of the batch, and the detections of each example.
+
+        The loss has SSD's mining, whatever the training's is, so that models compare.
+        """
+        found = self._losses(outputs, batch, Mining())
         mask = batch["mask"]
         sums = {
             "loss": jnp.where(mask, found.classes + found.boxes, 0).sum(),
             "positives": jnp.where(mask, found.positives, 0).sum(dtype=jnp.int32),
         }
-        return sums, self.postprocess(outputs) | {"extent": batch["extent"]}
+        return sums, self.postprocess(outputs) | {"frame": batch["frame"]}
 
     def views(self, images: jax.Array) -> Sequence[jax.Array]:
         """Returns the images and their mirror images."""
@@ -213,10 +216,8 @@ class Detection(Task):
         """
         if not outputs["finite"][: len(frames)].all():
             raise ValueError("the model's outputs are not numbers (NaN)")
-        return [
-            self._prediction({name: values[i] for name, values in outputs.items()}, frame)
-            for i, frame in enumerate(frames)
-        ]
+        rows = dict(outputs) | {"frame": np.stack([objects.frame_row(frame) for frame in frames])}
+        return [self._prediction(objects.found(rows, i)) for i in range(len(frames))]
 
     @property
     def most_entries(self) -> int:
@@ -257,7 +258,11 @@ class Detection(Task):
         predictors = [name for name in params if name.startswith("class_logits")]
         if predictors and not labels.same(self.classes, saved.classes):
             params = {name: part for name, part in params.items() if name not in predictors}
-            why = f": its {len(saved.classes)} classes are not these {self.head.num_classes}"
+            why = ": its classes are others"
+        elif predictors and (odd := _other_anchors(self.head, saved.spec.head)):
+            dropped = ("class_logits", "box_codes")
+            params = {name: part for name, part in params.items() if not name.startswith(dropped)}
+            why = f": its {odd} {'is another' if odd == 'table of anchors' else 'are others'}"
         kept = super().transfer(dataclasses.replace(saved, params=params), fresh)
         old = set(kept.variables["params"]) - {
             name for name, part in kept.variables["params"].items() if part is fresh["params"][name]
@@ -281,11 +286,10 @@ class Detection(Task):
             return f"they are for COCO's {COCO_CLASSES} classes, and the data has {found}"
         return ""
 
-    def _losses(self, outputs: Outputs, batch: Batch) -> Losses:
+    def _losses(self, outputs: Outputs, batch: Batch, mining: Mining) -> Losses:
         logits, codes, anchors = (jnp.concatenate(parts, 1) for parts in outputs[:3])
         boxes = batch["boxes"].astype(anchors.dtype)
         wanted = losses.targets(anchors, boxes, batch["labels"], self.head.num_classes)
-        mining = Mining(self.settings.negative_ratio, self.settings.min_negatives)
         return losses.losses(logits, codes, wanted, self.head.scores, mining)
 
     def _detect(self, outputs: Outputs) -> Detections:
@@ -306,15 +310,38 @@ class Detection(Task):
         found = nms.suppress(candidates, head.nms_iou, head.max_detections)
         return found._replace(boxes=found.boxes.clip(0, limits))
 
-    def _prediction(self, row: Mapping[str, np.ndarray], frame: Frame) -> dict[str, Any]:
-        found = row["labels"] >= 0
-        labels = row["labels"][found]
+    def _prediction(self, found: objects.Found) -> dict[str, Any]:
         return {
-            "boxes": objects.in_picture(row["boxes"][found], tuple(row["size"]), frame.extent),
-            "scores": row["scores"][found],
-            "labels": labels,
-            "classes": [self.classes[label] for label in labels],
+            "boxes": found.corners,
+            "scores": found.scores,
+            "labels": found.labels,
+            "classes": [self.classes[label] for label in found.labels],
         }
+
+
+def _check_maps(head: Head, backbone: Backbone) -> None:
+    """Raises UserError unless a head's taps are maps, and there are anchors for all of its maps."""
+    known = [*feature_info(backbone), *ssdlite.stages(backbone)]
+    if not head.taps:
+        raise UserError("model.taps names no map of the backbone: give one or more")
+    for tap in head.taps:
+        if tap not in known:
+            raise UserError(f"model.taps has {tap!r}, which is no map: {nearest(tap, known)}")
+    maps, sizes = len(head.taps) + len(head.extra_channels), len(head.anchor_sizes)
+    if sizes != maps + 1:
+        raise UserError(
+            f"model.anchor_sizes has {sizes} numbers, and there are {maps} maps (model.taps and "
+            f"model.extra_channels): give {maps + 1}, one more than maps"
+        )
+
+
+def _other_anchors(head: Head, saved: Head) -> str:
+    """Returns in what a saved detector's codes or scores mean something else; "" if in nothing."""
+    if head.anchors != saved.anchors:
+        return "table of anchors"
+    if head.anchor_sizes != saved.anchor_sizes:
+        return "sizes of anchors"
+    return "scores" if head.scores != saved.scores else ""
 
 
 def _kept(old: set[str], params: Mapping[str, Any]) -> str:

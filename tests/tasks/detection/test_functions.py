@@ -334,7 +334,7 @@ def test_targets_equal_the_records(golden):
 
 def test_losses_equal_the_records(golden):
     task = Detection(Head(80))
-    found = task._losses(recorded_outputs(golden), recorded_objects(golden))
+    found = task._losses(recorded_outputs(golden), recorded_objects(golden), Mining())
     count = found.positives.sum()
     assert count == golden["avg_factor"]
     # Sums of up to 300 terms in float32, in another order.
