@@ -4,6 +4,8 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -427,3 +429,27 @@ def test_a_detector_of_other_classes(tmp_path):
         if model_dir.arrays_sha256(layer) != model_dir.arrays_sha256(theirs[name])
     }
     assert new == {f"class_logits{i}" for i in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "new", "says"),
+    [
+        ({"anchors": "tensorflow"}, ("class_logits", "box_codes"), "its table of anchors"),
+        ({"anchor_sizes": (0.1, 0.2, 0.3, 0.4, 0.5)}, ("class_logits", "box_codes"), "its sizes"),
+        ({"scores": "sigmoid"}, ("class_logits", "box_codes"), "its scores are others"),
+        ({"nms_iou": 0.6}, (), "heads included"),
+    ],
+)
+def test_a_detector_of_other_anchors(changes, new, says, tmp_path):
+    """What the weights say about anchors that are no more is not kept."""
+    saved = model_dir.read(write(tmp_path / "m"))
+    task = tasks.find("detection")(dataclasses.replace(HEAD, **changes), CLASSES)
+    network = task.network(SPEC.backbone, SPEC.mode)
+    image = jnp.zeros((1, 64, 64, 3))
+    fresh = jax.device_get(jax.jit(network.init)(jax.random.key(1), image))
+    found = task.transfer(saved, fresh)
+    assert says in found.note
+    params = found.variables["params"]
+    assert {name for name in params if params[name] is fresh["params"][name]} == {
+        name for name in fresh["params"] if new and name.startswith(new)
+    }
