@@ -44,14 +44,14 @@ def verify(
 
     The line is {"ok": bool, "splits": [{"split", "examples", "expected", "classes", "decoded",
     "bad"}, ...]}: `expected` is the number of examples in ImageNet's split of that name (None for
-    other data, and for a part of a split), `decoded` the number of images that were read and
-    fully decoded, `bad` the number of all others, including those whose label is not a class, whose
-    mask is missing, is of another size, or holds a number that is no class, and masks without an
-    image. With masks, "pixels" is {class: number of pixels}, and "ignored" their number without a
-    class. With boxes, "boxes" is {class: number of objects that can be trained on}, crowds and
-    difficult ones among them, of the decoded images, and "bad_boxes" the number of all other
-    objects in the split's files: those outside the picture, say, or of an unknown class. Training
-    leaves them out; here they are faults.
+    other data, and for a part of a split), `decoded` the number of images that were read and fully
+    decoded, `bad` the number of all others, including those whose label is not a class, whose mask
+    is missing, is of another size, or holds a number that is no class, masks without an image, and
+    images of another size than the file of their boxes says. With masks, "pixels" is {class: number
+    of pixels}, and "ignored" their number without a class. With boxes, "boxes" is {class: number of
+    objects that can be trained on}, crowds and difficult ones among them, of the decoded images,
+    and "bad_boxes" the number of all other objects in the split's files: those outside the picture,
+    say, or of an unknown class. Training leaves them out; here they are faults.
 
     If the config has 1000 classes (model.num_classes), a folder of ImageNet's classes should be all
     of ImageNet: missing examples and classes are faults. If both splits are checked, examples in
@@ -347,7 +347,9 @@ class _Reports:
         pixels, boxes = np.zeros(256, np.int64), np.zeros(count, np.int64)
         try:
             sample = self.source[index]
-            geometry.check_masks(sample.targets, decode(sample.image).size)
+            size = decode(sample.image).size
+            _check_size(size, sources.recorded_size(self.source, index))
+            geometry.check_masks(sample.targets, size)
             for name, mask in geometry.masks(sample.targets).items():
                 mask_files.check_classes(mask, f"its {name}", count)
                 pixels += np.array(mask.histogram())
@@ -362,6 +364,20 @@ class _Reports:
             why = f"its label is {label}, and there are classes 0 to {count - 1}"
             return _Found(-1, why, pixels, boxes)
         return _Found(label, "", pixels, boxes)
+
+
+def _check_size(size: tuple[int, int], recorded: tuple[int, int]) -> None:
+    """Raises UserError if a picture's (width, height) are not those that its boxes are made for.
+
+    Args:
+      size: of the upright image, in pixels.
+      recorded: what the file of the boxes says; a side of 0 is not known.
+    """
+    if any(wanted and found != wanted for found, wanted in zip(size, recorded, strict=True)):
+        raise UserError(
+            f"the image is {size[0]} x {size[1]} pixels, upright, and the file of its boxes says "
+            f"{recorded[0]} x {recorded[1]}: it was resized after labelling, or EXIF turns it"
+        )
 
 
 class _Found(NamedTuple):

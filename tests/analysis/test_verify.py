@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from mbv2_jax.analysis import data_commands
 from mbv2_jax.data import classes, sources
 from mbv2_jax.errors import RunFailed, UserError
 from tests.support import REPOSITORY
-from tests.support.boxed import voc_object, write_voc, write_yolo
+from tests.support.boxed import annotation, voc_object, write_coco, write_voc, write_yolo
 from tests.support.coded import CodedSource
 from tests.support.masked import write_classes, write_image, write_mask, write_pair
 
@@ -400,3 +400,38 @@ def test_sound_boxes_are_no_fault(verify, tmp_path):
     boxes = result["splits"][0]["boxes"]
     assert {name: count for name, count in boxes.items() if count} == {"cat": 1, "dog": 1}
     assert len(boxes) == 20
+
+
+def test_pictures_of_another_size_than_their_boxes_are_bad(verify, tmp_path):
+    """One is resized, and one is turned by EXIF, after both were labelled at 40 x 30."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    dog = voc_object("dog", 1, 2, 11, 22)
+    write_voc(tmp_path / "voc", "train", {"a": [dog], "b": [dog], "c": [dog]})
+    images = {1: "a.jpg", 2: "b.jpg", 3: "c.jpg"}
+    objects = [annotation(number, number, 1, 1, 2, 10, 20) for number in images]
+    file = tmp_path / "coco/annotations/instances_train.json"
+    write_coco(file, tmp_path / "coco/train", images, objects, {1: "dog"})
+    config = detection_config(tmp_path)
+    for name, folder in (("voc", "voc/JPEGImages"), ("coco", "coco/train")):
+        photos = tmp_path / folder
+        Image.new("RGB", (80, 60)).save(photos / "a.jpg")
+        Image.new("RGB", (40, 30)).save(photos / "b.jpg", exif=exif)
+        source = f"--config.data.source={name}:{tmp_path / name}"
+        error, said, result = verify(config, source, "--split=train")
+        assert isinstance(error, RunFailed)
+        why = "and the file of its boxes says 40 x 30: it was resized after labelling, or EXIF turn"
+        assert [line[: line.find(why) + len(why)] for line in said if line.startswith("bad")] == [
+            f"bad: {photos}/a.jpg: the image is 80 x 60 pixels, upright, {why}",
+            f"bad: {photos}/b.jpg: the image is 30 x 40 pixels, upright, {why}",
+        ]
+        assert (result["splits"][0]["bad"], result["splits"][0]["decoded"]) == (2, 1)
+
+
+def test_a_size_that_is_not_recorded_is_not_compared(verify, tmp_path):
+    write_voc(tmp_path, "train", {"a": [voc_object("dog", 1, 2, 11, 22)]}, size=(50, 30))
+    for size in ("", "<size><width>0</width><height>0</height></size>"):
+        text = f"<annotation>{size}{voc_object('dog', 1, 2, 11, 22)}</annotation>"
+        (tmp_path / "Annotations/a.xml").write_text(text)
+        source = f"--config.data.source=voc:{tmp_path}"
+        assert verify(detection_config(tmp_path), source, "--split=train")[0] is None

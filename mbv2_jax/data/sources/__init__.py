@@ -181,6 +181,11 @@ def bad_objects(source: Source) -> Sequence[str]:
     return getattr(source, "bad_objects", ())
 
 
+def recorded_size(source: Source, index: int) -> tuple[int, int]:
+    """Returns the (width, height) in pixels that a source's files give for a picture, or (0, 0)."""
+    return source.recorded_size(index) if hasattr(source, "recorded_size") else (0, 0)
+
+
 def overlap(source: Source, other: Source) -> bool:
     """Returns whether any example is in both: of the same folder, or of the same TFDS split."""
     return parts.overlap(source.parts, other.parts)

@@ -117,6 +117,17 @@ class BoxedFiles:
         """Returns the name of example `index` in files of results."""
         return self._ids[self._chosen[index]]
 
+    def recorded_size(self, index: int) -> tuple[int, int]:
+        """Returns the (width, height) that the files of example `index` give for its picture.
+
+        Boxes are in its pixels. Reading a picture does not compare the two, but `verify` does.
+
+        Returns:
+          Pixels; (0, 0) where no file but the picture says.
+        """
+        width, height = self._sizes[self._chosen[index]].tolist()
+        return width, height
+
     def boxes(self, index: int) -> Boxes:
         """Returns all objects of example `index`; corners and areas are float64, in pixels."""
         return self._objects.take(self._objects_of(index))
