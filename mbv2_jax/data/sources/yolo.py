@@ -41,6 +41,7 @@ from mbv2_jax.errors import UnreadableImage, UserError, first_line, listed
 _LABELS = "labels"
 _YAML = "data.yaml"
 _LEAST_POLYGON = 3  # corners
+_LARGEST_SHARE = 1.001  # of the picture; programs that write three digits round up to this
 
 
 class YoloSource(BoxedFiles):
@@ -173,8 +174,8 @@ def _read(file: str, classes: int) -> tuple[list[Object], list[str], list[str]]:
     """Returns the objects of a file, in shares of the picture.
 
     Returns:
-      The objects; a line for each that cannot be trained on; and a line for each line of the file
-      that cannot be read or is of an unknown class.
+      The objects, without those whose numbers are no shares; a line for each that cannot be trained
+      on; and a line for each line of the file that cannot be read or is of an unknown class.
     """
     try:
         text = pathlib.Path(file).read_text("utf-8-sig")
@@ -188,11 +189,15 @@ def _read(file: str, classes: int) -> tuple[list[Object], list[str], list[str]]:
         if fault_of_line := _fault(line, values, classes):
             faults.append(f"{file}: line {number} {fault_of_line}")
             continue
+        if (largest := max(values[1:])) > _LARGEST_SHARE:
+            bad.append(
+                f"{file}: line {number}: it has {largest:g}; its numbers must be shares of the "
+                "picture, 0 to 1, and not pixels"
+            )
+            continue
         corners = _box(values[1:]) if len(values) == 5 else _around(values[1:])
         x0, y0, x1, y1 = corners
         why = fault(corners, (1.0, 1.0), x1 - x0, y1 - y0)
-        if why and max(values[1:]) > 1:
-            why += "; its numbers must be shares of the picture, 0 to 1, and not pixels"
         bad += [f"{file}: line {number}: {why}"] if why else []
         objects.append(Object(corners, int(values[0]), (x1 - x0) * (y1 - y0), trained=not why))
     return objects, bad, faults

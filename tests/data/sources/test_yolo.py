@@ -130,16 +130,34 @@ def test_unreadable_lines_are_refused(yolo, line, message):
     [
         ("0 .5 .5 0 .1", "its box is 0 x 0.1"),
         ("0 .5 .5 .1 -.1", "its box is 0.1 x -0.1"),
-        ("0 20 15 10 10", r"its box (15, 10, 25, 20) lies outside the picture of 1 x 1;"),  # pixels
+        ("0 -.2 .5 .1 .1", "its box (-0.25, 0.45, -0.15, 0.55) lies outside the picture of 1 x 1"),
     ],
 )
 def test_bad_objects_are_named_and_left_out(yolo, line, why):
     (yolo / "labels/train/b.txt").write_text(f"0 .5 .5 1 1\n{line}\n")
     source = opened(f"yolo:{yolo}")
-    (found,) = bad_objects(source)
-    assert found.startswith(f"{yolo}/labels/train/b.txt: line 2: {why}")
-    assert ("not pixels" in found) == (";" in why)
+    assert bad_objects(source) == (f"{yolo}/labels/train/b.txt: line 2: {why}",)
     assert (len(source[1].targets["boxes"]), len(source.boxes(1))) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("line", "largest"),
+    [
+        ("0 20 15 10 10", "20"),
+        ("0 30 20 60 40", "60"),  # at the upper left edge, where it overlaps the unit square
+        ("0 0.5 0.5 1.4 0.5", "1.4"),
+        ("0 .5 1.002 .1 .1", "1.002"),
+        ("0 1 2 30 2 3 25", "30"),  # a polygon
+    ],
+)
+def test_numbers_in_pixels_are_no_objects(yolo, line, largest):
+    (yolo / "labels/train/b.txt").write_text(f"0 .5 .5 1 1.001\n{line}\n")  # rounded up
+    source = opened(f"yolo:{yolo}")
+    assert bad_objects(source) == (
+        f"{yolo}/labels/train/b.txt: line 2: it has {largest}; its numbers must be shares of the "
+        "picture, 0 to 1, and not pixels",
+    )
+    assert (len(source[1].targets["boxes"]), len(source.boxes(1))) == (1, 1)
 
 
 def test_without_empty(yolo):
@@ -147,7 +165,7 @@ def test_without_empty(yolo):
     assert [source.image_id(i) for i in range(len(source))] == ["b", "d"]
     for name in "bd":
         (yolo / f"labels/train/{name}.txt").write_text("0 20 15 10 10")
-    with pytest.raises(UserError, match=r"none of 4 pictures, .*b\.txt: line 1: its box"):
+    with pytest.raises(UserError, match=r"none of 4 pictures, .*b\.txt: line 1: it has 20"):
         opened(f"yolo:{yolo}").without_empty(32)
 
 
