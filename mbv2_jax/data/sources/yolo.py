@@ -10,8 +10,9 @@ PATH/labels/ without splits, of which a fifth of the pictures is held out. Both 
 the same on both sides.
 
 A line of a .txt is `class cx cy width height`, in shares of the picture, 0 to 1; or a class and the
-corners of a polygon, x and y each, whose box is taken. Only the layout of the folders counts: the
-paths in data.yaml are not read.
+corners of a polygon, x and y each, whose box is taken; or, where data.yaml has `kpt_shape`, a box
+and the keypoints of a pose, which are not read. Only the layout of the folders counts: the paths in
+data.yaml are not read.
 """
 
 import dataclasses
@@ -69,7 +70,7 @@ class YoloSource(BoxedFiles):
             raise UserError("yolo: needs a path, such as 'yolo:/data/animals'")
         if not os.path.isdir(path):
             raise UserError(f"no folder {path!r}; yolo: takes the folder that holds {_YAML}")
-        class_names = _class_names(path)
+        class_names, keypoints = _classes(path)
         name = file_splits.split_name(path, split)
         self.root, labels, is_split = two_folders.locate(path, name, _LABELS)
         files, faults = two_folders.by_name(self.root, EXTENSIONS)
@@ -92,7 +93,7 @@ class YoloSource(BoxedFiles):
             objects: list[Object] = []
             if each in texts:
                 file = os.path.join(labels, texts[each])
-                objects, odd, unread = _read(file, len(class_names))
+                objects, odd, unread = _read(file, len(class_names), keypoints)
                 bad += odd
                 faults += unread
             pictures.append(Picture(os.path.join(self.root, files[each]), each, (0, 0), objects))
@@ -132,32 +133,34 @@ def _size(path: str) -> tuple[int, int]:
         raise UnreadableImage(f"cannot read the image: {first_line(error)}") from error
 
 
-def _class_names(path: str) -> list[str]:
-    """Returns the classes of a folder."""
+def _classes(path: str) -> tuple[list[str], int]:
+    """Returns the classes of a folder, and how many numbers of keypoints follow each box."""
     folder = pathlib.Path(path)
     found = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
     first = folder / _YAML
     for file in [first] if first in found else found:
-        names = _read_names(file)
-        if names is not None:
-            return names
+        content = _read_yaml(file)
+        if content.get("names") is not None:
+            return _names(file, content["names"]), _keypoints(file, content.get("kpt_shape"))
     if (folder / class_list.NAME).is_file():
-        return class_list.read(str(folder / class_list.NAME))
+        return class_list.read(str(folder / class_list.NAME)), 0
     raise UserError(
         f"no list of classes in {path}: give {_YAML} with `names: [cat, dog]`, or "
         f"{class_list.NAME} with a name a line"
     )
 
 
-def _read_names(file: pathlib.Path) -> list[str] | None:
-    """Returns the classes in a YAML file; None if it has no entry `names`."""
+def _read_yaml(file: pathlib.Path) -> dict[Any, Any]:
+    """Returns the entries of a YAML file; {} if it has none."""
     try:
         content = yaml.safe_load(file.read_text("utf-8-sig"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"cannot read {file} as YAML: {first_line(error)}") from None
-    names: Any = content.get("names") if isinstance(content, dict) else None
-    if names is None:
-        return None
+    return content if isinstance(content, dict) else {}
+
+
+def _names(file: pathlib.Path, names: Any) -> list[str]:
+    """Returns the classes that a YAML file names."""
     if isinstance(names, dict):
         if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
             raise UserError(f"{file}: the keys of `names` must be 0, 1, 2, ..., one for each class")
@@ -170,8 +173,29 @@ def _read_names(file: pathlib.Path) -> list[str] | None:
     return names
 
 
-def _read(file: str, classes: int) -> tuple[list[Object], list[str], list[str]]:
+def _keypoints(file: pathlib.Path, shape: Any) -> int:
+    """Returns how many numbers follow each box, by the `kpt_shape` of a YAML file."""
+    if shape is None:
+        return 0
+    if (
+        not isinstance(shape, list)
+        or [type(each) for each in shape] != [int, int]
+        or shape[0] < 1
+        or shape[1] not in (2, 3)
+    ):
+        raise UserError(
+            f"{file}: `kpt_shape` is {shape!r:.80}: it must be [number of keypoints, 2 or 3]"
+        )
+    return shape[0] * shape[1]
+
+
+def _read(file: str, classes: int, keypoints: int) -> tuple[list[Object], list[str], list[str]]:
     """Returns the objects of a file, in shares of the picture.
+
+    Args:
+      file: its path.
+      classes: their number.
+      keypoints: how many numbers of keypoints follow each box; with 0 there may be polygons.
 
     Returns:
       The objects, without those whose numbers are no shares; a line for each that cannot be trained
@@ -186,9 +210,11 @@ def _read(file: str, classes: int) -> tuple[list[Object], list[str], list[str]]:
         if not line.strip():
             continue
         values = _numbers(line)
-        if fault_of_line := _fault(line, values, classes):
+        if fault_of_line := _fault(line, values, classes, keypoints):
             faults.append(f"{file}: line {number} {fault_of_line}")
             continue
+        if keypoints:
+            values = values[:5]
         if (largest := max(values[1:])) > _LARGEST_SHARE:
             bad.append(
                 f"{file}: line {number}: it has {largest:g}; its numbers must be shares of the "
@@ -203,14 +229,18 @@ def _read(file: str, classes: int) -> tuple[list[Object], list[str], list[str]]:
     return objects, bad, faults
 
 
-def _fault(line: str, values: Sequence[float], classes: int) -> str:
+def _fault(line: str, values: Sequence[float], classes: int, keypoints: int) -> str:
     """Returns why a line with these numbers cannot be used; "" if it can."""
-    is_polygon = len(values) > 2 * _LEAST_POLYGON and len(values) % 2
-    if len(values) != 5 and not is_polygon:
-        return (
-            f"is {line.strip()!r:.80}, and not `class cx cy width height`, nor a class and the "
-            "corners of a polygon"
+    if keypoints:
+        other, is_other = (
+            f"these and {keypoints} numbers of keypoints",
+            len(values) == 5 + keypoints,
         )
+    else:
+        other = "a class and the corners of a polygon"
+        is_other = len(values) > 2 * _LEAST_POLYGON and len(values) % 2 == 1
+    if len(values) != 5 and not is_other:
+        return f"is {line.strip()!r:.80}, and not `class cx cy width height`, nor {other}"
     if values[0] not in range(classes):
         return f"is of class {values[0]:g}, and there are classes 0 to {classes - 1}"
     return ""

@@ -43,6 +43,31 @@ def test_a_polygon_becomes_its_box(yolo):
     np.testing.assert_allclose(corners(opened(f"yolo:{yolo}"), 3), [[4, 6, 24, 27]], rtol=1e-6)
 
 
+def test_of_a_pose_only_the_box_is_taken(yolo):
+    """Two keypoints, which as corners of a polygon would give another box."""
+    with (yolo / "data.yaml").open("a") as file:
+        file.write("kpt_shape: [2, 3]\n")
+    pose = "1 .5 .5 .5 .2 .1 .1 2 .9 .9 1"
+    (yolo / "labels/train/b.txt").write_text(f"{pose}\n0 .25 .5 .5 1\n")
+    (yolo / "labels/train/d.txt").write_text("")
+    source = opened(f"yolo:{yolo}")
+    expected = [[10, 12, 30, 18], [0, 0, 20, 30]]
+    np.testing.assert_allclose(corners(source, 1), expected, rtol=1e-6)
+    assert not bad_objects(source)
+    (yolo / "labels/train/b.txt").write_text(f"{pose} .5")
+    message = r"b\.txt: line 1 is '1 \.5 .*, and not `class cx .*`, nor these and 6 numbers of key"
+    with pytest.raises(UserError, match=message):
+        opened(f"yolo:{yolo}")
+
+
+@pytest.mark.parametrize("shape", ["17", "[17]", "[17, 4]", "[0, 2]", "[a, 2]", "{0: 17}"])
+def test_other_shapes_of_poses_are_explained(yolo, shape):
+    with (yolo / "data.yaml").open("a") as file:
+        file.write(f"kpt_shape: {shape}\n")
+    with pytest.raises(UserError, match=r"data\.yaml: `kpt_shape` is .*: it must be \[number of"):
+        opened(f"yolo:{yolo}")
+
+
 def test_pixels_are_those_of_the_upright_picture(yolo):
     """A picture that is stored as 40 x 30 and shown as 30 x 40."""
     exif = Image.Exif()
