@@ -1,6 +1,7 @@
 """Image files whose objects are marked by boxes: the common part of `coco`, `voc` and `yolo`."""
 
 import copy
+import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
@@ -20,7 +21,7 @@ class Object(NamedTuple):
     """An object of a known class, as its file has it.
 
     Attributes:
-      corners: in pixels, or in shares of the picture where `BoxedFiles.boxes` says so.
+      corners: in pixels, or in the units that `BoxedFiles._in_pixels` takes.
       label: its class.
       area: of the object, in the same units.
       crowd, difficult: as `Boxes` has them.
@@ -105,7 +106,9 @@ class BoxedFiles:
                 encoded = file.read()
         except OSError as error:
             raise UnreadableImage(f"cannot read the image: {error.strerror}") from error
-        found = self.boxes(index).take(self._trained[self._objects_of(index)])
+        objects = self._objects_of(index)
+        chosen = self._objects.take(objects).take(self._trained[objects])
+        found = self._in_pixels(chosen, io.BytesIO(encoded))
         corners, area = found.corners.astype(np.float32), found.area.astype(np.float32)
         boxes = Boxes(corners, found.labels, found.crowd, found.difficult, area)
         return Sample(encoded, path, {"boxes": boxes})
@@ -130,7 +133,7 @@ class BoxedFiles:
 
     def boxes(self, index: int) -> Boxes:
         """Returns all objects of example `index`; corners and areas are float64, in pixels."""
-        return self._objects.take(self._objects_of(index))
+        return self._in_pixels(self._objects.take(self._objects_of(index)), self.describe(index))
 
     def fullest(self) -> tuple[int, int]:
         """Returns the example with the most objects to train on, and the number of these."""
@@ -162,6 +165,15 @@ class BoxedFiles:
         """Returns the objects of each picture that are trained on: (pictures,) int64."""
         counted = self._trained & ~self._objects.crowd & ~self._objects.difficult
         return np.diff(np.concatenate([[0], np.cumsum(counted)])[self._starts])
+
+    def _in_pixels(self, boxes: Boxes, file: str | io.BytesIO) -> Boxes:
+        """Returns objects of a picture in its pixels, from the units in which they were given.
+
+        Args:
+          boxes: the objects.
+          file: the picture's, by its path or opened.
+        """
+        return boxes
 
     def _objects_of(self, index: int) -> slice:
         number = self._chosen[index]

@@ -16,6 +16,7 @@ data.yaml are not read.
 """
 
 import dataclasses
+import io
 import os
 import pathlib
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mbv2_jax.data import decoding
 from mbv2_jax.data.sample import Boxes
@@ -108,28 +109,32 @@ class YoloSource(BoxedFiles):
             bad_objects=bad,
         )
 
-    def boxes(self, index: int) -> Boxes:
-        """Returns all objects of example `index`; the header of its image is read for its size.
+    def _in_pixels(self, boxes: Boxes, file: str | io.BytesIO) -> Boxes:
+        """Returns objects in pixels, given in shares of the picture; its header tells the size.
 
         Raises:
           UnreadableImage: the image is missing or none.
         """
-        shares = super().boxes(index)
-        if not len(shares):
-            return shares
-        width, height = _size(self.describe(index))
+        if not len(boxes):
+            return boxes
+        width, height = _size(file)
         scale = np.array([width, height, width, height], np.float64)
         return dataclasses.replace(
-            shares, corners=shares.corners * scale, area=shares.area * (width * height)
+            boxes, corners=boxes.corners * scale, area=boxes.area * (width * height)
         )
 
 
-def _size(path: str) -> tuple[int, int]:
+def _size(file: str | io.BytesIO) -> tuple[int, int]:
     """Returns (width, height) of an image file, upright, in pixels."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             return decoding.upright_size(image)
-    except OSError as error:
+    except MemoryError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UnreadableImage("cannot read the image: not an image file") from error
+    # Pillow raises OSError for most damaged files, and many other types from its file plugins.
+    except Exception as error:
         raise UnreadableImage(f"cannot read the image: {first_line(error)}") from error
 
 

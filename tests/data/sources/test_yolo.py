@@ -1,5 +1,7 @@
 """Pictures and objects in Ultralytics' layout."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
@@ -207,8 +209,32 @@ def test_labels_without_a_picture_are_faults(yolo):
 def test_an_unreadable_picture_is_named(yolo):
     source = opened(f"yolo:{yolo}")
     (yolo / "images/train/b.jpg").write_bytes(b"none")
-    with pytest.raises(UnreadableImage, match="cannot read the image"):
-        source[1]
+    for read in (source.__getitem__, source.boxes):
+        with pytest.raises(UnreadableImage, match="cannot read the image: not an image file"):
+            read(1)
+
+
+def test_a_picture_of_too_many_pixels_is_named(yolo, monkeypatch):
+    source = opened(f"yolo:{yolo}")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 30 // 2 - 1)  # Pillow refuses twice as many
+    for read in (source.__getitem__, source.boxes):
+        with pytest.raises(UnreadableImage, match="cannot read the image: Image size"):
+            read(1)
+
+
+def test_an_example_is_read_from_its_file_once(yolo, monkeypatch):
+    """A file that is replaced between two readings would give boxes of another picture."""
+    source = opened(f"yolo:{yolo}")
+    read = Image.open
+    kinds = []
+
+    def noted(file):
+        kinds.append(type(file))
+        return read(file)
+
+    monkeypatch.setattr(Image, "open", noted)
+    source[1]
+    assert kinds == [io.BytesIO]
 
 
 @pytest.mark.parametrize(
