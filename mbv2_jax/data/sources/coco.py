@@ -34,8 +34,8 @@ _FOLDER, _BEGINNING, _ENDING = "annotations", "instances_", ".json"
 _BESIDE = "_annotations.coco.json"
 _LEAST_SIDE = 1.0  # pixels, of a box that is trained on
 
-# The members that are read, and the types that they have.
-_IMAGE = {"id": int | str, "file_name": str, "width": int | float, "height": int | float}
+# The members that are read, and the types that they have; numbers of pixels are float.
+_IMAGE = {"id": int | str, "file_name": str, "width": float, "height": float}
 _CATEGORY = {"id": int, "name": str}
 _ANNOTATION = {"image_id": int | str, "category_id": int}
 
@@ -180,9 +180,13 @@ def _check(file: str, key: str, entries: Sequence[Any], members: Mapping[str, An
         if not isinstance(entry, dict):
             raise UserError(f"{file}: entry {number} of {key!r} is no object of JSON")
         for name, kind in members.items():
-            found = entry.get(name)
-            if not isinstance(found, kind) or (isinstance(found, float) and not is_measure(found)):
-                value = f"is {entry[name]!r}" if name in entry else "is missing"
+            found: Any = entry.get(name)
+            if kind is float:
+                is_sound = is_measure(found) and found >= 0
+            else:
+                is_sound = isinstance(found, kind) and not isinstance(found, bool)
+            if not is_sound:
+                value = f"is {entry[name]!r:.80}" if name in entry else "is missing"
                 raise UserError(f"{file}: {name!r} of entry {number} of {key!r} {value}")
 
 
@@ -268,7 +272,8 @@ def _object(
         label,
         float(area),
         crowd=bool(annotation.get("iscrowd", False)),
-        # Nobody trains on objects that are marked with "ignore", as VOC's difficult ones are.
+        # mmdetection leaves objects with "ignore" out of training, and pycocotools' figures count
+        # them as any others: there, only crowds are ignored.
         trained=not why and not annotation.get("ignore", False),
     )
     return found, why

@@ -174,6 +174,13 @@ def test_annotations_of_unknown_pictures_are_faults(coco):
         (lambda c: c["images"][1].pop("file_name"), "'file_name' of entry 1 of 'images' is missi"),
         (lambda c: c["images"][1].update(width="4"), "'width' of entry 1 of 'images' is '4'"),
         (lambda c: c["images"][1].update(width=float("inf")), "'width' of entry 1 of 'images' is"),
+        (
+            lambda c: c["images"][1].update(width=10**30),
+            "'width' of entry 1 of 'images' is 1000000",
+        ),
+        (lambda c: c["images"][1].update(height=-5), "'height' of entry 1 of 'images' is -5"),
+        (lambda c: c["images"][1].update(height=True), "'height' of entry 1 of 'images' is True"),
+        (lambda c: c["images"][1].update(id=True), "'id' of entry 1 of 'images' is True"),
         (lambda c: c["images"][1].update(id=7), "images has the id 7 more than once"),
         (lambda c: c["annotations"].append(5), "entry 3 of 'annotations' is no object"),
         (lambda c: c["annotations"][0].pop("image_id"), "'image_id' of entry 0 of 'annotations'"),
