@@ -172,7 +172,14 @@ def _names(file: pathlib.Path, names: Any) -> list[str]:
         names = [names[key] for key in sorted(names, key=int)]
     if not isinstance(names, list) or not names:
         raise UserError(f"{file}: `names` must be a list of the classes, or {{0: cat, 1: dog}}")
-    names = [str(name) for name in names]  # YAML reads some as numbers
+    for label, name in enumerate(names):
+        # YAML reads ~ as nothing, yes and no as truth values, and some names as numbers.
+        if name == "" or type(name) not in (str, int, float):
+            raise UserError(
+                f"{file}: class {label} of `names` is {name!r:.80}, which is no name: write it in "
+                "quotes"
+            )
+    names = [str(name) for name in names]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{file} names {listed(map(repr, twice), separator=', ')} more than once")
     return names
