@@ -12,7 +12,7 @@ one of 19 x 19.
 
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -51,7 +51,8 @@ class VocBoxes(BoxedFiles):
     Attributes:
       root: the folder of the year.
       class_names, category_ids, benchmark, parts, note, faults, bad_objects: as `BoxedFiles` has
-        them; the faults are files that are missing, and XML that cannot be read.
+        them; the faults are files that are missing, XML that cannot be read, and objects of classes
+        that classes.txt does not name.
 
     Raises:
       UserError: there is no such folder or split, or nothing in it can be used.
@@ -80,8 +81,10 @@ class VocBoxes(BoxedFiles):
             if isinstance(annotation, str) or each not in images:
                 faults += found
                 continue
-            objects, lines = _objects(annotation, class_names)
-            bad += [f"{_xml(self.root, each)}: {line}" for line in lines]
+            xml = _xml(self.root, each)
+            objects, odd, unknown = _objects(annotation, class_names)
+            bad += [f"{xml}: {line}" for line in odd]
+            faults += [f"{xml}: {line}" for line in unknown]
             pictures.append(Picture(file, each, annotation.size, objects))
         if not pictures:
             raise UserError(f"no picture of split {split!r} has its files; {faults[0]}")
@@ -196,13 +199,13 @@ def _images(root: str) -> dict[str, str]:
 
 def _objects(
     annotation: _Annotation, class_names: Sequence[str]
-) -> tuple[list[Object], Iterable[str]]:
-    """Returns the objects of known classes, and a line for each that is not trained on."""
-    objects, lines = [], []
+) -> tuple[list[Object], list[str], list[str]]:
+    """Returns the objects of known classes; and lines for those that are bad, and of no class."""
+    objects, lines, unknown = [], [], []
     for number, marked in enumerate(annotation.objects, start=1):
         name = f"object {number} ({marked.name})"
         if marked.name not in class_names:
-            lines.append(f"{name}: {marked.name!r} is no class of {class_list.NAME}")
+            unknown.append(f"{name}: {marked.name!r} is no class of {class_list.NAME}")
         elif marked.corners is None:
             lines.append(f"{name}: its bndbox does not hold four numbers")
         else:
@@ -214,4 +217,4 @@ def _objects(
             objects.append(
                 Object((x0, y0, x1, y1), label, area, difficult=marked.difficult, trained=not why)
             )
-    return objects, lines
+    return objects, lines, unknown

@@ -50,12 +50,20 @@ def test_names_of_ones_own_are_those_of_all_splits(voc):
 
 
 def test_classes_txt_comes_first(voc):
-    (voc / "classes.txt").write_text("person\n")
+    (voc / "classes.txt").write_text("person\ncow\ndog\n")
     source = opened(f"voc:{voc}")
-    assert source.class_names == ("person",)
-    assert bad_objects(source) == (
-        f"{voc}/Annotations/b.xml: object 1 (dog): 'dog' is no class of classes.txt",
-    )
+    assert source.class_names == ("person", "cow", "dog")
+    assert source.boxes(0).labels.tolist() == [2, 0]
+
+
+def test_names_that_classes_txt_lacks_are_faults(voc):
+    (voc / "classes.txt").write_text("person\nDog\n")
+    (line,) = all_faults(f"voc:{voc}")
+    assert line == f"{voc}/Annotations/b.xml: object 1 (dog): 'dog' is no class of classes.txt"
+    with pytest.raises(UserError, match=r"1 file of voc:.* cannot be used: .*b\.xml: object 1"):
+        opened(f"voc:{voc}")
+    source = opened(f"voc:{voc}", with_faults=True)
+    assert not bad_objects(source)
     assert len(source.boxes(0)) == len(source[0].targets["boxes"]) == 1
 
 
