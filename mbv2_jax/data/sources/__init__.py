@@ -167,8 +167,9 @@ def open_source(
 
 
 def notes(*opened: Source) -> list[str]:
-    """Returns the sentences for the user about how these splits were made, each once."""
-    return [note for note in dict.fromkeys(getattr(each, "note", "") for each in opened) if note]
+    """Returns the sentences for the user about these splits, lines of their `note`, each once."""
+    lines = [line for each in opened for line in getattr(each, "note", "").split("\n")]
+    return [line for line in dict.fromkeys(lines) if line]
 
 
 def faults(source: Source) -> Sequence[str]:

@@ -58,12 +58,14 @@ class BoxedFiles:
     Args:
       pictures: of the split, at least one.
       class_names, category_ids, benchmark: as `sources.BoxSource` describes them.
+      split: the split's name, for messages.
       parts, note: as `sources.Source` and `sources.notes` describe them.
       faults: a line for each file that should be in the split and cannot be.
       bad_objects: a line for each object that cannot be used, or not be trained on.
 
     Attributes:
-      class_names, category_ids, benchmark, parts, note, faults, bad_objects: as given.
+      class_names, category_ids, benchmark, parts, faults, bad_objects: as given.
+      note: as given, and a line about the bad objects, if there are any.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class BoxedFiles:
         class_names: Sequence[str],
         category_ids: Sequence[int],
         benchmark: str,
+        split: str,
         parts: list[Part],
         *,
         note: str = "",
@@ -79,7 +82,7 @@ class BoxedFiles:
         bad_objects: Sequence[str] = (),
     ):
         self.class_names, self.category_ids = tuple(class_names), tuple(category_ids)
-        self.benchmark, self.parts, self.note = benchmark, parts, note
+        self.benchmark, self.parts = benchmark, parts
         self.faults, self.bad_objects = tuple(faults), tuple(bad_objects)
         self._images = [picture.path for picture in pictures]
         self._ids = [picture.id for picture in pictures]
@@ -89,6 +92,8 @@ class BoxedFiles:
         counts = [len(picture.objects) for picture in pictures]
         self._starts = np.cumsum([0, *counts], dtype=np.int64)
         self._objects, self._trained = _stack([o for each in pictures for o in each.objects])
+        left_out = _left_out(split, int(self._trained.sum()), self.bad_objects)
+        self.note = "\n".join(filter(None, [note, left_out]))
         self._chosen = np.arange(len(pictures))  # the pictures that are examples, in order
 
     def __len__(self) -> int:
@@ -178,6 +183,23 @@ class BoxedFiles:
     def _objects_of(self, index: int) -> slice:
         number = self._chosen[index]
         return slice(self._starts[number], self._starts[number + 1])
+
+
+def _left_out(split: str, trained: int, bad: Sequence[str]) -> str:
+    """Returns a sentence about the objects of a split that training leaves out; "" if none are.
+
+    Args:
+      split: its name.
+      trained: the number of objects that can be trained on.
+      bad: a line for each other.
+    """
+    if not bad:
+        return ""
+    verb = "is" if len(bad) == 1 else "are"
+    return (
+        f"{len(bad):,} of {trained + len(bad):,} objects of {split} {verb} not trained on, such as "
+        f"{listed(bad[:1])} (python -m mbv2_jax.data verify names all)"
+    )
 
 
 def _stack(objects: Sequence[Object]) -> tuple[Boxes, np.ndarray]:

@@ -92,7 +92,14 @@ class CocoSource(BoxedFiles):
         if not pictures:
             raise UserError(f"no picture of {file} is in {self.root}: {listed(faults)}")
         super().__init__(
-            pictures, names, list(labels), "coco", chosen.parts, faults=faults, bad_objects=bad
+            pictures,
+            names,
+            list(labels),
+            "coco",
+            split,
+            chosen.parts,
+            faults=faults,
+            bad_objects=bad,
         )
 
 

@@ -70,7 +70,7 @@ class PairsSource(MaskedFiles):
             [os.path.join(masks, found[number][1]) for number in numbers],
             names,
             chosen.parts,
-            note=" ".join(filter(None, [chosen.note, _ignored_note(path, names)])),
+            note="\n".join(filter(None, [chosen.note, _ignored_note(path, names)])),
             faults=faults,
         )
 

@@ -94,6 +94,7 @@ class VocBoxes(BoxedFiles):
             class_names,
             range(1, len(class_names) + 1),
             "voc",
+            split,
             [Part(os.path.join(location, each), 0, 1) for each in names],
             faults=faults,
             bad_objects=bad,

@@ -103,6 +103,7 @@ class YoloSource(BoxedFiles):
             class_names,
             range(1, len(class_names) + 1),
             "coco",
+            split,
             chosen.parts,
             note=chosen.note,
             faults=faults,

@@ -124,6 +124,17 @@ def test_bad_objects_are_named_and_left_out(coco, bad, why):
     assert len(source.boxes(2)) == ((bad, why) in BAD)
 
 
+def test_bad_objects_are_counted_in_one_note(coco):
+    bad = [each for each, _ in BAD + UNUSABLE]
+    rewrite(coco, lambda content: content["annotations"].extend(bad))
+    (note,) = notes(opened(f"coco:{coco}"), opened(f"coco:{coco}").without_empty(1))
+    assert note == (
+        f"13 of 16 objects of train are not trained on, such as {coco}/annotations/"
+        "instances_train2017.json: annotation 9 of c.jpg: its box (40, 0, 45, 5) lies outside the "
+        "picture of 40 x 30 (python -m mbv2_jax.data verify names all)"
+    )
+
+
 def test_objects_to_ignore_are_not_trained_on(coco):
     rewrite(coco, lambda content: content["annotations"][0].update(ignore=1))
     source = opened(f"coco:{coco}")

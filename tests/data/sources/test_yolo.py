@@ -92,7 +92,10 @@ def test_a_fifth_is_held_out_where_there_are_no_splits(tmp_path):
     train, held_out = (opened(f"yolo:{tmp_path}", split) for split in ("train", "val"))
     assert (len(train), len(held_out)) == (8, 2)
     assert not overlap(train, held_out)
-    assert "has pictures and no splits: 8 of its 10 images" in notes(train)[0]
+    (tmp_path / "labels" / "0.txt").write_text("0 .5 .5 0 1")
+    made, left_out = notes(*(opened(f"yolo:{tmp_path}", split) for split in ("train", "val")))
+    assert "has pictures and no splits: 8 of its 10 images" in made
+    assert " is not trained on, such as " in left_out
 
 
 def test_random_parts(yolo):
