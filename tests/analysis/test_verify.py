@@ -435,3 +435,23 @@ def test_a_size_that_is_not_recorded_is_not_compared(verify, tmp_path):
         (tmp_path / "Annotations/a.xml").write_text(text)
         source = f"--config.data.source=voc:{tmp_path}"
         assert verify(detection_config(tmp_path), source, "--split=train")[0] is None
+
+
+@pytest.mark.parametrize(
+    ("config", "target"), [("finetune_folder", "label"), ("finetune_segmentation", "mask")]
+)
+def test_boxes_are_refused_where_other_targets_are_wanted(verify, tmp_path, config, target):
+    (tmp_path / "data.yaml").write_text("names: [cat]")
+    write_yolo(tmp_path / "images/train", tmp_path / "labels/train", {"a": "0 .5 .5 1 1"})
+    write_coco(
+        tmp_path / "annotations/instances_train.json",
+        tmp_path / "train",
+        {1: "a.jpg"},
+        [annotation(1, 1, 1, 1, 2, 10, 20)],
+        {1: "cat"},
+    )
+    for kind in ("yolo", "coco"):
+        source = f"--config.data.source={kind}:{tmp_path}"
+        error, lines, _ = verify(f"--config={config}", source, "--split=train")
+        assert isinstance(error, UserError) and lines == []
+        assert f"{kind}:{tmp_path} has boxes and no '{target}': it is for object det" in str(error)

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from mbv2_jax.data.sample import Boxes, Sample
 from mbv2_jax.data.sources import parts
+from mbv2_jax.data.sources.boxed_files import BoxedFiles
 from mbv2_jax.data.sources.coco import CocoSource
 from mbv2_jax.data.sources.digit_scenes import BoxedDigitScenes, DigitScenes
 from mbv2_jax.data.sources.folder import FolderSource
@@ -146,6 +147,11 @@ def open_source(
     special = _WITH_BOXES if target == "boxes" else {}
     if colon and prefix in _PREFIXES:
         source = special.get(prefix, _PREFIXES[prefix])(os.path.expanduser(path), split)
+        if isinstance(source, BoxedFiles) and target not in ("", "boxes"):
+            raise UserError(
+                f"{name} has boxes and no {target!r}: it is for object detection, such as "
+                "--config=finetune_detection"
+            )
         if (found := faults(source)) and not with_faults:
             files = "1 file" if len(found) == 1 else f"{len(found):,} files"
             raise UserError(
