@@ -70,7 +70,7 @@ def test_ten_training_steps_are_mmdets(trained, devices):
     # Float64 rounds at 1e-16, which normalisations by small variances and ten steps enlarge.
     compare(state.params, trained.params)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, trained.start["params"])
-    assert max(jax.tree.leaves(moved)) > 1e-3
+    assert max(jax.tree.leaves(moved)) > 1e-4
     compare(state.batch_stats, trained.batch_stats)
 
 
