@@ -6,13 +6,11 @@ transformers' head has no pyramid, so `Pyramid` adds TensorFlow deeplab's to the
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from mbv2_jax.spec import Backbone
-from tests.support import peers
-
-Layer = tuple[str, torch.nn.Conv2d, torch.nn.BatchNorm2d | None]
+from tests.support import peers, torch_layers
+from tests.support.torch_layers import Layer
 
 
 class Pyramid(torch.nn.Module):
@@ -73,28 +71,12 @@ def parameters(
     model: Any, value: Callable[[torch.nn.Parameter], Any] = lambda p: p
 ) -> dict[str, Any]:
     """Returns the parameters as our tree of numpy arrays; see `peers.parameters`."""
-    tree: dict[str, Any] = {}
-    for name, conv, norm in _layers(model):
-        # OIHW -> HWIO; a depthwise (C, 1, 3, 3) becomes (3, 3, 1, C).
-        kernel = _array(value(conv.weight)).transpose(2, 3, 1, 0)
-        if norm is None:
-            assert conv.bias is not None
-            _set(tree, name, {"kernel": kernel, "bias": _array(value(conv.bias))})
-        else:
-            scale, bias = _array(value(norm.weight)), _array(value(norm.bias))
-            _set(tree, name, {"conv": {"kernel": kernel}, "norm": {"scale": scale, "bias": bias}})
-    return tree
+    return torch_layers.parameters(_layers(model), value)
 
 
 def statistics(model: Any) -> dict[str, Any]:
     """Returns the running statistics as our batch_stats tree of numpy arrays."""
-    tree: dict[str, Any] = {}
-    for name, _, norm in _layers(model):
-        if norm is not None:
-            assert norm.running_mean is not None and norm.running_var is not None
-            stats = {"mean": _array(norm.running_mean), "var": _array(norm.running_var)}
-            _set(tree, name, {"norm": stats})
-    return tree
+    return torch_layers.statistics(_layers(model))
 
 
 def _layers(model: Any) -> Iterator[Layer]:
@@ -118,15 +100,3 @@ def _layers(model: Any) -> Iterator[Layer]:
         for number, (conv, norm, _) in enumerate(pyramid.branches, start=1):
             yield f"aspp{number}", conv, norm
     yield "logits", head.classifier.convolution, None
-
-
-def _array(tensor: torch.Tensor | None) -> np.ndarray:
-    assert tensor is not None
-    return tensor.detach().numpy().copy()
-
-
-def _set(tree: dict[str, Any], path: str, value: dict[str, Any]) -> None:
-    *parents, last = path.split("/")
-    for key in parents:
-        tree = tree.setdefault(key, {})
-    tree[last] = value
