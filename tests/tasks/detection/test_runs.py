@@ -22,7 +22,7 @@ def get_config():
     config.model.anchor_sizes = (0.3, 0.5, 0.7, 0.9)
     config.data.source = "yolo:SCENES"
     config.data.eval_split = "val"
-    config.data.image_size = 48
+    config.data.image_size = 24
     config.data.train_transforms = (
         "expand(high=2)|min_iou_crop()|resize(size)|random_flip(0.5)|ssd_distortion()"
     )
@@ -36,9 +36,9 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A folder of 40 pictures to train on and as many others, and the config that names it."""
+    """A folder of 24 pictures to train on and as many others, and the config that names it."""
     folder = tmp_path_factory.mktemp("scenes")
-    digits.main([f"--export={folder / 'pictures'}", "--scenes=yolo", "--count=40"])
+    digits.main([f"--export={folder / 'pictures'}", "--scenes=yolo", "--count=24"])
     (folder / "scenes.py").write_text(CONFIG.replace("SCENES", str(folder / "pictures")))
     return folder
 
@@ -47,7 +47,7 @@ def test_a_killed_and_continued_run_equals_the_unbroken_one(scenes, cache, tmp_p
     config = f"--config={scenes / 'scenes.py'}"
     status, whole, err = commands.run(cache, config, f"--workdir={tmp_path / 'whole'}")
     assert status == 0, err
-    assert json.loads(whole.splitlines()[-1])["examples"] == 40
+    assert json.loads(whole.splitlines()[-1])["examples"] == 24
 
     workdir = tmp_path / "run"
     process = commands.start(cache, config, f"--workdir={workdir}")
@@ -60,7 +60,7 @@ def test_a_killed_and_continued_run_equals_the_unbroken_one(scenes, cache, tmp_p
     )
     groups.kill([process])
     saved = max(commands.checkpoints(workdir))
-    assert 0 < saved < 20
+    assert 0 < saved < 12
     status, again, err = commands.run(
         cache, config, f"--workdir={workdir}", "--config.data.workers=1"
     )
