@@ -246,10 +246,10 @@ def test_a_task_is_named_or_a_class_of_ones_own():
     ("name", "named"),
     [
         ("clasification", "task is 'clasification': did you mean 'classification'?"),
-        ("", "task is '': known are 'classification', 'detection', 'segmentation'; or name a class of your own"),
+        ("", "task is '': known are 'classification', 'detection', 'segmentation'"),
         (
             ":X",
-            "task is ':X': known are 'classification', 'detection', 'segmentation'; or name a class of your own",
+            "task is ':X': known are 'classification', 'detection', 'segmentation'",
         ),
         ("no.module:X", "task is 'no.module:X', which cannot be imported: No module named 'no'"),
         ("mbv2_jax.tasks:Nothing", "which cannot be imported: module 'mbv2_jax.tasks' has no"),
