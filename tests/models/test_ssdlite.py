@@ -22,10 +22,6 @@ BACKBONE = spec.Backbone(width=0.1, bn_epsilon=1e-3)
 # Two maps of 3 x 4 and 2 x 2 positions.
 HEAD = Head(3, taps=("last",), extra_channels=(32,), anchor_sizes=(0.2, 0.5, 0.9))
 IMAGES = np.random.default_rng(0).standard_normal((4, 33, 40, 3)).astype(np.float32)
-BOXES = np.zeros((4, 2, 4), np.float32)
-BOXES[:, 0] = (4, 5, 25, 30)
-LABELS = jnp.array([[0, -1], [1, -1], [2, -1], [-1, -1]])
-BATCH = {"boxes": jnp.asarray(BOXES), "labels": LABELS}
 
 
 def profile(size: int, classes: int, **fields: Any) -> list[str]:
@@ -69,18 +65,12 @@ def variables(head: Head = HEAD, seed: int = 0) -> dict[str, Any]:
     )
 
 
-def loss_and_gradients(mode: spec.TrainingMode) -> tuple[Outputs, Any, Any]:
-    """Returns the outputs and statistics of a training step, and the gradients of its loss."""
-    task, arrays = Detection(HEAD), variables()
-
-    def loss(params: Any) -> tuple[Any, Any]:
-        outputs, updated = network(mode).apply(
-            arrays | {"params": params}, jnp.asarray(IMAGES), train=True, mutable=["batch_stats"]
-        )
-        return task.loss(outputs, BATCH)[0], (outputs, updated["batch_stats"])
-
-    found, (outputs, stats) = jax.jit(jax.grad(loss, has_aux=True))(arrays["params"])
-    return outputs, stats, found
+def trained_outputs(mode: spec.TrainingMode) -> tuple[Outputs, Any]:
+    """Returns the outputs of a training step, and the statistics after it."""
+    outputs, updated = jax.jit(
+        lambda x: network(mode).apply(variables(), x, train=True, mutable=["batch_stats"])
+    )(jnp.asarray(IMAGES))
+    return outputs, updated["batch_stats"]
 
 
 @pytest.mark.parametrize(
@@ -109,29 +99,23 @@ def test_outputs_of_a_rectangular_image(few_layers):
 
 
 def test_bfloat16_is_near_float32(few_layers):
-    wide, _, gradients = loss_and_gradients(spec.TrainingMode())
-    narrow, stats, rough = loss_and_gradients(spec.TrainingMode(dtype="bfloat16"))
+    wide, _ = trained_outputs(spec.TrainingMode())
+    narrow, stats = trained_outputs(spec.TrainingMode(dtype="bfloat16"))
     assert narrow.logits[0].dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves((stats, rough))} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(stats)} == {jnp.dtype("float32")}
     # bfloat16 rounds to 2**-9 at each of a dozen layers.
     for rounded, exact in zip(narrow.logits, wide.logits, strict=True):
         assert np.abs(rounded - exact).mean() < 0.03 * np.std(exact)
-    # Of the same direction: 1 - cos is the square of the relative error.
-    ours, theirs = (
-        np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)]) for t in (rough, gradients)
-    )
-    assert ours @ theirs > 0.9 * np.linalg.norm(ours) * np.linalg.norm(theirs)
 
 
 def test_frozen_norms_stay(few_layers):
     arrays = variables()
-    outputs, stats, found = loss_and_gradients(spec.TrainingMode(norm_eval=True))
+    outputs, stats = trained_outputs(spec.TrainingMode(norm_eval=True))
     assert jax.tree.all(jax.tree.map(np.array_equal, stats, arrays["batch_stats"]))
-    # Scales and biases still learn, and training computes what inference does.
-    assert np.asarray(found["extra0_pointwise"]["norm"]["scale"]).any()
+    # Training computes what inference does.
     plain = network().apply(arrays, jnp.asarray(IMAGES))
     for ours, theirs in zip(outputs.logits, plain.logits, strict=True):
-        # The same float32 layers, compiled apart from their gradients.
+        # The same float32 layers, compiled apart.
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 

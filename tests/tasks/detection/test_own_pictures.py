@@ -3,6 +3,8 @@
 import json
 import pathlib
 
+import pytest
+
 from mbv2_jax import model_dir
 from mbv2_jax.data import digits
 from tests.support import commands, short_network, tiny_model
@@ -19,6 +21,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_a_folder_of_yolo_is_trained_on_and_predicted(cache, tmp_path, few_layers):
     pictures = tmp_path / "pictures"
     digits.main([f"--export={pictures}", "--scenes=yolo", "--count=6"])
