@@ -181,7 +181,7 @@ def test_gradients_reach_positives_and_mined_negatives_only():
         found = losses.losses(logits, codes, wanted, "softmax", Mining(3, 0))
         return (found.classes + found.boxes).sum()
 
-    of_logits, of_codes = jax.grad(total, (0, 1))(logits, codes)
+    of_logits, of_codes = jax.jit(jax.grad(total, (0, 1)))(logits, codes)
     positive: Any = np.asarray(wanted.labels[0]) < 2
     assert 0 < positive.sum() < 24
     np.testing.assert_array_equal(np.asarray(of_codes[0]).any(1), positive)
@@ -236,7 +236,8 @@ def heads(probabilities: list[list[float]], boxes: list[list[float]]) -> Outputs
 
 def detected(head: Head, *rows: tuple[list[float], list[float]]) -> dict[str, np.ndarray]:
     probabilities, boxes = zip(*rows, strict=True)
-    found = Detection(head, ("a", "b")).postprocess(heads(list(probabilities), list(boxes)))
+    task = Detection(head, ("a", "b"))
+    found = jax.jit(task.postprocess)(heads(list(probabilities), list(boxes)))
     return {name: np.asarray(value)[0] for name, value in found.items()}
 
 
@@ -285,7 +286,7 @@ def test_a_mirrored_view_finds_the_same():
     right, left = heads([[0.5]], [[60.0, 10, 80, 40]]), heads([[0.5]], [[20.0, 10, 40, 40]])
     code = jnp.array([[[1.0, 0, 0, 0]]])
     merged = task.merge([right._replace(codes=(code,)), left._replace(codes=(-code,))])
-    found = task.postprocess(merged)
+    found = jax.jit(task.postprocess)(merged)
     assert (np.asarray(found["labels"]) >= 0).sum() == 1  # both are the same box
     np.testing.assert_allclose(found["boxes"][0, 0], [62, 10, 82, 40], rtol=1e-5)
 
@@ -334,13 +335,13 @@ def test_targets_equal_the_records(golden):
 
 def test_losses_equal_the_records(golden):
     task = Detection(Head(80))
-    found = task._losses(recorded_outputs(golden), recorded_objects(golden), Mining())
+    found = jax.jit(task._losses)(recorded_outputs(golden), recorded_objects(golden), Mining())
     count = found.positives.sum()
     assert count == golden["avg_factor"]
     # Sums of up to 300 terms in float32, in another order.
     np.testing.assert_allclose(found.classes / count, golden["loss_cls_eval"], rtol=1e-5)
     np.testing.assert_allclose(found.boxes / count, golden["loss_bbox_eval"], rtol=1e-5)
-    loss, parts = task.loss(recorded_outputs(golden), recorded_objects(golden))
+    loss, parts = jax.jit(task.loss)(recorded_outputs(golden), recorded_objects(golden))
     total = golden["loss_cls_eval"].sum() + golden["loss_bbox_eval"].sum()
     np.testing.assert_allclose(loss, total, rtol=1e-5)
     np.testing.assert_allclose(parts["box_loss"], golden["loss_bbox_eval"].sum(), rtol=1e-5)
