@@ -14,7 +14,8 @@ BOXES := runs/digit_boxes
 # The first of these that runs is used; `make PYTHON=/path/to/python3.12 ...` chooses.
 PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3
 # Processes that share the tests: one more than 2 cores, since many a test waits for commands
-# that it starts. Each test module stays in one, with what it compiled.
+# that it starts. Each test module stays in one, with what it compiled; the order is that of
+# tests/conftest.py.
 TEST_WORKERS ?= 3
 UV := uv==0.13.9
 # The photos of `make bench-input`: a folder of image files, searched with what is below it.
@@ -23,7 +24,7 @@ PHOTOS ?=
 WEIGHTS ?=
 DATA ?=
 
-PYTEST = -m pytest -n $(TEST_WORKERS) --dist loadfile
+PYTEST = -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 LOCKED := setup.cfg pyproject.toml requirements/build.txt requirements/lock.txt scripts/install.sh
 
 .DELETE_ON_ERROR:
@@ -80,13 +81,13 @@ $(DOCS)/.installed: setup.cfg requirements/build.txt requirements/docs.txt scrip
 	@touch $@
 
 demo: venv
-	@scripts/demo.sh $(BIN)/python $(DEMO)
+	@scripts/demo.sh $(BIN)/python $(DEMO) digits
 
 demo-detection: venv
-	@scripts/demo_detection.sh $(BIN)/python $(BOXES)
+	@scripts/demo.sh $(BIN)/python $(BOXES) digit_scenes_detection
 
 demo-segmentation: venv
-	@scripts/demo_segmentation.sh $(BIN)/python $(SCENES)
+	@scripts/demo.sh $(BIN)/python $(SCENES) digit_scenes_segmentation
 
 test: lint
 	$(BIN)/python $(PYTEST)

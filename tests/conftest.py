@@ -16,6 +16,11 @@ import pytest
 from tests.support import REPOSITORY
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts modules that run whole commands first: a worker that got one last would end alone."""
+    items.sort(key=lambda item: not hasattr(getattr(item, "module", None), "commands"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory) -> pathlib.Path:
     """An empty cache folder, for this process and those it starts: never the user's own."""

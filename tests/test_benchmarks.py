@@ -196,6 +196,7 @@ def test_what_cannot_be_started_is_explained(tmp_path, monkeypatch, capsys):
     assert "No module named 'nothing'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_depthwise_lowerings_are_measured_and_written(tmp_path, monkeypatch, capsys):
     whole = gpu_peers.depthwise_layers
     # One of the 17 layers, once forward: all take minutes.

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.support import REPOSITORY, commands
@@ -50,6 +51,7 @@ def write_photos(folder: pathlib.Path) -> None:
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{i}.jpg")
 
 
+@pytest.mark.slow
 def test_every_block_of_the_page_runs(tmp_path, cache):
     write_photos(tmp_path / "photos")
     done = subprocess.run(

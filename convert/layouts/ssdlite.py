@@ -28,7 +28,12 @@ _LAST = Order()
 _FIRST = Order(background=0, codes=(1, 0, 3, 2))
 
 # The order of each layout, by the names of LAYOUTS.
-ORDERS: Mapping[str, Order] = {"mbv2_jax": _LAST, "mmdet": _LAST, "tf-slim": _FIRST}
+ORDERS: Mapping[str, Order] = {
+    "mbv2_jax": _LAST,
+    "mmdet": _LAST,
+    "tf-slim": _FIRST,
+    "tflite": _FIRST,
+}
 
 _WHOLE_PICTURE = "resize(size)"
 
@@ -41,6 +46,27 @@ def _on(name: str, rows: dict[str, tuple[str, ...]], **changes: Any) -> Layout:
     return dataclasses.replace(base, task="detection", table=table, marks=marks, **changes)
 
 
+# Of the conventions of TensorFlow's object_detection, and of its
+# samples/configs/ssdlite_mobilenet_v2_coco.config; a graph may tell others.
+_TENSORFLOW: dict[str, Any] = {
+    "preprocessing": Preprocessing(
+        image_size=300,
+        eval_transforms=_WHOLE_PICTURE,
+        mean=(127.5, 127.5, 127.5),
+        std=(127.5, 127.5, 127.5),
+    ),
+    "mode": TrainingMode(bn_momentum=0.9997),
+    "head": {
+        "taps": ("layer6_0/expand", "last"),
+        "anchors": "tensorflow",
+        "anchor_sizes": (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0),
+        "scores": "sigmoid",
+        "score_threshold": 1e-8,
+        "nms_iou": 0.6,
+        "clip_first": False,
+        "max_detections": 100,
+    },
+}
 _MMDET_IMAGES = Preprocessing(image_size=320, eval_transforms=_WHOLE_PICTURE)
 
 LAYOUTS: dict[str, Layout] = {
@@ -127,23 +153,20 @@ LAYOUTS: dict[str, Layout] = {
             "box_codes*": ("BoxPredictor_{index}/BoxEncodingPredictor",),
         },
         owner="TensorFlow's object_detection, in a frozen graph",
-        preprocessing=Preprocessing(
-            image_size=300,
-            eval_transforms=_WHOLE_PICTURE,
-            mean=(127.5, 127.5, 127.5),
-            std=(127.5, 127.5, 127.5),
-        ),
-        mode=TrainingMode(bn_momentum=0.9997),
-        # Of its samples/configs/ssdlite_mobilenet_v2_coco.config; a graph may tell others.
-        head={
-            "taps": ("layer6_0/expand", "last"),
-            "anchors": "tensorflow",
-            "anchor_sizes": (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0),
-            "scores": "sigmoid",
-            "score_threshold": 1e-8,
-            "nms_iou": 0.6,
-            "clip_first": False,
-            "max_detections": 100,
+        **_TENSORFLOW,
+    ),
+    "tflite": _on(
+        "tflite",
+        {
+            "extra*_reduce": ("extra{index}_reduce", "extra{index}_reduce/norm"),
+            "extra*_depthwise": ("extra{index}_depthwise", "extra{index}_depthwise/norm"),
+            "extra*_pointwise": ("extra{index}_pointwise", "extra{index}_pointwise/norm"),
+            "class_depthwise*": ("class_depthwise{index}", "class_depthwise{index}/norm"),
+            "class_logits*": ("class_logits{index}",),
+            "box_depthwise*": ("box_depthwise{index}", "box_depthwise{index}/norm"),
+            "box_codes*": ("box_codes{index}",),
         },
+        guesses=("model.padding", "model.anchor_sizes", "model.scores"),
+        **_TENSORFLOW,
     ),
 }

@@ -17,7 +17,7 @@ import numpy as np
 from mbv2_jax.errors import listed
 
 from ..layouts import LAYOUTS
-from . import archive, strides, tflite_deeplab
+from . import archive, strides, tflite_deeplab, tflite_ssdlite
 from .contents import Contents, Dense, damage_named, no_averages
 from .tflite_graph import Graph, Operator
 from .tflite_walk import QUANTIZING, Unit, Walk, pools_globally
@@ -51,12 +51,18 @@ class _Trunk(NamedTuple):
     Attributes:
       units: the convolutions by our names of the layers.
       operators: all of the backbone's.
-      output: the number of the last tensor.
+      maps: the numbers of the tensors of its maps, by the names of `mobilenet_v2.feature_info`, in
+        the network's order.
     """
 
     units: dict[str, Unit]
     operators: list[Operator]
-    output: int
+    maps: dict[str, int]
+
+    @property
+    def output(self) -> int:
+        """The number of the last tensor."""
+        return next(reversed(self.maps.values()))
 
 
 class _Head(NamedTuple):
@@ -65,12 +71,13 @@ class _Head(NamedTuple):
     Attributes:
       tensors: its weights.
       dense: as `Contents.head`.
-      stated, obstacles, rates: as in `Contents`.
+      stated, guesses, obstacles, rates: as in `Contents`.
     """
 
     tensors: dict[str, np.ndarray]
     dense: tuple[Dense, ...] | None = None
     stated: Mapping[str, Any] = types.MappingProxyType({})
+    guesses: tuple[str, ...] = ()
     obstacles: tuple[str, ...] = ()
     rates: tuple[int, ...] = ()
 
@@ -99,7 +106,7 @@ def read(path: pathlib.Path, ema: bool | None) -> Contents:
         return Contents(
             tensors | head.tensors,
             class_names=_labels(path),
-            guesses=entrance.guesses,
+            guesses=(*entrance.guesses, *head.guesses),
             stated={**stated, **head.stated},
             head=head.dense,
             obstacles=head.obstacles,
@@ -183,6 +190,7 @@ def _trunk(walk: Walk, tensor: int) -> _Trunk:
     units = {"stem": _expected(walk, tensor, "stem", 3)}
     additions: list[Operator] = []
     tensor = units["stem"].output
+    maps: dict[str, int] = {}
     for block in blocks(_LAYOUT.backbone):
         before, inputs = tensor, units[next(reversed(units))].channels
         for part in ("expand", "depthwise", "project")[block.expansion == 1 :]:
@@ -194,11 +202,14 @@ def _trunk(walk: Walk, tensor: int) -> _Trunk:
         if same and units[f"{block.name}/depthwise"].step.stride == 1:
             additions.append(_addition(walk, block.name, before, tensor))
             (tensor,) = additions[-1].outputs
+        if block.expansion != 1:
+            maps[f"{block.name}/expand"] = units[f"{block.name}/expand"].output
+        maps[block.name] = tensor
     if last := _last(walk, tensor, units[layer].channels):
         units["last"] = last
-        tensor = last.output
+        maps["last"] = last.output
     convolutions = [operator for unit in units.values() for operator in unit.operators]
-    return _Trunk(units, [*convolutions, *additions], tensor)
+    return _Trunk(units, [*convolutions, *additions], maps)
 
 
 def _last(walk: Walk, tensor: int, channels: int) -> Unit | None:
@@ -287,8 +298,8 @@ def _padding(walk: Walk, units: Mapping[str, Unit]) -> dict[str, Any]:
 def _after(walk: Walk, trunk: _Trunk, before: Sequence[Operator]) -> _Head:
     """Returns what follows the backbone.
 
-    If it is neither a chain of dense layers nor the head of Mobile DeepLabv3, the arrays have the
-    names of their tensors.
+    If it is neither a chain of dense layers nor the head of Mobile DeepLabv3 or SSDLite, the arrays
+    have the names of their tensors.
     """
     known = {operator.place for operator in (*before, *trunk.operators)}
     rest = [op for op in _working(walk) if op.place not in known]
@@ -306,11 +317,11 @@ def _after(walk: Walk, trunk: _Trunk, before: Sequence[Operator]) -> _Head:
     deeplab = tflite_deeplab.find(walk, trunk.output)
     if deeplab is not None and are_all(deeplab.operators):
         return _segmenting(deeplab)
+    ssdlite = tflite_ssdlite.find(walk, trunk.maps)
+    if ssdlite is not None and are_all(ssdlite.operators):
+        return _detecting(walk, trunk, ssdlite)
     kinds = listed(dict.fromkeys(operator.kind for operator in rest), 8, ", ")
     obstacle = f"a head of the operators {kinds}"
-    inside = {unit.output for unit in trunk.units.values()} - {trunk.output}
-    if any(not inside.isdisjoint(operator.inputs) for operator in rest):
-        obstacle += " on several maps; a detector's are read from its frozen graph (.pb)"
     return _Head(dict(_constants(walk, rest)), obstacles=(obstacle,))
 
 
@@ -323,6 +334,22 @@ def _segmenting(deeplab: tflite_deeplab.DeepLab) -> _Head:
     logits = units.pop(LOGITS)
     arrays = {f"{LOGITS}/kernel": logits.kernel, f"{LOGITS}/bias": logits.bias}
     return _Head(_folded(units, EPSILON) | arrays, stated=deeplab.stated, rates=deeplab.rates)
+
+
+def _detecting(walk: Walk, trunk: _Trunk, ssdlite: tflite_ssdlite.SSDLite) -> _Head:
+    """Returns the heads of SSDLite."""
+    last = {
+        name: unit
+        for name, unit in ssdlite.units.items()
+        if name.startswith(("class_logits", "box_codes"))
+    }
+    arrays: dict[str, np.ndarray] = {}
+    for name, unit in last.items():
+        arrays |= {f"{name}/kernel": unit.kernel, f"{name}/bias": unit.bias}
+    others = {name: unit for name, unit in ssdlite.units.items() if name not in last}
+    stated = ssdlite.stated | _padding(walk, {**trunk.units, **others})
+    folded = _folded(others, _LAYOUT.backbone.bn_epsilon)
+    return _Head(folded | arrays, stated=stated, guesses=ssdlite.guesses)
 
 
 def _chain(walk: Walk, tensor: int) -> tuple[dict[Dense, Unit], list[Operator]]:

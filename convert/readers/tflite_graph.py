@@ -166,6 +166,8 @@ class Operator(NamedTuple):
       kind: its name in TFLite, such as "CONV_2D".
       inputs, outputs: numbers of tensors; -1 stands for an input that is left out.
       options: its table of options.
+      custom: the name of an operator of no kind of TFLite's own, whose kind is "CUSTOM".
+      custom_options: its options, a FlexBuffer.
     """
 
     place: int
@@ -173,6 +175,8 @@ class Operator(NamedTuple):
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     options: Fields
+    custom: str
+    custom_options: bytes
 
 
 class Graph:
@@ -202,7 +206,8 @@ class Graph:
         self._left = _PLAIN + 4 * len(content)
         self.tensors = [Tensor(fields) for fields in graph.tables(0)]
         self.inputs = tuple(graph.numbers(1, INT)[:_MOST].tolist())
-        kinds = [_kind(code) for code in root.tables(1)]
+        codes = root.tables(1)
+        kinds, names = [_kind(code) for code in codes], [code.text(1) for code in codes]
         self.operators = [
             Operator(
                 index,
@@ -210,6 +215,8 @@ class Graph:
                 tuple(fields.numbers(1, INT)[:100].tolist()),
                 tuple(fields.numbers(2, INT)[:100].tolist()),
                 fields.table(4),
+                names[fields.number(0, UINT)],
+                fields.numbers(5, number_types.Uint8Flags)[:_LONGEST].tobytes(),
             )
             for index, fields in enumerate(graph.tables(3))
         ]

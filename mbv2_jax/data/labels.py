@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from mbv2_jax.data import classes
 from mbv2_jax.data.sample import Sample
@@ -12,33 +13,43 @@ from mbv2_jax.data.sources import Source
 from mbv2_jax.errors import UserError
 
 
+@dataclasses.dataclass(frozen=True)
 class Relabelled:
-    """A split with a model's labels; its images, their order and their names stay the same.
+    """A source with a model's classes; its images, their order and their names stay the same.
 
-    Args:
+    This class gives images their labels. A task whose targets hold classes otherwise overrides
+    `targets`.
+
+    Attributes:
       source: the split.
-      labels: the model's label of each of the split's classes, from `match`.
+      matches: the model's class of each of the split's, from `match`.
       class_names: of the model.
     """
 
-    def __init__(self, source: Source, labels: Sequence[int], class_names: Sequence[str]):
-        self.class_names = tuple(class_names)
-        self.parts = source.parts
-        self._source, self._labels = source, tuple(labels)
+    source: Source
+    matches: tuple[int, ...]
+    class_names: tuple[str, ...]
+
+    @property
+    def parts(self) -> Any:
+        return self.source.parts
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self.source)
 
     def __getitem__(self, index: int) -> Sample:
-        sample = self._source[index]
-        label = sample.targets.get("label", -1)
-        if label < 0:  # unknown, or data for another task: the model's task refuses it
-            return sample
-        targets = sample.targets | {"label": self._labels[label]}
-        return dataclasses.replace(sample, targets=targets)
+        sample = self.source[index]
+        return dataclasses.replace(sample, targets=sample.targets | self.targets(sample))
 
     def describe(self, index: int) -> str:
-        return self._source.describe(index)
+        return self.source.describe(index)
+
+    def targets(self, sample: Sample) -> dict[str, Any]:
+        """Returns those targets of a sample of the split that hold classes, with the model's."""
+        label = sample.targets.get("label", -1)
+        if label < 0:  # unknown, or data for another task: the model's task refuses it
+            return {}
+        return {"label": self.matches[label]}
 
 
 def match(

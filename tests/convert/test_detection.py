@@ -176,7 +176,7 @@ def test_a_frozen_graph(run, tmp_path):
 
 
 def test_the_weights_of_a_graph_alone(tmp_path):
-    """Where no operator tells them, the fields are those of the published network."""
+    """The fields that no operator tells are those of the published network."""
     found = graph(extra_channels=(16, 8, 8, 8), anchor_sizes=(0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0))
     (tmp_path / "g.pb").write_bytes(found.content())
     with pytest.raises(UserError, match="map 0 has 48 channels, as 0 of the backbone's"):
@@ -441,7 +441,7 @@ def test_a_detector_of_other_classes(tmp_path):
     ],
 )
 def test_a_detector_of_other_anchors(changes, new, says, tmp_path):
-    """What the weights say about anchors that are no more is not kept."""
+    """The heads are kept only if they were made for the same anchors and scores."""
     saved = model_dir.read(write(tmp_path / "m"))
     task = tasks.find("detection")(dataclasses.replace(HEAD, **changes), CLASSES)
     network = task.network(SPEC.backbone, SPEC.mode)

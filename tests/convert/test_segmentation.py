@@ -12,7 +12,6 @@ import mbv2_jax
 from mbv2_jax import model_dir, tasks
 from mbv2_jax.convert import arrays, importer
 from mbv2_jax.errors import UserError
-from mbv2_jax.model_json import Description
 from mbv2_jax.spec import Backbone, ModelSpec, Preprocessing, TrainingMode
 from mbv2_jax.tasks.segmentation.settings import Head
 from tests.support import tiny_model
@@ -40,11 +39,8 @@ def short_network(few_layers):
 def write(path: pathlib.Path, **head: object) -> pathlib.Path:
     """Writes a segmentation model with random arrays."""
     spec = dataclasses.replace(SPEC, head=dataclasses.replace(SPEC.head, **head))
-    network = tasks.find(spec.task).for_model(spec.head, CLASSES).network(spec.backbone, spec.mode)
-    variables = tiny_model.filled(model_dir.shapes_of(network))
-    description = Description(spec, CLASSES, {"kind": "made by a test"})
-    model_dir.write(path, variables["params"], variables["batch_stats"], description)
-    return path
+    task = tasks.find(spec.task).for_model(spec.head, CLASSES)
+    return tiny_model.write_for(task, spec, path)
 
 
 @pytest.fixture
@@ -144,7 +140,7 @@ def test_fields_of_the_head_are_set_by_name(run, tmp_path):
 
 
 def test_a_segmentation_network_begins_with_a_classifiers_backbone(run, tmp_path):
-    """From a model directory and from another framework's file; its last layer is left out."""
+    """A model directory and another framework's file both start it, without their last layer."""
     source = tiny_model.write(tmp_path / "m")
     run(source, "--to=mmpretrain", f"--output={tmp_path / 'torch.pth'}")
     slim = tmp_path / "slim.pb"

@@ -138,7 +138,7 @@ def test_the_same_classes_are_the_same_whatever_imagenets_are_called():
 
 def test_relabelled_split_changes_nothing_but_labels():
     source = CodedSource(20)
-    ours = labels.Relabelled(source, [10 * i for i in range(10)], "abc")
+    ours = labels.Relabelled(source, tuple(10 * i for i in range(10)), tuple("abc"))
     ours = pickle.loads(pickle.dumps(ours))  # it is sent to worker processes
     assert len(ours) == 20
     assert ours.class_names == ("a", "b", "c")
@@ -156,7 +156,7 @@ def test_missing_label_stays_missing():
         def __getitem__(self, index):
             return dataclasses.replace(super().__getitem__(index), targets={"label": -1})
 
-    assert labels.Relabelled(Unlabelled(1), [5], "abcdef")[0].targets["label"] == -1
+    assert labels.Relabelled(Unlabelled(1), (5,), tuple("abcdef"))[0].targets["label"] == -1
 
 
 def test_data_without_labels_is_left_to_the_task_to_refuse():
@@ -164,7 +164,7 @@ def test_data_without_labels_is_left_to_the_task_to_refuse():
         def __getitem__(self, index):
             return dataclasses.replace(super().__getitem__(index), targets={"mask": None})
 
-    assert labels.Relabelled(Masked(1), [5], "abcdef")[0].targets == {"mask": None}
+    assert labels.Relabelled(Masked(1), (5,), tuple("abcdef"))[0].targets == {"mask": None}
 
 
 def test_a_class_is_found_by_name_number_id_and_synonym():

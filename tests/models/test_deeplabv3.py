@@ -1,6 +1,7 @@
 """Mobile DeepLabv3: its size, and the ways to train and fold it; tests/parity/ has its values."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -59,6 +60,7 @@ def variables(seed: int = 0) -> dict[str, Any]:
     return tiny_model.filled(shapes, seed)
 
 
+@functools.cache  # of the short network, which all tests of it have
 def loss_and_gradients(mode: spec.TrainingMode) -> tuple[Any, Any, Any]:
     """Returns logits and statistics of a training step, and the gradients of its loss."""
     task, arrays = Segmentation(Head(3)), variables()

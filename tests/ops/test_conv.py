@@ -1,4 +1,4 @@
-"""On CPUs the convolutions equal `lax.conv_general_dilated`'s, forward and backward."""
+"""The convolutions on CPUs equal `lax.conv_general_dilated`'s, forward and backward."""
 
 from collections.abc import Callable
 

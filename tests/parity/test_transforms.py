@@ -205,7 +205,7 @@ def test_decode_gives_the_pixels_of_opencv(name):
 
 
 def test_decode_of_cmyk_is_opencvs_to_one_level():
-    """Such JPEG files hold inverted samples, as Adobe defined."""
+    """JPEG files in CMYK hold inverted samples, as Adobe defined."""
     encoded = pillow_file(Image.fromarray(photo(60, 40)).convert("CMYK"), "JPEG", quality=95)
     # OpenCV shifts by 8 bits (divides by 256) where Pillow divides by 255: one level at most.
     ours, theirs = np.asarray(decode(encoded)).astype(int), opencv_rgb(encoded).astype(int)

@@ -142,7 +142,7 @@ def test_several_processes_on_cpus_keep_nothing(jax_folder, tmp_path):
 
 @pytest.mark.parametrize("sees", [True, False])
 def test_several_processes_keep_what_all_can_read(jax_folder, tmp_path, monkeypatch, capsys, sees):
-    """On GPUs one that compiles what the other one found would wait for it for ever."""
+    """On GPUs a process that compiles would wait for ever for one that found the program."""
     monkeypatch.setattr(mesh, "on_cpu", lambda: False)
     compilation_cache.enable(str(tmp_path / "cache"), FirstOfTwo(other_sees=sees))
     assert jax.config.values["jax_enable_compilation_cache"] == sees

@@ -127,7 +127,8 @@ def test_killed_stopped_and_continued_run_equals_the_unbroken_one(tiny, cache, t
     same_end(workdir, whole)
 
 
-@pytest.mark.parametrize("index", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
 def test_save_that_fails_in_one_process_ends_all_with_its_words(tiny, cache, tmp_path, index):
     """Loses the disk of one of two hosts, each of which writes a part of every checkpoint."""
     workdir = tmp_path / "run"
@@ -322,7 +323,7 @@ def test_error_of_one_process_ends_all_with_its_words(tiny, cache, tmp_path):
 
 
 def test_slurm_tells_the_processes_apart(tiny, cache, tmp_path):
-    """With the variables that srun sets; jax's own reading of them."""
+    """The variables that srun sets are read by jax itself."""
     # Of these ports jax takes the one that the job's number says.
     port = groups.free_port(random.sample(range(2**16 - 2**12, 2**16), 100))
     job = {

@@ -1,13 +1,13 @@
 """mmdet's SSDLite, from its own config, and its arrays as ours."""
 
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from mbv2_jax.models.layers import make_divisible
-from tests.support import peers, torch_layers
+from tests.support import peers
 from tests.support.torch_layers import Layer
 
 CONFIG = ".mim/configs/ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py"
@@ -58,19 +58,7 @@ def make(
     return model
 
 
-def parameters(
-    model: Any, value: Callable[[torch.nn.Parameter], Any] = lambda p: p
-) -> dict[str, Any]:
-    """Returns the parameters as our tree of numpy arrays; see `peers.parameters`."""
-    return torch_layers.parameters(_layers(model), value)
-
-
-def statistics(model: Any) -> dict[str, Any]:
-    """Returns the running statistics as our batch_stats tree of numpy arrays."""
-    return torch_layers.statistics(_layers(model))
-
-
-def _layers(model: Any) -> Iterator[Layer]:
+def layers(model: Any) -> Iterator[Layer]:
     """Yields our path of each layer with its convolution and its normalisation."""
     kinds = (torch.nn.Conv2d, torch.nn.BatchNorm2d)
     found = [[m for m in model.backbone.modules() if isinstance(m, kind)] for kind in kinds]

@@ -7,13 +7,21 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from flatbuffers import flexbuffers
 
 from mbv2_jax.models.mobilenet_v2 import blocks
 from mbv2_jax.spec import Backbone
+from mbv2_jax.tasks.detection.anchors import AnchorTable
 
 _TYPES = {np.dtype(np.float32): 0, np.dtype(np.int32): 2, np.dtype(np.uint8): 3}
 NONE, RELU, RELU6 = 0, 1, 3  # fused activations
 SAME, VALID = 0, 1
+_OF_ONE_VERSION = (
+    schema.BuiltinOperator.RESHAPE,
+    schema.BuiltinOperator.CUSTOM,
+    schema.BuiltinOperator.LOGISTIC,
+    schema.BuiltinOperator.CONCATENATION,
+)
 
 
 class File:
@@ -23,6 +31,7 @@ class File:
         self._tensors: list[Any] = []
         self.operators: list[Any] = []
         self._kinds: list[int] = []
+        self._custom = ""
         self._buffers = [schema.BufferT()]  # that of tensors without data
         self.inputs: list[int] = []
 
@@ -75,22 +84,37 @@ class File:
         self.operators.append(operator)
         return out
 
-    def content(self, output: int) -> bytes:
+    def custom(
+        self, name: str, inputs: Sequence[int], shapes: Sequence[Sequence[int]], options: bytes
+    ) -> list[int]:
+        """Adds the one operator that is not TFLite's own; returns the numbers of its results."""
+        first = self.op("CUSTOM", inputs, shapes[0])
+        operator = self.operators[-1]
+        operator.outputs = [first, *(self.tensor(shape) for shape in shapes[1:])]
+        operator.customOptions = np.frombuffer(options, np.uint8)
+        self._custom = name
+        return operator.outputs
+
+    def content(self, *outputs: int) -> bytes:
         graph = schema.SubGraphT(
-            tensors=self._tensors, inputs=self.inputs, outputs=[output], operators=self.operators
+            tensors=self._tensors,
+            inputs=self.inputs,
+            outputs=list(outputs),
+            operators=self.operators,
         )
         codes = [
             schema.OperatorCodeT(
                 deprecatedBuiltinCode=min(kind, 127),
-                # Dilation came with the second version; there is no second RESHAPE.
-                version=1 if kind == schema.BuiltinOperator.RESHAPE else 2,
+                # Dilation came with the second version; there is no second of these.
+                version=1 if kind in _OF_ONE_VERSION else 2,
                 builtinCode=kind,
+                customCode=self._custom if kind == schema.BuiltinOperator.CUSTOM else None,
             )
             for kind in self._kinds
         ]
         signature = schema.SignatureDefT(
             inputs=[schema.TensorMapT("images", tensor) for tensor in self.inputs],
-            outputs=[schema.TensorMapT("output", output)],
+            outputs=[schema.TensorMapT(f"output{i}", tensor) for i, tensor in enumerate(outputs)],
             signatureKey="serving_default",
         )
         model = schema.ModelT(
@@ -113,6 +137,9 @@ class Network(File):
       size: of the images, in pixels.
       separate: whether activations are operators of their own.
       batches: whether dilation is written as batches of distant pixels.
+
+    Attributes:
+      maps: the tensors of the blocks, their expansions and the last layer, by our names.
     """
 
     def __init__(
@@ -121,6 +148,7 @@ class Network(File):
         super().__init__()
         self.backbone, self.separate, self.batches = backbone, separate, batches
         self._random = np.random.default_rng(0)
+        self.maps: dict[str, int] = {}  # by our names
         self.images = self.tensor([1, size, size, 3])
         self.inputs.append(self.images)
 
@@ -133,11 +161,14 @@ class Network(File):
             before = tensor
             if block.expansion != 1:
                 tensor = self.conv(tensor, block.inner, 1, RELU6)
+                self.maps[f"{block.name}/expand"] = tensor
             tensor = self.depthwise(tensor, block.stride, block.dilation)
             tensor = self.conv(tensor, block.channels, 1, NONE)
             if self.shape(before) == self.shape(tensor):
                 tensor = self.op("ADD", [tensor, before], self.shape(tensor), schema.AddOptionsT())
-        return self.conv(tensor, 1280, 1, RELU6)
+            self.maps[block.name] = tensor
+        self.maps["last"] = self.conv(tensor, 1280, 1, RELU6)
+        return self.maps["last"]
 
     def conv(self, tensor: int, out: int, side: int, activation: int, stride: int = 1) -> int:
         kernel = self.draw((out, side, side, self.shape(tensor)[-1]))
@@ -179,6 +210,62 @@ class Network(File):
             options = schema.SoftmaxOptionsT(1.0) if activation == "SOFTMAX" else None
             tensor = self.op(activation, [tensor], self.shape(tensor), options)
         return tensor
+
+    def detector(self, classes: int, table: AnchorTable, *taps: str, scores: str) -> list[int]:
+        """Adds SSDLite's heads on these maps, and on extra ones; returns codes and scores.
+
+        The codes are (1, A, 4), and the scores (1, A, classes + 1), the background first.
+        """
+        maps = [self.maps[tap] for tap in taps]
+        while len(maps) < len(table.counts):
+            tensor = self.depthwise(self.conv(maps[-1], 16, 1, RELU6), 2, 1)
+            maps.append(self.conv(tensor, 32, 1, RELU6))
+        results = []
+        for width, activation in ((4, ""), (classes + 1, scores)):
+            parts = []
+            for tensor, count in zip(maps, table.counts, strict=True):
+                head = self.conv(self.depthwise(tensor, 1, 1), count * width, 1, NONE)
+                shape = [1, int(np.prod(self.shape(head))) // width, width]
+                target = self.constant(shape, np.int32)
+                parts.append(self.op("RESHAPE", [head, target], shape, schema.ReshapeOptionsT()))
+            shape = [1, sum(self.shape(part)[1] for part in parts), width]
+            tensor = self.op("CONCATENATION", parts, shape, schema.ConcatenationOptionsT(1))
+            if activation:
+                options = schema.SoftmaxOptionsT(1.0) if activation == "SOFTMAX" else None
+                tensor = self.op(activation, [tensor], shape, options)
+            results.append(tensor)
+        return results
+
+    def suppression(
+        self, codes: int, scores: int, anchors: np.ndarray, **options: Any
+    ) -> list[int]:
+        """Adds TensorFlow's suppression; returns boxes, classes, scores and their number.
+
+        Args:
+          codes, scores: from `detector`.
+          anchors: (A, 4), x0, y0, x1, y1 in shares of the image's sides.
+          options: beside or instead of the usual ones.
+        """
+        x0, y0, x1, y1 = anchors.T
+        centred = np.stack([(y0 + y1) / 2, (x0 + x1) / 2, y1 - y0, x1 - x0], 1)
+        values = {
+            "max_detections": 20,
+            "max_classes_per_detection": 1,
+            "detections_per_class": 20,
+            "use_regular_nms": True,
+            "nms_score_threshold": 0.3,
+            "nms_iou_threshold": 0.5,
+            "num_classes": self.shape(scores)[2] - 1,
+            **dict.fromkeys(("y_scale", "x_scale"), 10.0),
+            **dict.fromkeys(("h_scale", "w_scale"), 5.0),
+        } | options
+        room = values["max_detections"]
+        return self.custom(
+            "TFLite_Detection_PostProcess",
+            [codes, scores, self.constant(centred)],
+            [(1, room, 4), (1, room), (1, room), (1,)],
+            flexbuffers.Dumps(values),
+        )
 
     def draw(self, shape: Sequence[int], fan: int = 0) -> np.ndarray:
         """Draws weights with which the activations neither vanish nor grow."""
@@ -234,9 +321,14 @@ class Network(File):
 
 def run(content: bytes, images: np.ndarray) -> np.ndarray:
     """Returns LiteRT's result for one image at a time, without its fast kernels."""
-    (result,) = _interpreter(content).get_output_details()
-    (found,) = run_to(content, images, [result["name"]])
+    (found,) = run_all(content, images)
     return found
+
+
+def run_all(content: bytes, images: np.ndarray) -> list[np.ndarray]:
+    """Returns each of LiteRT's results as `run` does the one."""
+    results = _interpreter(content).get_output_details()
+    return run_to(content, images, [result["name"] for result in results])
 
 
 def run_to(content: bytes, images: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:

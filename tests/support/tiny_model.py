@@ -15,6 +15,8 @@ from mbv2_jax.model_json import Description
 from mbv2_jax.models import mobilenet_v2
 from mbv2_jax.spec import Backbone, ModelSpec, Preprocessing, TrainingMode
 from mbv2_jax.tasks.classification.settings import Head
+from mbv2_jax.tasks.task import Task
+from tests.support import short_network
 
 CLASSES = ("cat", "dog", "eel", "fox", "gnu", "hen")
 MEAN, STD = (120.0, 110.0, 100.0), (60.0, 55.0, 50.0)
@@ -63,6 +65,25 @@ def write(path: pathlib.Path, seed: int = 0) -> pathlib.Path:
     arrays = variables(seed)
     model_dir.write(path, arrays["params"], arrays["batch_stats"], DESCRIPTION)
     return path
+
+
+def write_for(task: Task, spec: ModelSpec, path: pathlib.Path, seed: int = 0) -> pathlib.Path:
+    """Writes a model of a task at `path`, of the layers in use."""
+    shapes = model_dir.shapes_of(task.network(spec.backbone, spec.mode))
+    description = Description(spec, task.classes, {"kind": "made by a test"})
+    model_dir.write(path, **filled(shapes, seed), description=description)
+    return path
+
+
+def prediction_folder(task: Task, spec: ModelSpec, folder: pathlib.Path) -> pathlib.Path:
+    """Writes a model of a task, a classifier and three photos, two of one name, all short."""
+    with short_network.in_use():
+        write_for(task, spec, folder / "model")
+        write(folder / "classifier")
+    (folder / "more").mkdir()
+    for seed, name in enumerate(("one.jpg", "two.png", "more/one.png")):
+        photo(seed).save(folder / name)
+    return folder
 
 
 def photo(seed: int) -> Image.Image:

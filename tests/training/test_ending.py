@@ -75,6 +75,7 @@ def test_run_ends_after_so_many_evaluations_and_its_model_is_the_best(tiny, cach
         assert last_line(out) == results[step]
 
 
+@pytest.mark.slow
 def test_killed_run_ends_at_the_same_step_with_the_same_bits(tiny, cache, early, tmp_path):
     whole, whole_out, _ = early
     workdir = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""From scores and boxes of all anchors to detections: non-maximum suppression on the device.
+"""Non-maximum suppression on the device: detections from the scores and boxes of all anchors.
 
 All shapes are fixed: there is room for so many detections, and those that are missing have the
 label NO_DETECTION and the score 0.

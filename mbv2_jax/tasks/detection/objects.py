@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mbv2_jax.data import labels
 from mbv2_jax.data.sample import Boxes, Frame, Sample
 from mbv2_jax.data.sources import BoxSource, Source
 from mbv2_jax.errors import UserError
@@ -141,22 +142,10 @@ def as_coco(corners: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Relabelled:
-    """A source whose boxes have a model's classes, a `sources.BoxSource`.
-
-    Attributes:
-      source: the split.
-      matches: the model's class of each of the source's.
-      class_names: the model's.
-    """
+class Relabelled(labels.Relabelled):
+    """A source whose boxes have a model's classes, a `sources.BoxSource`."""
 
     source: BoxSource
-    matches: tuple[int, ...]
-    class_names: tuple[str, ...]
-
-    @property
-    def parts(self) -> Any:
-        return self.source.parts
 
     @property
     def benchmark(self) -> str:
@@ -168,16 +157,8 @@ class Relabelled:
         ids = dict(zip(self.matches, self.source.category_ids, strict=True))
         return tuple(ids.get(label) for label in range(len(self.class_names)))
 
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Sample:
-        sample = self.source[index]
-        targets = sample.targets | {BOXES: self._matched(sample.targets[BOXES])}
-        return dataclasses.replace(sample, targets=targets)
-
-    def describe(self, index: int) -> str:
-        return self.source.describe(index)
+    def targets(self, sample: Sample) -> dict[str, Any]:
+        return {BOXES: self._matched(sample.targets[BOXES])}
 
     def boxes(self, index: int) -> Boxes:
         return self._matched(self.source.boxes(index))

@@ -1,11 +1,11 @@
 """Masks of classes on the host: from samples, to the picture's size, and as a person sees them."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from mbv2_jax.data import labels
 from mbv2_jax.data.sample import IGNORED, Frame, Sample
 from mbv2_jax.data.sources import Source
 from mbv2_jax.errors import UnreadableImage, UserError
@@ -90,34 +90,11 @@ def to_image(mask: np.ndarray) -> Image.Image:
     return image
 
 
-@dataclasses.dataclass(frozen=True)
-class Relabelled:
-    """A source whose masks have a model's classes.
+class Relabelled(labels.Relabelled):
+    """A source whose masks have a model's classes."""
 
-    Attributes:
-      source: the split.
-      found: the model's class of each of the source's.
-      class_names: the model's.
-    """
-
-    source: Source
-    found: tuple[int, ...]
-    class_names: tuple[str, ...]
-
-    @property
-    def parts(self) -> Any:
-        return self.source.parts
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Sample:
-        sample = self.source[index]
-        if odd := fault(of(sample), len(self.found)):
+    def targets(self, sample: Sample) -> dict[str, Any]:
+        if odd := fault(of(sample), len(self.matches)):
             raise UserError(f"{sample.id}: {odd}")
-        table = list(self.found) + [IGNORED] * (256 - len(self.found))
-        targets = dict(sample.targets) | {MASK: sample.targets[MASK].point(table)}
-        return dataclasses.replace(sample, targets=targets)
-
-    def describe(self, index: int) -> str:
-        return self.source.describe(index)
+        table = list(self.matches) + [IGNORED] * (256 - len(self.matches))
+        return {MASK: sample.targets[MASK].point(table)}

@@ -128,7 +128,7 @@ def test_the_crops_sides_are_at_least_a_share_and_not_too_long():
 
 
 def test_samples_without_boxes_are_moved_too():
-    """For classification, say."""
+    """Images for classification have no boxes."""
     given = Sample(Image.new("RGB", (30, 20)), "x", {"label": 3})
     rng = np.random.default_rng(3)
     transform = make_transform("expand()|min_iou_crop()|ssd_distortion()|resize(8)", 8)

@@ -177,7 +177,7 @@ def test_print_colours_come_out_as_screen_colours():
 
 
 def test_a_rotated_photo_stands_upright():
-    """With orientation 6 the file's rows are the scene's columns."""
+    """The rows of a file of orientation 6 are the scene's columns."""
     upright = ramp(24, 16)
     file, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6

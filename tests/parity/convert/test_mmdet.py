@@ -120,7 +120,7 @@ def predictions(model: Any, pixels: np.ndarray) -> list[dict[str, np.ndarray]]:
 
 
 def test_mmdets_checkpoint_is_read(tmp_path):
-    """Of mmdet's own network with 3 classes, as its runner saves it."""
+    """The checkpoint is of mmdet's own network with 3 classes, as its runner saves it."""
     mmdet = peers.mmdet()
     from mmengine.config import Config
 

@@ -283,19 +283,6 @@ def test_heads_that_compute_something_else(head, kinds, tmp_path):
         importer.load(tmp_path / "net.tflite")
 
 
-def test_the_heads_of_a_detector(tmp_path):
-    """They are refused, with the file that can be read; the backbone between them converts."""
-    network = Network(SAME, SIZE)
-    last = network.build()
-    halving = [op for op in network.operators if getattr(op.builtinOptions, "strideW", 1) == 2]
-    inner = halving[-1].inputs[0]  # of layer6_0's depthwise: its expansion, as SSDLite's first map
-    heads = [network.conv(network.depthwise(m, 1, 1), 12, 1, 0) for m in (inner, last)]
-    (tmp_path / "m.tflite").write_bytes(network.content(heads[0]))
-    with pytest.raises(UserError, match=r"on several maps; a detector's are read from its frozen"):
-        importer.load(tmp_path / "m.tflite")
-    assert importer.load(tmp_path / "m.tflite", features_only=True).saved.features_only
-
-
 def test_a_head_that_begins_with_a_narrow_convolution(tmp_path):
     """It is not the network's last one, which has 1280 channels."""
 

@@ -73,7 +73,7 @@ def test_mmdets_file(run, check_data, tmp_path):
 
 @pytest.mark.parametrize("train", [False, True], ids=["running statistics", "batch statistics"])
 def test_mmdets_losses_and_gradients(train, check_data, tmp_path):
-    """Of the same network and pictures: losses, and the norm of each parameter's gradient."""
+    """The losses, and the norm of each parameter's gradient, are mmdet's for the same pictures."""
     folder = check_data / "golden" / "ssdlite_mmdet"
     golden = np.load(folder / "golden.npz")
     saved = model_dir.read(folder / "ssdlite_random.pth")

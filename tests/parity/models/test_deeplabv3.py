@@ -14,7 +14,7 @@ from mbv2_jax.models.deeplabv3 import DeepLabV3
 from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import program as program_lib
-from tests.support import deeplab_peer, peers
+from tests.support import deeplab_peer, peers, torch_layers
 from tests.support.float64 import assert_same
 
 CLASSES, WIDTH = 5, 0.35
@@ -83,8 +83,8 @@ def test_a_training_step_is_torchs(output_stride, padding, fields, devices):
     loss, logits = theirs(peer, batch, fields.get("model.align_corners", True))
     # With a rate of 1 and neither momentum nor decay, a step is the gradient.
     gradients = jax.tree.map(lambda old, new: old - new, variables["params"], state.params)
-    assert_same(gradients, deeplab_peer.parameters(peer, lambda p: p.grad))
-    assert_same(state.batch_stats, deeplab_peer.statistics(peer))
+    assert_same(gradients, torch_layers.parameters(deeplab_peer.layers(peer), lambda p: p.grad))
+    assert_same(state.batch_stats, torch_layers.statistics(deeplab_peer.layers(peer)))
     # Both are float64; sums of 8,000 pixels in another order.
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-9)
     right = logits.argmax(1).numpy() == batch["labels"]
@@ -94,7 +94,11 @@ def test_a_training_step_is_torchs(output_stride, padding, fields, devices):
 
 
 def variables_of(peer: Any) -> dict[str, Any]:
-    return {"params": deeplab_peer.parameters(peer), "batch_stats": deeplab_peer.statistics(peer)}
+    layers = list(deeplab_peer.layers(peer))
+    return {
+        "params": torch_layers.parameters(layers),
+        "batch_stats": torch_layers.statistics(layers),
+    }
 
 
 def make_batch() -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from mbv2_jax.runtime import mesh as mesh_lib
 from mbv2_jax.tasks.detection.settings import Head
 from mbv2_jax.training import config as config_lib
 from mbv2_jax.training import program as program_lib
-from tests.support import peers, ssdlite_peer
+from tests.support import peers, ssdlite_peer, torch_layers
 
 CLASSES, BATCH, SIZE, WIDTH, STEPS, ROOM = 5, 8, 64, 0.35, 10, 6
 SHARES = Head().anchor_sizes
@@ -54,10 +54,11 @@ def trained() -> Trained:
     peer = ssdlite_peer.make(CLASSES, SIZE, SHARES, WIDTH).double().train()
     for _, predict in (*peer.bbox_head.cls_convs, *peer.bbox_head.reg_convs):
         predict.weight.data *= 0.02  # heads begin with small weights in mmdet, too
-    params, stats = ssdlite_peer.parameters(peer), ssdlite_peer.statistics(peer)
+    layers = list(ssdlite_peer.layers(peer))
+    params, stats = torch_layers.parameters(layers), torch_layers.statistics(layers)
     losses = theirs(peer, [make_batch(seed) for seed in range(STEPS)])
     start = {"params": params, "batch_stats": stats}
-    return Trained(start, ssdlite_peer.parameters(peer), ssdlite_peer.statistics(peer), losses)
+    return Trained(start, torch_layers.parameters(layers), torch_layers.statistics(layers), losses)
 
 
 @pytest.mark.parametrize("devices", [1, 4])

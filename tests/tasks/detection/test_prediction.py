@@ -146,20 +146,8 @@ TINY = ModelSpec(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder with a detector, a classifier and three pictures, two of one name."""
-    from tests.support import short_network
-
-    folder = tmp_path_factory.mktemp("detection")
-    with short_network.in_use():
-        network = Detection(TINY.head, NAMES).network(TINY.backbone, TINY.mode)
-        arrays = tiny_model.filled(model_dir.shapes_of(network))
-        model_dir.write(
-            folder / "model", **arrays, description=Description(TINY, NAMES, {"kind": "test"})
-        )
-        tiny_model.write(folder / "classifier")
-    (folder / "more").mkdir()
-    for seed, name in enumerate(("one.jpg", "two.png", "more/one.png")):
-        tiny_model.photo(seed).save(folder / name)
-    return folder
+    task = Detection(TINY.head, NAMES)
+    return tiny_model.prediction_folder(task, TINY, tmp_path_factory.mktemp("detection"))
 
 
 def predict(cache: pathlib.Path, folder: pathlib.Path, *arguments: str) -> tuple[int, str, str]:

@@ -98,28 +98,11 @@ TINY = ModelSpec(
 NAMES = ("cat", "dog", "eel")
 
 
-def write_model(path: pathlib.Path) -> pathlib.Path:
-    """Writes a tiny segmentation model, of the layers in use."""
-    network = Segmentation(TINY.head, NAMES).network(TINY.backbone, TINY.mode)
-    shapes = model_dir.shapes_of(network)
-    arrays = tiny_model.filled(shapes)
-    model_dir.write(path, **arrays, description=Description(TINY, NAMES, {"kind": "test"}))
-    return path
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder with a segmentation model, a classifier and three pictures, two of one name."""
-    from tests.support import short_network
-
-    folder = tmp_path_factory.mktemp("segmentation")
-    with short_network.in_use():
-        write_model(folder / "model")
-        tiny_model.write(folder / "classifier")
-    (folder / "more").mkdir()
-    for seed, name in enumerate(("one.jpg", "two.png", "more/one.png")):
-        tiny_model.photo(seed).save(folder / name)
-    return folder
+    task = Segmentation(TINY.head, NAMES)
+    return tiny_model.prediction_folder(task, TINY, tmp_path_factory.mktemp("segmentation"))
 
 
 def predict(cache: pathlib.Path, folder: pathlib.Path, *arguments: str) -> tuple[int, str, str]:
@@ -266,6 +249,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_logits_of_a_whole_batch_are_never_held(cache, tmp_path, few_layers):
     classes = 150
     spec_ = dataclasses.replace(TINY, head=Head(classes))
