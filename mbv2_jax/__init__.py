@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a type checker cannot see what __getattr__ resolves
+    from mbv2_jax.export.stablehlo import load_exported
     from mbv2_jax.inference import inference_model, init_model
     from mbv2_jax.library import LoadedModel, load, save
     from mbv2_jax.models.deeplabv3 import DeepLabV3
@@ -36,6 +37,7 @@ _EXPORTS = {
     "inference_model": "mbv2_jax.inference",
     "init_model": "mbv2_jax.inference",
     "load": "mbv2_jax.library",
+    "load_exported": "mbv2_jax.export.stablehlo",
     "save": "mbv2_jax.library",
     "trainable": "mbv2_jax.models.mobilenet_v2",
 }
@@ -52,6 +54,7 @@ __all__ = [
     "inference_model",
     "init_model",
     "load",
+    "load_exported",
     "save",
     "trainable",
 ]

@@ -136,17 +136,18 @@ class SSDLite(nn.Module):
         if len(maps) != len(self.anchors.counts):
             raise ValueError(f"{len(maps)} maps, and anchors for {len(self.anchors.counts)}")
         kept = parameter_dtype(self.dtype)
+        images = x.shape[0]  # symbolic in jax.export, and then without len()
         logits, codes, anchors = [], [], []
         for i, (features, count) in enumerate(zip(maps, self.anchors.counts, strict=True)):
             head = partial(self._head, i, features, layer, learn)
             y = head("class_depthwise", "class_logits", count * (self.num_classes + 1))
-            logits.append(y.reshape(len(x), -1, self.num_classes + 1).astype(kept))
+            logits.append(y.reshape(images, -1, self.num_classes + 1).astype(kept))
             y = head("box_depthwise", "box_codes", count * 4)  # (N, h, w, count * 4)
-            codes.append(y.reshape(len(x), -1, 4).astype(kept))  # (N, h * w * count, 4)
+            codes.append(y.reshape(images, -1, 4).astype(kept))  # (N, h * w * count, 4)
             table = self.anchors.boxes(i, _size(features), _size(x))
             boxes = jnp.asarray(table, kept)  # (h * w * count, 4)
-            anchors.append(jnp.broadcast_to(boxes, (len(x), *boxes.shape)))
-        size = jnp.broadcast_to(jnp.asarray(_size(x), kept), (len(x), 2))
+            anchors.append(jnp.broadcast_to(boxes, (images, *boxes.shape)))
+        size = jnp.broadcast_to(jnp.asarray(_size(x), kept), (images, 2))
         return Outputs(tuple(logits), tuple(codes), tuple(anchors), size)
 
     def _extra(self, i: int, channels: int, x: jax.Array, layer: Any, learn: bool) -> jax.Array:

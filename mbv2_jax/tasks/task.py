@@ -139,6 +139,8 @@ class Task(abc.ABC):
     image_of: ClassVar[str] = ""
     # Whether a prediction is a list of objects, each with a score, so that `confident` exists.
     finds_objects: ClassVar[bool] = False
+    # What `agreement` counts: "classes", "pixels" or "boxes".
+    agree_on: ClassVar[str] = "classes"
     # Whether `summarize` needs the rows of every example, and not only the sums.
     needs_rows: ClassVar[bool] = False
 
@@ -293,6 +295,19 @@ class Task(abc.ABC):
         """
         return outputs
 
+    def exported(self, outputs: Any) -> "dict[str, jax.Array]":
+        """Returns the network's outputs as the arrays of an exported file, (N, ...) by name."""
+        raise NotImplementedError
+
+    def from_exported(self, arrays: "Mapping[str, jax.Array]", size: tuple[int, int]) -> Any:
+        """Returns what `postprocess` does, from the arrays of an exported file.
+
+        Args:
+          arrays: as `exported` returns them.
+          size: (height, width) of the network's images.
+        """
+        raise NotImplementedError
+
     # ---- What a person sees (on the host, without jax) ----
 
     @abc.abstractmethod
@@ -360,6 +375,14 @@ class Task(abc.ABC):
         Raises:
           ValueError: the outputs are not numbers.
         """
+
+    def agreement(self, ours: Any, theirs: Any) -> tuple[int, int]:
+        """Compares two sets of outputs of `postprocess` for the same images.
+
+        Returns:
+          The number of predictions that are the same, and that of all; see `agree_on`.
+        """
+        raise NotImplementedError
 
     @property
     def most_entries(self) -> int:

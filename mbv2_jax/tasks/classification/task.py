@@ -139,6 +139,15 @@ class Classification(Task):
         """Returns probabilities (N, classes)."""
         return jax.nn.softmax(outputs)
 
+    def exported(self, outputs: jax.Array) -> dict[str, jax.Array]:
+        """Returns {"logits": (N, classes)}."""
+        return {"logits": outputs}
+
+    def from_exported(self, arrays: Mapping[str, jax.Array], size: tuple[int, int]) -> jax.Array:
+        """Returns probabilities (N, classes)."""
+        del size
+        return self.postprocess(arrays["logits"])
+
     def summarize(
         self, sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], source: Source
     ) -> Summary:
@@ -177,6 +186,10 @@ class Classification(Task):
     def decode(self, outputs: np.ndarray, frames: Sequence[Frame]) -> list[dict[str, Any]]:
         """Returns {"pred_label", "pred_class", "pred_score", "pred_scores" (classes,)} of each."""
         return [self._prediction(probabilities) for probabilities in outputs[: len(frames)]]
+
+    def agreement(self, ours: np.ndarray, theirs: np.ndarray) -> tuple[int, int]:
+        """Returns the number of images whose most probable class is the same, and of all."""
+        return int((ours.argmax(-1) == theirs.argmax(-1)).sum()), len(ours)
 
     def entries(self, prediction: Mapping[str, Any], limit: int) -> list[dict[str, Any]]:
         """Returns {"label", "class", "score"} of the best classes."""

@@ -135,6 +135,36 @@ def found(rows: Mapping[str, np.ndarray], index: int) -> Found:
     return Found(*(part[inside & (found.labels >= 0)] for part in found))
 
 
+def shared(ours: Found, theirs: Found, least: float) -> tuple[int, int]:
+    """Returns the number of objects that are in both sets of detections, and in either.
+
+    Objects are the same if their class is, and their boxes' intersection over union is above 0.5.
+    Each has one counterpart at most, the best that is left.
+
+    Args:
+      ours, theirs: detections in the same pixels.
+      least: the score of an object that counts.
+    """
+    ours, theirs = (
+        Found(*(part[found.scores >= least] for part in found)) for found in (ours, theirs)
+    )
+    low = np.maximum(ours.corners[:, None, :2], theirs.corners[None, :, :2])
+    high = np.minimum(ours.corners[:, None, 2:], theirs.corners[None, :, 2:])
+    inner = (high - low).clip(0).prod(-1)  # (ours, theirs)
+    one, other = (
+        (found.corners[:, 2:] - found.corners[:, :2]).prod(-1) for found in (ours, theirs)
+    )
+    overlap = inner / np.maximum(one[:, None] + other - inner, 1e-9)
+    overlap[ours.labels[:, None] != theirs.labels] = 0
+    both = 0
+    for row in range(len(ours.labels)):
+        column = int(overlap[row].argmax()) if overlap.shape[1] else 0
+        if overlap.shape[1] and overlap[row, column] > 0.5:
+            both += 1
+            overlap[:, column] = 0
+    return both, len(ours.labels) + len(theirs.labels) - both
+
+
 def as_coco(corners: np.ndarray) -> np.ndarray:
     """Returns boxes as COCO's files have them, (N, 4) float64: x0, y0, width, height."""
     wide = corners.astype(np.float64)

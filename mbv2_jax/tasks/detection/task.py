@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # model_dir finds tasks
     from mbv2_jax.model_dir import SavedModel
 
 COCO_CLASSES = 80
+SURE = 0.3  # the score of an object that two models should both find
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Detection(Task):
     columns: ClassVar[tuple[str, ...]] = ("score", *objects.CORNERS, "label", "class")
     target: ClassVar[str] = objects.BOXES
     finds_objects: ClassVar[bool] = True
+    agree_on: ClassVar[str] = "boxes"
     needs_rows: ClassVar[bool] = True
     open_head: ClassVar[str] = (
         "model.num_classes is not set, and no data is opened to count the classes: give "
@@ -188,8 +191,30 @@ class Detection(Task):
           width of the image, "finite": (N,) bool}.
         """
         finite = [jnp.isfinite(part).all((1, 2)) for part in (*outputs.logits, *outputs.codes)]
-        found = jax.vmap(self._detect)(outputs)
+        boxes, scores = self._decoded(outputs)
+        choose = partial(self._chosen, candidates=self.head.candidates)
+        found = jax.vmap(choose)(boxes, scores, outputs.size)
         return {**found._asdict(), "size": outputs.size, "finite": jnp.stack(finite).all(0)}
+
+    def exported(self, outputs: Outputs) -> dict[str, jax.Array]:
+        """Returns {"boxes": (N, A, 4), "scores": (N, A, classes)} of all anchors.
+
+        Boxes are x0, y0, x1, y1 in pixels of the network's image; they may reach beyond it.
+        """
+        boxes, scores = self._decoded(outputs)
+        return {"boxes": jnp.concatenate(boxes, 1), "scores": jnp.concatenate(scores, 1)}
+
+    def from_exported(
+        self, arrays: Mapping[str, jax.Array], size: tuple[int, int]
+    ) -> dict[str, jax.Array]:
+        """Returns what `postprocess` does, with the candidates of all maps together."""
+        boxes, scores = jnp.asarray(arrays["boxes"]), jnp.asarray(arrays["scores"])
+        sizes = jnp.broadcast_to(jnp.asarray(size, boxes.dtype), (len(boxes), 2))
+        finite = jnp.isfinite(boxes).all((1, 2)) & jnp.isfinite(scores).all((1, 2))
+        maps = len(self.head.anchor_sizes) - 1
+        choose = partial(self._chosen, candidates=self.head.candidates * maps)
+        found = jax.vmap(choose)([boxes], [scores], sizes)
+        return {**found._asdict(), "size": sizes, "finite": finite}
 
     def summarize(
         self, sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], source: Source
@@ -218,6 +243,22 @@ class Detection(Task):
             raise ValueError("the model's outputs are not numbers (NaN)")
         rows = dict(outputs) | {"frame": np.stack([objects.frame_row(frame) for frame in frames])}
         return [self._prediction(objects.found(rows, i)) for i in range(len(frames))]
+
+    def agreement(
+        self, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]
+    ) -> tuple[int, int]:
+        """Returns the number of objects that both found, and that either found: see objects.shared.
+
+        Only objects whose score is SURE or more count.
+        """
+        counts = []
+        for i in range(len(ours["labels"])):
+            one, other = (
+                objects.Found(side["boxes"][i], side["scores"][i], side["labels"][i])
+                for side in (ours, theirs)
+            )
+            counts.append(objects.shared(one, other, least=SURE))
+        return sum(both for both, _ in counts), sum(either for _, either in counts)
 
     @property
     def most_entries(self) -> int:
@@ -292,13 +333,29 @@ class Detection(Task):
         wanted = losses.targets(anchors, boxes, batch["labels"], self.head.num_classes)
         return losses.losses(logits, codes, wanted, self.head.scores, mining)
 
-    def _detect(self, outputs: Outputs) -> Detections:
-        """Returns the detections of one image; the arrays of `outputs` have no batch's axis."""
+    def _decoded(self, outputs: Outputs) -> tuple[list[jax.Array], list[jax.Array]]:
+        """Returns the boxes (N, A, 4) and the scores (N, A, classes) of each map."""
+        activation = jax.nn.softmax if self.head.scores == "softmax" else jax.nn.sigmoid
+        scores = [activation(part)[..., :-1] for part in outputs.logits]
+        pairs = zip(outputs.codes, outputs.anchors, strict=True)
+        return [coding.decode(*pair) for pair in pairs], scores
+
+    def _chosen(
+        self,
+        boxes: Sequence[jax.Array],
+        scores: Sequence[jax.Array],
+        size: jax.Array,
+        candidates: int,
+    ) -> Detections:
+        """Returns the detections of one image.
+
+        Args:
+          boxes, scores: (A, 4) and (A, classes) of each map, or of all maps together.
+          size: height and width of the image.
+          candidates: pairs of a box and a class of each array, at most.
+        """
         head = self.head
-        limits = outputs.size[jnp.array([1, 0, 1, 0])]  # (4,), of x0, y0, x1, y1
-        activation = jax.nn.softmax if head.scores == "softmax" else jax.nn.sigmoid
-        scores = [activation(part)[:, :-1] for part in outputs.logits]  # (A, classes) of each map
-        boxes = [coding.decode(*pair) for pair in zip(outputs.codes, outputs.anchors, strict=True)]
+        limits = size[jnp.array([1, 0, 1, 0])]  # (4,), of x0, y0, x1, y1
         inside = [part.clip(0, limits) for part in boxes]
         # What is outside the image is no detection in either order.
         scores = [
@@ -306,8 +363,8 @@ class Detection(Task):
             for part, of_map in zip(inside, scores, strict=True)
         ]
         compared = inside if head.clip_first else boxes
-        candidates = nms.choose(scores, compared, head.score_threshold, head.candidates)
-        found = nms.suppress(candidates, head.nms_iou, head.max_detections)
+        chosen = nms.choose(scores, compared, head.score_threshold, candidates)
+        found = nms.suppress(chosen, head.nms_iou, head.max_detections)
         return found._replace(boxes=found.boxes.clip(0, limits))
 
     def _prediction(self, found: objects.Found) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class Segmentation(Task):
     columns: ClassVar[tuple[str, ...]] = ("share", "label", "class")
     target: ClassVar[str] = masks.MASK
     image_of: ClassVar[str] = "mask"
+    agree_on: ClassVar[str] = "pixels"
     open_head: ClassVar[str] = (
         "model.num_classes is not set, and no data is opened to count the classes: give "
         "--config.model.num_classes=21, say"
@@ -180,6 +181,17 @@ class Segmentation(Task):
         finite = jnp.isfinite(outputs).all((1, 2, 3))
         return {"mask": outputs.argmax(-1).astype(jnp.uint8), "finite": finite}
 
+    def exported(self, outputs: jax.Array) -> dict[str, jax.Array]:
+        """Returns {"logits": (N, H, W, classes)}."""
+        return {"logits": outputs}
+
+    def from_exported(
+        self, arrays: Mapping[str, jax.Array], size: tuple[int, int]
+    ) -> dict[str, jax.Array]:
+        """Returns {"mask", "finite"} as `postprocess` does."""
+        del size
+        return self.postprocess(arrays["logits"])
+
     def summarize(
         self, sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], source: Source
     ) -> Summary:
@@ -216,6 +228,13 @@ class Segmentation(Task):
             raise ValueError("the model's logits are not numbers (NaN)")
         pairs = zip(outputs["mask"], frames, strict=False)
         return [self._prediction(masks.in_picture(mask, frame)) for mask, frame in pairs]
+
+    def agreement(
+        self, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]
+    ) -> tuple[int, int]:
+        """Returns the number of pixels of the same class, and of all."""
+        same = ours["mask"] == theirs["mask"]
+        return int(same.sum()), same.size
 
     def entries(self, prediction: Mapping[str, Any], limit: int) -> list[dict[str, Any]]:
         """Returns {"share", "label", "class"} of the largest classes."""

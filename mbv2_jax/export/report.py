@@ -1,0 +1,182 @@
+"""The comparison of a written file with JAX on photos."""
+
+import dataclasses
+import os
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from mbv2_jax.errors import RunFailed
+from mbv2_jax.export.formats import FLOAT16, FLOAT32, Format, Runner
+from mbv2_jax.export.program import Program
+
+# The largest difference from JAX: of float32, after its rounding at 6e-8 went through 60 layers; of
+# float16, which rounds at 5e-4. Differences are absolute, and relative where an array is above 1.
+BOUNDS = {FLOAT32: 1e-3, FLOAT16: 0.1}
+_RUNS = 9  # that are timed
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was found about a file.
+
+    Attributes:
+      file: its path.
+      format, precision: as on the command line.
+      bytes: its size.
+      operators: their number by kind, the most frequent first.
+      photos: the number of images that it was run on.
+      difference: the largest difference from JAX of each output.
+      agreement: the share of `unit` with the same prediction as JAX's, 0 to 1.
+      unit: "classes", "pixels" or "boxes".
+      milliseconds: medians for one image: of the file, of JAX, and of the float32 file.
+    """
+
+    file: str
+    format: str
+    precision: str
+    bytes: int
+    operators: dict[str, int]
+    photos: int
+    difference: dict[str, float]
+    agreement: float
+    unit: str
+    milliseconds: dict[str, float]
+
+    def check(self) -> None:
+        """Raises RunFailed unless the file agrees with JAX within the bound of its precision."""
+        bound = BOUNDS.get(self.precision)
+        worst = max(self.difference, key=lambda name: self.difference[name])
+        if bound is not None and not self.difference[worst] <= bound:
+            raise RunFailed(
+                f"{self.file} was deleted: its {worst} are up to {self.difference[worst]:.3g} from "
+                f"JAX's, and {bound:g} is the bound for {self.precision}"
+            )
+        if bound is None and not self.agreement >= LEAST_AGREEMENT[self.unit]:
+            raise RunFailed(
+                f"{self.file} was deleted: {self.agreement:.1%} of its {self.unit} are JAX's, and "
+                f"{LEAST_AGREEMENT[self.unit]:.0%} is the bound for {self.precision}: calibrate "
+                "with more photos of the kind that it will see, or keep layers in floats with "
+                "--keep-float"
+            )
+
+
+# Of an 8-bit file.
+LEAST_AGREEMENT = {"classes": 0.9, "pixels": 0.9, "boxes": 0.8}
+
+
+def make(
+    program: Program,
+    path: pathlib.Path,
+    name: str,
+    format_: Format,
+    precision: str,
+    images: np.ndarray,
+    plain: Runner | None = None,
+) -> Report:
+    """Runs a file on images, and compares it with JAX.
+
+    Args:
+      program: that was written.
+      path: the file.
+      name, format_: its format.
+      precision: of the file.
+      images: (M, H, W, 3), as the program takes them.
+      plain: the same program in float32, for its time; None where this file is that.
+    """
+    runner = format_.load(f"running {path}").open_file(path)
+    rows = program.batch or 1
+    run = jax.jit(program)
+    theirs = _in_batches(runner, images, rows)
+    ours = _in_batches(lambda batch: jax.device_get(run(batch)), images, rows)
+    difference = {
+        key: float((abs(theirs[key] - ours[key]) / np.maximum(1, abs(ours[key]))).max())
+        for key in ours
+    }
+    task = program.task
+    predict = jax.jit(lambda arrays: task.from_exported(arrays, program.size))
+    found, total = task.agreement(*(jax.device_get(predict(arrays)) for arrays in (theirs, ours)))
+    first = images[:1].repeat(rows, 0)
+    times = {"file": _milliseconds(lambda: jax.block_until_ready(runner(first)), rows)}
+    times["jax"] = _milliseconds(lambda: jax.block_until_ready(run(first)), rows)
+    if plain is not None:
+        times["float32"] = _milliseconds(lambda: jax.block_until_ready(plain(first)), rows)
+    return Report(
+        file=os.fspath(path),
+        format=name,
+        precision=precision,
+        bytes=_size(path),
+        operators=dict(sorted(runner.operators.items(), key=lambda item: (-item[1], item[0]))),
+        photos=len(images),
+        difference=difference,
+        agreement=found / total if total else 1.0,
+        unit=task.agree_on,
+        milliseconds=times,
+    )
+
+
+def text(report: Report, facts: Mapping[str, Any]) -> str:
+    """Returns a report as lines for a person.
+
+    Args:
+      report: of the file.
+      facts: from metadata.of.
+    """
+    height, width = facts["image_size"]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in report.operators.items())
+    times = ", ".join(f"{name} {value:.1f}" for name, value in report.milliseconds.items())
+    shapes = ", ".join(f"{name} {shape}" for name, (shape, _) in facts["outputs"].items())
+    differences = ", ".join(f"{name} {value:.2g}" for name, value in report.difference.items())
+    return "\n".join(
+        [
+            f"wrote        {report.file}, {report.bytes / 1e6:.2f} MB",
+            f"input        {facts['input']} RGB of {width}x{height}; {_normalisation(facts)}",
+            f"before it    {facts['eval_transforms']} (not in the file: the caller's part)",
+            f"outputs      {shapes}",
+            f"operators    {kinds}",
+            f"from JAX     at most {differences}, on {report.photos} images",
+            f"agreement    {report.agreement:.2%} of {report.unit}",
+            f"milliseconds {times}; one image, medians of {_RUNS}",
+        ]
+    )
+
+
+def _normalisation(facts: Mapping[str, Any]) -> str:
+    if facts["input"] == "normalised":
+        return f"(pixel - {facts['mean']}) / {facts['std']} is the caller's part"
+    return "0-255, normalised inside"
+
+
+def _in_batches(
+    function: Callable[[np.ndarray], Mapping[str, np.ndarray]], images: np.ndarray, rows: int
+) -> dict[str, np.ndarray]:
+    """Returns the outputs of a function for images that go through it `rows` at a time."""
+    parts = []
+    for start in range(0, len(images), rows):
+        batch = images[start : start + rows]
+        whole = np.concatenate([batch, batch[:1].repeat(rows - len(batch), 0)])
+        parts.append({name: array[: len(batch)] for name, array in function(whole).items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _milliseconds(run: Callable[[], Any], rows: int) -> float:
+    """Returns the median time of a run for each of its images, after one to warm up."""
+    run()
+    times = []
+    for _ in range(_RUNS):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times) / rows
+
+
+def _size(path: pathlib.Path) -> int:
+    """Returns the bytes of a file, or of all files in a folder."""
+    if path.is_dir():
+        return sum(inner.stat().st_size for inner in path.rglob("*") if inner.is_file())
+    return path.stat().st_size
