@@ -4,13 +4,15 @@ import dataclasses
 import importlib
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mbv2_jax.errors import UserError, nearest
-from mbv2_jax.export.program import Program
 from mbv2_jax.installed import require
+
+if TYPE_CHECKING:  # --help lists the formats, and needs no jax
+    import numpy as np
+
+    from mbv2_jax.export.program import Program
 
 FLOAT32, FLOAT16, INT8 = "float32", "float16", "int8"
 
@@ -30,7 +32,7 @@ class Options:
     """
 
     precision: str = FLOAT32
-    calibration: np.ndarray | None = None
+    calibration: "np.ndarray | None" = None
     keep_float: Sequence[str] = ()
     integer_io: bool = False
     nchw: bool = False
@@ -44,14 +46,14 @@ class Runner(Protocol):
     def operators(self) -> Mapping[str, int]:
         """The number of operators of each kind."""
 
-    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, images: "np.ndarray") -> "dict[str, np.ndarray]":
         """Returns the arrays of `Program` for images as it takes them."""
 
 
 class Writer(Protocol):
     """The module of a format."""
 
-    def write(self, program: Program, path: pathlib.Path, options: Options) -> None:
+    def write(self, program: "Program", path: pathlib.Path, options: Options) -> None:
         """Writes a program to `path`, which does not exist."""
 
     def open_file(self, path: pathlib.Path, threads: int | None = None) -> Runner:
