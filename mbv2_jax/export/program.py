@@ -79,8 +79,8 @@ class Program:
         return jax.ShapeDtypeStruct((batch or self.batch or 1, *self.size, 3), self.dtype)
 
     def jaxpr(self, batch: int = 1) -> jax.extend.core.ClosedJaxpr:
-        """Returns the program for a batch of XLA's own operations."""
-        with lowering.plain_lowering():
+        """Returns the program for a batch, of XLA's own operations and of composites."""
+        with lowering.plain_lowering(composites=True):
             return jax.make_jaxpr(self)(self.example(batch))
 
     def outputs(self, batch: int = 1) -> dict[str, jax.ShapeDtypeStruct]:

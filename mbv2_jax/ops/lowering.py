@@ -9,18 +9,29 @@ from jax import lax
 
 # The values are part of the key of JAX's caches: a program traced with some values is never reused
 # for others.
-_plain = jax.make_user_context(default_value=False)
+_plain = jax.make_user_context(default_value=None)
+_PLAIN, _COMPOSITES = "plain", "plain with composites"
 _platform = jax.make_user_context(default_value=None)
 
 
-def plain_lowering() -> contextlib.AbstractContextManager[None]:
+def plain_lowering(*, composites: bool = False) -> contextlib.AbstractContextManager[None]:
     """Returns a context in which every platform gets XLA's own convolutions.
 
     A program traced in this context has none of the CPU lowerings, and therefore runs on every
     platform, as an exported program must. Results differ by rounding only. A jitted function may be
     called both inside and outside the context: JAX traces it separately for each.
+
+    Args:
+      composites: whether operations that other formats have, and XLA has not, are `lax.composite`s
+        with the names by which LiteRT's converter knows them. JAX can lower those only for a known
+        batch size and for one platform, and vmap cannot take them.
     """
-    return _plain(True)
+    return _plain(_COMPOSITES if composites else _PLAIN)
+
+
+def has_composites() -> bool:
+    """Returns whether the program is traced in `plain_lowering(composites=True)`."""
+    return bool(_plain.value == _COMPOSITES)
 
 
 def lowering_for(platform: str | None) -> contextlib.AbstractContextManager[None]:

@@ -1,9 +1,11 @@
 """Bilinear resizing of maps: values worked out by hand (tests/parity/ops compares with torch)."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mbv2_jax.ops.lowering import plain_lowering
 from mbv2_jax.ops.resize import resize_bilinear
 
 ROW = [0.0, 4.0, 8.0]
@@ -52,3 +54,27 @@ def test_bfloat16_stays_and_a_constant_too():
     resized = resize_bilinear(image, (32, 23), align_corners=False)
     assert resized.dtype == jnp.bfloat16
     assert (resized == 3).all()
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_a_composite_names_the_operation_and_computes_the_same(align_corners):
+    image = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4, 5), np.float32))
+
+    def resize(x):
+        return resize_bilinear(x, (5, 7), align_corners=align_corners)
+
+    def both(x):
+        return resize(x), jax.grad(lambda x: (resize(x) ** 2).sum())(x)
+
+    expected = jax.jit(both)(image)
+    with plain_lowering(composites=True):
+        found = jax.jit(both)(image)
+        text = jax.jit(resize).lower(image).as_text()
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    # The attributes by which LiteRT's converter recognises it.
+    assert 'stablehlo.composite "odml.upsample_bilinear2d"' in text
+    assert f"align_corners = {str(align_corners).lower()}, is_nchw_op = false" in text
+    assert "size = dense<[5, 7]> : tensor<2xi64>" in text
+    with plain_lowering():
+        assert "odml" not in jax.jit(resize).lower(image).as_text()
