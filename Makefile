@@ -51,13 +51,6 @@ $(PEERS)/.installed: $(LOCKED) requirements/peers.txt
 	@scripts/install.sh $(PEERS) requirements/lock.txt --project --peers
 	@touch $@
 
-# What only benchmarks compare with.
-$(PEERS)/.installed-bench: requirements/bench.txt $(PEERS)/.installed
-	@echo 'installing ONNX Runtime and OpenVINO: a minute, about 300 MB'
-	@$(PEERS)/bin/python -m pip install --quiet --no-deps --disable-pip-version-check \
-	    -c $(PEERS)/lock-pins.txt -r requirements/bench.txt
-	@touch $@
-
 # Beside libtpu, which needs no TPU to compile, jax prints warnings: the other environments lack it.
 $(TPU)/.installed: $(LOCKED) scripts/install_libtpu.sh
 	@test -x $(TPU)/bin/python || scripts/make_venv.sh $(TPU) $(PYTHON)
@@ -113,7 +106,7 @@ golden: venv-peers
 	$(PEERS)/bin/python -m tests.golden.make
 
 # Quiet machines measure best. Each writes a CSV in benchmarks/.
-bench-cpu: $(PEERS)/.installed-bench
+bench-cpu: venv-peers
 	$(PEERS)/bin/python -m benchmarks.cpu
 
 bench-gpu: venv-peers
