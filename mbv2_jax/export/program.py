@@ -85,7 +85,8 @@ class Program:
 
     def outputs(self, batch: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes and dtypes of the arrays for a batch, by name."""
-        return jax.eval_shape(self, self.example(batch))
+        with lowering.plain_lowering():  # the shapes are the same, and found in half the time
+            return jax.eval_shape(self, self.example(batch))
 
 
 def resized(saved: SavedModel, size: tuple[int, int]) -> SavedModel:
