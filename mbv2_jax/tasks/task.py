@@ -308,6 +308,14 @@ class Task(abc.ABC):
         """
         raise NotImplementedError
 
+    def decoding(self) -> dict[str, Any]:
+        """Returns the facts with which another program decodes and draws the exported arrays.
+
+        They are what JSON can hold. Of classes that are drawn in colours, "palette" has [R, G, B]
+        for each class, 0 to 255.
+        """
+        return {}
+
     # ---- What a person sees (on the host, without jax) ----
 
     @abc.abstractmethod

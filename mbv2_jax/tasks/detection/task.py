@@ -211,10 +211,25 @@ class Detection(Task):
         boxes, scores = jnp.asarray(arrays["boxes"]), jnp.asarray(arrays["scores"])
         sizes = jnp.broadcast_to(jnp.asarray(size, boxes.dtype), (len(boxes), 2))
         finite = jnp.isfinite(boxes).all((1, 2)) & jnp.isfinite(scores).all((1, 2))
-        maps = len(self.head.anchor_sizes) - 1
-        choose = partial(self._chosen, candidates=self.head.candidates * maps)
+        choose = partial(self._chosen, candidates=self._all_candidates)
         found = jax.vmap(choose)([boxes], [scores], sizes)
         return {**found._asdict(), "size": sizes, "finite": finite}
+
+    def decoding(self) -> dict[str, Any]:
+        """Returns the rules by which `from_exported` chooses detections, and the palette.
+
+        They are {"score_threshold", "nms_iou", "clip_first", "candidates" (of all maps together),
+        "max_detections", "palette"}.
+        """
+        head = self.head
+        return {
+            "score_threshold": head.score_threshold,
+            "nms_iou": head.nms_iou,
+            "clip_first": head.clip_first,
+            "candidates": self._all_candidates,
+            "max_detections": head.max_detections,
+            "palette": [list(drawing.class_colour(label)) for label in range(head.num_classes)],
+        }
 
     def summarize(
         self, sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], source: Source
@@ -326,6 +341,11 @@ class Detection(Task):
         if found < COCO_CLASSES:
             return f"they are for COCO's {COCO_CLASSES} classes, and the data has {found}"
         return ""
+
+    @property
+    def _all_candidates(self) -> int:
+        """The pairs of a box and a class of all maps together, at most."""
+        return self.head.candidates * (len(self.head.anchor_sizes) - 1)
 
     def _losses(self, outputs: Outputs, batch: Batch, mining: Mining) -> Losses:
         logits, codes, anchors = (jnp.concatenate(parts, 1) for parts in outputs[:3])

@@ -192,6 +192,10 @@ class Segmentation(Task):
         del size
         return self.postprocess(arrays["logits"])
 
+    def decoding(self) -> dict[str, Any]:
+        """Returns {"palette": VOC's colour of each class}."""
+        return {"palette": colours(self.head.num_classes).tolist()}
+
     def summarize(
         self, sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], source: Source
     ) -> Summary:
