@@ -19,6 +19,16 @@ def test_every_package_is_shipped():
     assert listed == inside
 
 
+def test_every_file_of_the_page_is_shipped():
+    setup = configparser.ConfigParser()
+    setup.read(REPOSITORY / "setup.cfg")
+    folder = REPOSITORY / "mbv2_jax" / "export" / "web"
+    patterns = setup["options.package_data"]["mbv2_jax.export.web"].split()
+    shipped = {path for pattern in patterns for path in folder.glob(pattern)}
+    files = {path for path in folder.rglob("*") if path.is_file()}
+    assert shipped == {path for path in files if path.suffix not in (".py", ".pyc")}
+
+
 def test_core_needs_neither_tensorflow_nor_torch():
     script = (
         "import sys\n"

@@ -6,5 +6,5 @@ formats.py     the formats by name: the module that writes and opens each, and i
 report.py      the comparison of a written file with JAX on photos
 photos.py      the photos with which files are calibrated and checked
 metadata.py    the facts that every file carries about itself
-stablehlo.py, onnx/, litert/, ...    one room for each format
+stablehlo.py, onnx/, litert/, web/, ...    one room for each format
 """

@@ -10,6 +10,9 @@ Examples:
         --calibrate=photos/
   For jax on any platform, for batches of any size:
     python -m mbv2_jax.export runs/mine --to=stablehlo --output=mine.stablehlo
+  For browsers, a folder with a page that any static server serves:
+    python -m mbv2_jax.export runs/mine --to=web --output=page
+    python -m http.server --directory page
 
 After writing, the file is opened in its own runtime and run on the photos of --check. The largest
 difference from JAX, the agreement of predictions, the operators, the size and the time are printed.
@@ -43,6 +46,11 @@ def main() -> None:
     output = pathlib.Path(arguments.output).absolute()
     if output.exists() and not arguments.force:
         raise UserError(f"{output} exists: name another file, or give --force to replace it")
+    if output.is_dir() and not (format_.mark and (output / format_.mark).is_file()):
+        raise UserError(
+            f"{output} is a folder that --to={arguments.to} did not write, and is not replaced: "
+            "name another --output"
+        )
     if not output.parent.is_dir():
         raise UserError(f"{output.parent} is no folder: create it, or name another --output")
     format_.load(f"--to={arguments.to}")  # before the weights are read, which takes seconds
@@ -136,6 +144,12 @@ def _arguments() -> argparse.Namespace:
         action="store_true",
         help="int8: inputs and outputs are 8-bit numbers too, with the scales in the file",
     )
+    parser.add_argument(
+        "--runtime",
+        metavar="DIR",
+        help="web: the files of the npm package onnxruntime-web (its folder, or dist/ in it); "
+        "without this flag npm downloads them once",
+    )
     parser.add_argument("--json", action="store_true", help="print the report as a line of JSON")
     return parser.parse_args()
 
@@ -153,6 +167,7 @@ def _check(arguments: argparse.Namespace, format_: "Format") -> None:
         "--nms": ("suppress", arguments.nms),
         "--keep-float": ("keep_float", bool(arguments.keep_float)),
         "--integer-io": ("integer_io", arguments.integer_io),
+        "--runtime": ("runtime", arguments.runtime is not None),
     }
     for flag, (option, used) in given.items():
         if used and option not in format_.options:
@@ -222,6 +237,7 @@ def _write(
         integer_io=arguments.integer_io,
         nchw=arguments.layout == "nchw",
         suppress=arguments.nms,
+        runtime=None if arguments.runtime is None else pathlib.Path(arguments.runtime),
     )
     writer = format_.load(f"--to={arguments.to}")
     try:
@@ -237,6 +253,8 @@ def _write(
             )
             found = dataclasses.replace(found, file=str(output))
             found.check()
+            if output.is_dir():  # which no rename replaces
+                output.rename(pathlib.Path(folder) / f"old_{output.name}")
             new.replace(output)
     except OSError as error:
         raise RunFailed(f"{output} cannot be written: {first_line(error)}") from None

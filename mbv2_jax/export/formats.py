@@ -29,6 +29,7 @@ class Options:
       integer_io: whether inputs and outputs of an 8-bit file are 8-bit numbers too.
       nchw: whether images are (N, 3, H, W).
       suppress: whether a detector's file drops overlapping boxes.
+      runtime: a folder with the browser's runtime; None downloads it.
     """
 
     precision: str = FLOAT32
@@ -37,6 +38,7 @@ class Options:
     integer_io: bool = False
     nchw: bool = False
     suppress: bool = False
+    runtime: pathlib.Path | None = None
 
 
 class Runner(Protocol):
@@ -71,6 +73,7 @@ class Format(NamedTuple):
       precisions: those that it can write.
       options: the names of the fields of `Options` that it reads, beside the precision.
       batch: the number of images of a file where a user gives none; None leaves it open.
+      mark: the file by which a folder of the format is known; "" where it writes a file.
     """
 
     module: str
@@ -80,6 +83,7 @@ class Format(NamedTuple):
     precisions: tuple[str, ...] = (FLOAT32,)
     options: tuple[str, ...] = ()
     batch: int | None = None
+    mark: str = ""
 
     def load(self, purpose: str) -> Writer:
         """Imports the module.
@@ -112,6 +116,15 @@ FORMATS: Mapping[str, Format] = {
         (FLOAT32, FLOAT16, INT8),
         ("calibration", "keep_float", "integer_io"),
         batch=1,
+    ),
+    "web": Format(
+        "mbv2_jax.export.web",
+        "a folder with a page that runs the model in a browser",
+        ("onnx", "onnxruntime"),
+        "onnx",
+        options=("runtime",),
+        batch=1,
+        mark="model.json",
     ),
 }
 
