@@ -10,6 +10,9 @@ BIN := $(VENV)/bin
 DEMO := runs/digits
 SCENES := runs/digit_scenes
 BOXES := runs/digit_boxes
+# The page of `make demo-web`, and where it is served.
+PAGE := runs/digits_page
+PORT ?= 8000
 
 # The first of these that runs is used; `make PYTHON=/path/to/python3.12 ...` chooses.
 PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3
@@ -28,8 +31,9 @@ PYTEST = -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 LOCKED := setup.cfg pyproject.toml requirements/build.txt requirements/lock.txt scripts/install.sh
 
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-peers venv-tensorflow demo demo-detection demo-segmentation test test-peers test-slow test-tensorflow test-tpu \
-    fuzz golden bench-cpu bench-gpu bench-startup bench-input bench-transfer bench-detection docs lint \
+.PHONY: help venv venv-peers venv-tensorflow demo demo-detection demo-segmentation demo-web \
+    test test-peers test-slow test-tensorflow test-tpu fuzz golden \
+    bench-cpu bench-gpu bench-startup bench-input bench-transfer bench-detection docs lint \
     format lock clean
 
 help:
@@ -49,6 +53,12 @@ $(PEERS)/.installed: $(LOCKED) requirements/peers.txt
 	@test -x $(PEERS)/bin/python || scripts/make_venv.sh $(PEERS) $(PYTHON)
 	@echo 'installing the peers (torch, timm, mmpretrain, keras, ...) into $(PEERS): some minutes'
 	@scripts/install.sh $(PEERS) requirements/lock.txt --project --peers
+	@touch $@
+
+# What writes and runs ONNX files, of the versions that the tests have; the lock has what they need.
+$(VENV)/.installed-onnx: $(VENV)/.installed requirements/peers.txt
+	@$(BIN)/python -m pip install --quiet --no-deps --disable-pip-version-check \
+	    $$(grep -E '^onnx(runtime)?==' requirements/peers.txt)
 	@touch $@
 
 # Beside libtpu, which needs no TPU to compile, jax prints warnings: the other environments lack it.
@@ -82,10 +92,15 @@ demo-detection: venv
 demo-segmentation: venv
 	@scripts/demo.sh $(BIN)/python $(SCENES) digit_scenes_segmentation
 
+demo-web: $(VENV)/.installed-onnx
+	@scripts/demo_web.sh $(BIN)/python $(DEMO) $(PAGE) $(PORT)
+
 test: lint
 	$(BIN)/python $(PYTEST)
 
 test-peers: venv-peers
+	@command -v "$${CHROMIUM:-chromium}" > /dev/null || echo "no Chromium, and so no tests of \
+	--to=web's page: apt-get install chromium, or set CHROMIUM to its path"
 	$(PEERS)/bin/python $(PYTEST) -m 'peers and not slow' tests/parity
 
 test-slow: venv-peers
