@@ -31,6 +31,7 @@ def get_config():
     config.model.width = 0.1
     config.model.dropout = 0.2
     config.model.strides = (2, 1, 2, 2, 2, 1, 1, 2)
+    config.model.last_convolution = False  # it takes two thirds of a step's time
     config.data.image_size = 16
     config.data.train_transforms = "resize(size)|random_crop(size, padding=2)|random_flip(0.1)"
     config.label_smoothing = 0.1

@@ -8,7 +8,7 @@ import pytest
 from mbv2_jax.data import digits
 from tests.support import commands, groups
 
-# The short network has no layer5. All that is random in mmdet's recipe is in the transforms.
+# The short network has layer1 and layer7 alone. All that is random in mmdet's recipe is in the transforms.
 CONFIG = """
 from mbv2_jax.configs import default
 
@@ -17,7 +17,8 @@ def get_config():
     config.batch_size = 4
     config.num_epochs = 2.0
     config.model.width = 0.1
-    config.model.taps = ("layer7", "last")
+    config.model.last_convolution = False
+    config.model.taps = ("layer1", "layer7")
     config.model.extra_channels = (16,)
     config.model.anchor_sizes = (0.3, 0.5, 0.7, 0.9)
     config.data.source = "yolo:SCENES"
