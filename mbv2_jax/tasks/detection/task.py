@@ -356,7 +356,8 @@ class Detection(Task):
     def _decoded(self, outputs: Outputs) -> tuple[list[jax.Array], list[jax.Array]]:
         """Returns the boxes (N, A, 4) and the scores (N, A, classes) of each map."""
         activation = jax.nn.softmax if self.head.scores == "softmax" else jax.nn.sigmoid
-        scores = [activation(part)[..., :-1] for part in outputs.logits]
+        # A slice also for a symbolic number of images, for which [..., :-1] is a gather.
+        scores = [jax.lax.slice_in_dim(activation(part), 0, -1, axis=-1) for part in outputs.logits]
         pairs = zip(outputs.codes, outputs.anchors, strict=True)
         return [coding.decode(*pair) for pair in pairs], scores
 

@@ -1,0 +1,84 @@
+"""LiteRT files (.tflite): for phones, boards and microcontrollers.
+
+flatbuffer.py    the conversion of a program, and the operators of a file
+layers.py        which operator computes which layer
+precision.py     16-bit floats and 8-bit integers
+runner.py        a file in LiteRT's interpreter
+
+A zip archive with the metadata and the class names stands behind the flatbuffer, as TensorFlow
+Lite's tools write it; `unzip` reads it.
+"""
+
+import dataclasses
+import json
+import pathlib
+import zipfile
+
+import numpy as np
+
+from mbv2_jax.errors import UserError
+from mbv2_jax.export import metadata
+from mbv2_jax.export import program as programs
+from mbv2_jax.export.formats import FLOAT16, FLOAT32, INT8, Options
+from mbv2_jax.export.litert import flatbuffer, layers, precision
+from mbv2_jax.export.litert.runner import File
+from mbv2_jax.export.program import Program
+
+__all__ = ["open_file", "write"]
+
+
+def write(program: Program, path: pathlib.Path, options: Options) -> None:
+    """Writes a program as a .tflite file.
+
+    Raises:
+      UserError: an 8-bit file is to take any number of images, or a layer of `keep_float` is not
+        there.
+      RunFailed: the converter cannot convert the program.
+    """
+    if options.precision == FLOAT32:
+        content = flatbuffer.convert(program)
+    elif options.precision == FLOAT16:
+        content = flatbuffer.convert(program)
+        chosen = layers.in_16_bits(flatbuffer.operators(content), program)
+        content = precision.to_float16(content, chosen)
+    else:
+        content = _to_int8(program, options)
+    path.write_bytes(content)
+    with zipfile.ZipFile(path, "a") as archive:
+        facts = metadata.of(program, options.precision)
+        archive.writestr(metadata.FILE, json.dumps(facts))
+        archive.writestr(metadata.LABELS, "".join(f"{name}\n" for name in facts["classes"]))
+
+
+def open_file(path: pathlib.Path, threads: int | None = None) -> File:
+    """Opens a file that `write` wrote.
+
+    Args:
+      path: the file.
+      threads: of the interpreter; None leaves them to it, which takes one.
+
+    Raises:
+      UserError: it cannot be read, or it is no such file.
+    """
+    return File(path, threads)
+
+
+def _to_int8(program: Program, options: Options) -> bytes:
+    assert options.calibration is not None  # the command refuses int8 without it
+    if program.batch is None:
+        raise UserError(
+            f"--precision={INT8} needs a number of images: give --batch=1, or another number"
+        )
+    kept = layers.starting_with(options.keep_float, program)
+    images = options.calibration
+    pixels = program.input == programs.UINT8  # they become int8 at once, without floats
+    if pixels:
+        floats = dataclasses.replace(program, input=programs.FLOAT32)
+        program = floats.with_params(program.params)
+        images = images.astype(np.float32)
+    program = precision.for_8_bits(program)
+    integers = precision.Integers(pixels or options.integer_io, options.integer_io)
+    content = flatbuffer.convert(program)
+    chosen = layers.in_8_bits(flatbuffer.operators(content), program, kept, integers.inputs)
+    content = precision.to_int8(content, chosen, program, images, integers)
+    return flatbuffer.taking_uint8(content) if pixels else content

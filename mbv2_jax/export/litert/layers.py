@@ -1,0 +1,111 @@
+"""The layers that operators of a .tflite file compute, and those that are computed in 8 bits."""
+
+from collections.abc import Collection, Sequence
+
+from flax.traverse_util import flatten_dict
+
+from mbv2_jax.errors import RunFailed, UserError, nearest
+from mbv2_jax.export.litert.flatbuffer import CONVOLUTIONS, Operator
+from mbv2_jax.export.program import Program
+
+# Operators without weights that follow a layer in 8 bits. Those that decode a detector's boxes and
+# scores are not among them: 256 steps are too few for coordinates, and for exp.
+_FOLLOWING = ("ADD", "BROADCAST_TO", "CONCATENATION", "MEAN", "PAD", "RESHAPE", "RESIZE_BILINEAR")
+_FEW_WEIGHTS = 10_000  # see `in_16_bits`
+_NORMALISING = ("SUB", "MUL")  # pixels, before the first layer
+
+
+def names(program: Program) -> list[str]:
+    """Returns the names of a program's layers, such as "layer2_0/expand/conv"."""
+    return sorted({"/".join(path[:-1]) for path in flatten_dict(program.params)})
+
+
+def starting_with(prefixes: Sequence[str], program: Program) -> frozenset[str]:
+    """Returns the layers whose names start with one of some prefixes.
+
+    Raises:
+      UserError: no layer does with one of them.
+    """
+    known = names(program)
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in known):
+            parts = sorted({name.split("/")[0] for name in known})
+            raise UserError(
+                f"--keep-float={prefix}: no layer has such a name; {nearest(prefix, parts)}"
+            )
+    return frozenset(name for name in known if name.startswith(tuple(prefixes)))
+
+
+def by_operator(operators: Sequence[Operator], program: Program) -> dict[Operator, str]:
+    """Returns the layers of a program that operators compute.
+
+    The converter names a convolution after the JAX operations that it fused, and an operator that
+    adds the bias of a layer is only in one of these names. The last operator has the name of the
+    file's output instead.
+
+    Raises:
+      RunFailed: an operator for a layer is not found.
+    """
+    missing = set(names(program))
+    found = {}
+    convolutions = [op for op in operators if op.kind in CONVOLUTIONS]
+    for operator in convolutions:
+        for name in missing:
+            if f"/{name}/broadcast_in_dim" in operator.name:
+                found[operator] = name
+                missing.remove(name)
+                break
+    last = [op for op in convolutions if op.last and op not in found]
+    if len(missing) == len(last) == 1:
+        found[last[0]] = missing.pop()
+    if missing:
+        raise RunFailed(
+            f"the operators of {', '.join(sorted(missing))} are not in the .tflite file"
+        )
+    return found
+
+
+def in_16_bits(operators: Sequence[Operator], program: Program) -> list[Operator]:
+    """Returns the operators of layers whose weights are rounded to 16-bit floats.
+
+    Layers of few weights, the depthwise and the first ones, are not among them: they take 3 % of
+    the file, and rounding them makes two thirds of the differences.
+    """
+    sizes = {
+        "/".join(path[:-1]): array.size
+        for path, array in flatten_dict(program.params).items()
+        if path[-1] == "kernel"
+    }
+    layers = by_operator(operators, program)
+    return [operator for operator, name in layers.items() if sizes[name] >= _FEW_WEIGHTS]
+
+
+def in_8_bits(
+    operators: Sequence[Operator], program: Program, kept: Collection[str], integer_input: bool
+) -> list[Operator]:
+    """Returns the operators that are computed in 8 bits.
+
+    These are the layers and what follows them, up to a detector's decoding.
+
+    Args:
+      operators: of the file in floats.
+      program: of the file.
+      kept: the names of layers that stay in floats; operators that read their results do too.
+      integer_input: whether the images are 8-bit numbers; their normalisation is then in 8 bits.
+    """
+    layers = by_operator(operators, program)
+    first = next(place for place, op in enumerate(operators) if op in layers)
+    narrow = set()  # tensors of 8-bit numbers
+    if integer_input:
+        narrow |= set(operators[0].inputs)
+    chosen = []
+    for place, operator in enumerate(operators):
+        if operator in layers:
+            is_narrow = layers[operator] not in kept
+        else:
+            kinds = _FOLLOWING if place > first else (*_FOLLOWING, *_NORMALISING)
+            is_narrow = operator.kind in kinds and narrow.issuperset(operator.inputs)
+        if is_narrow:
+            narrow |= set(operator.outputs)
+            chosen.append(operator)
+    return chosen
