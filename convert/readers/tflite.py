@@ -124,7 +124,8 @@ def _entrance(walk: Walk) -> _Entrance:
     limits = graph.tensors[tensor].range
     factor, shift = np.ones(3), np.zeros(3)  # the network sees factor * input + shift
     operators: list[Operator] = []
-    while following := walk.follow(tensor, (*_CASTS, *_AFFINE)):
+    # A RESHAPE is around the normalisation of whole rows of pixels.
+    while following := walk.follow(tensor, (*_CASTS, "RESHAPE", *_AFFINE)):
         (operator,) = following
         if operator.kind in _AFFINE:
             factor, shift = _applied(walk, operator, tensor, factor, shift)
@@ -147,6 +148,9 @@ def _applied(
     swapped = operator.inputs[0] != tensor
     constant = walk.graph.constant(operator.inputs[0 if swapped else 1])
     scales = operator.kind in ("MUL", "DIV")
+    if constant is not None and constant.size > 3 and constant.size % 3 == 0:
+        pixels = constant.reshape(-1, 3)  # a row of them
+        constant = pixels[0] if (pixels == pixels[0]).all() else constant
     if (
         constant is None
         or constant.size not in (1, 3)
@@ -171,7 +175,8 @@ def _normalization(factor: np.ndarray, shift: np.ndarray) -> tuple[dict[str, Any
         return {}, ()
     mean, std = -shift / factor, 1 / factor
     guesses: tuple[str, ...] = ()
-    if (std < 2).all():  # of pixels, it would make numbers of more than 100
+    # Of pixels, such a std would make numbers of more than 100; but it may be in the weights.
+    if (std < 2).all() and (abs(mean) < 2).all():
         mean, std = 255 * mean, 255 * std
         guesses = ("the graph normalises pixels from 0 to 1; here they are from 0 to 255",)
     # Rounded, because the file holds factors of 24 bits.
