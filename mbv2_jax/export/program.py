@@ -66,9 +66,19 @@ class Program:
         """
         if self.input != NORMALISED:
             images = self.saved.spec.preprocessing.normalize(images)
+        return self.of_normalised(images)
+
+    def of_normalised(self, images: jax.Array) -> dict[str, jax.Array]:
+        """Returns the arrays of `Task.exported` for normalised images, (N, H, W, 3) float32."""
         network = self.saved.module(folded=True)
         outputs = network.apply({"params": self.params}, images.astype(jnp.float32))
         return self.task.exported(outputs)
+
+    def with_params(self, params: dict[str, Any]) -> "Program":
+        """Returns the same program with other parameters, of the shapes of `params`."""
+        changed = dataclasses.replace(self)
+        object.__setattr__(changed, "params", params)
+        return changed
 
     def prepare(self, image: ImageLike) -> np.ndarray:
         """Returns an image of any size as pixels, (H, W, 3) uint8: resized and cropped."""
