@@ -111,7 +111,8 @@ def _arguments() -> argparse.Namespace:
         default=[],
         metavar="PHOTOS",
         help="int8: photos, or folders of them, whose activations give the ranges of 8-bit "
-        "numbers; about a hundred of the kind that the file will see",
+        "numbers; about a hundred of the kind that the file will see. config:NAME stands for a "
+        "hundred of the training photos of a config",
     )
     parser.add_argument(
         "--check",

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from mbv2_jax import inference
+from mbv2_jax import command_line, inference
+from mbv2_jax.data.decoding import ImageLike
 from mbv2_jax.errors import UserError
 from mbv2_jax.export.program import NORMALISED, Program
 
+_CONFIG = "config:"
+_OF_CONFIG = 100  # photos of a config's data
 _SYNTHETIC = 4  # pictures, where no photos are given
 
 
@@ -17,16 +20,29 @@ def load(program: Program, paths: Sequence[str], flag: str) -> np.ndarray:
 
     Args:
       program: decides the size and the normalisation.
-      paths: image files, and folders of them.
+      paths: image files, and folders of them; "config:NAME" stands for a hundred photos of the
+        training split of a config, at equal distances.
       flag: the flag that named them, for messages.
 
     Raises:
       UserError: there are none, or one cannot be read.
     """
-    images = [image for path in paths for image in inference.list_images(path)]
+    images = [image for path in paths for image in _images(path)]
     if not images:
         raise UserError(f"{flag}={' '.join(paths)}: there are no images")
     return _as_input(program, [program.prepare(image) for image in images])
+
+
+def _images(path: str) -> Sequence[ImageLike]:
+    """Returns the images that a path stands for."""
+    if not path.startswith(_CONFIG):
+        return inference.list_images(path)
+    from mbv2_jax.training import config, splits  # here, since few exports need them
+
+    given = config.without_groups(command_line.load_config(path.removeprefix(_CONFIG)))
+    source = splits.open_training(config.read(given))
+    places = np.linspace(0, len(source) - 1, min(_OF_CONFIG, len(source))).astype(int)
+    return [source[place].image for place in places.tolist()]
 
 
 def synthetic(program: Program) -> np.ndarray:
