@@ -17,6 +17,7 @@ _FIRST = (
     "training",
     "data",
     "conversion",
+    "export",
     "analysis",
 )
 

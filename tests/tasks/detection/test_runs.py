@@ -8,7 +8,8 @@ import pytest
 from mbv2_jax.data import digits
 from tests.support import commands, groups
 
-# The short network has layer1 and layer7 alone. All that is random in mmdet's recipe is in the transforms.
+# The short network has no stages but layer1 and layer7. All that is random in mmdet's recipe is in
+# the transforms.
 CONFIG = """
 from mbv2_jax.configs import default
 
