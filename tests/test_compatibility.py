@@ -60,6 +60,7 @@ def test_checkpoint_evaluates_as_before(workdir, cache):
     assert ours == theirs | {"loss": pytest.approx(theirs["loss"], rel=FORWARD)}
 
 
+@pytest.mark.slow
 def test_run_resumes_as_if_nothing_had_changed(workdir, cache):
     before = commands.metrics(workdir)
     result = last_line(cache, f"--workdir={workdir}")

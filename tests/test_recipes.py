@@ -307,7 +307,7 @@ STEPS_OF_EACH = [
     pytest.param("mobilenet_v2_small", 0.25, marks=pytest.mark.slow),
     pytest.param("mobilenet_v2_timm_ra", 1.0, marks=pytest.mark.slow),
     pytest.param("mobilenet_v2_torchvision_v2", 0.25, marks=pytest.mark.slow),
-    ("mobilenet_v2_tpu_4096", 0.25),
+    pytest.param("mobilenet_v2_tpu_4096", 0.25, marks=pytest.mark.slow),
 ]
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from benchmarks import gpu_peers
 from benchmarks.triton_depthwise import depthwise_conv
@@ -16,6 +17,7 @@ def task(x: Any, kernel: Any, gradient: Any, convolve: Any) -> Any:
     return y, *gradients(gradient)
 
 
+@pytest.mark.slow
 def test_every_layer_is_lowered_to_triton():
     for layer in set(gpu_peers.depthwise_layers(224)):
         side = -(-layer.size // layer.stride)

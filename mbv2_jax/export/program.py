@@ -42,6 +42,11 @@ class Program:
                 "that has one"
             )
         task = self.saved.task()
+        if type(task).exported is Task.exported:
+            raise UserError(
+                f"{self.saved.path} is a model of {self.saved.spec.task}, which is not exported: "
+                "give that class the members exported, from_exported and agreement of Task"
+            )
         params = task.fold(self.saved.params, self.saved.batch_stats, self.saved.spec.backbone)
         object.__setattr__(self, "task", task)
         object.__setattr__(self, "params", params)

@@ -18,9 +18,11 @@ from mbv2_jax.export import program, stablehlo
 from mbv2_jax.export.formats import Options
 from mbv2_jax.spec import Backbone, ModelSpec, Preprocessing
 from mbv2_jax.tasks.classification import settings as classification
+from mbv2_jax.tasks.classification.task import Classification
 from mbv2_jax.tasks.detection import settings as detection
 from mbv2_jax.tasks.segmentation import settings as segmentation
-from tests.support import tiny_model
+from mbv2_jax.tasks.task import Task
+from tests.support import short_network, tiny_model
 
 NAMES = ("cat", "dog", "eel")
 PIXELS = Preprocessing(33, "resize(size)", tiny_model.MEAN, tiny_model.STD)
@@ -93,10 +95,18 @@ def test_jax_alone_runs_a_file_for_any_number_of_images(task, tmp_path, few_laye
     np.testing.assert_allclose(found["logits"], np.asarray(outputs), rtol=0, atol=1e-4)
 
 
-def test_a_file_is_loaded_with_its_metadata(tmp_path, few_layers):
-    saved = inference.open_model(write("classification", tmp_path / "model"), seed=0)
-    file = tmp_path / "m.stablehlo"
-    stablehlo.write(program.Program(saved, batch=2, input="float32"), file, Options())
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A classifier's file for two images of floats from 0 to 255, beside the classifier."""
+    folder = tmp_path_factory.mktemp("stablehlo")
+    with short_network.in_use():
+        saved = inference.open_model(write("classification", folder / "model"), seed=0)
+        made = program.Program(saved, batch=2, input="float32")
+        stablehlo.write(made, folder / "m.stablehlo", Options())
+    return folder / "m.stablehlo"
+
+
+def test_a_file_is_loaded_with_its_metadata(file, few_layers):
     loaded = mbv2_jax.load_exported(file)
     assert loaded.metadata["classes"] == list(NAMES)
     assert loaded.metadata["mean"] == list(tiny_model.MEAN)
@@ -106,16 +116,29 @@ def test_a_file_is_loaded_with_its_metadata(tmp_path, few_layers):
         assert json.loads(archive.read("mbv2_jax.json")) == loaded.metadata
     pixels = images("classification", 2)
     logits = loaded(pixels.astype(np.float32))["logits"]
-    expected = mbv2_jax.init_model(tmp_path / "model")(pixels)
+    expected = mbv2_jax.init_model(file.parent / "model")(pixels)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
     assert loaded.exported.platforms == ("cpu", "cuda", "tpu")
 
 
+@dataclasses.dataclass(frozen=True)
+class Own(Classification):
+    """A task that says nothing about exported files."""
+
+    exported = Task.exported
+
+
+def test_a_task_without_exports_is_refused(tmp_path, few_layers):
+    spec = dataclasses.replace(SPECS["classification"], task=f"{__name__}:Own")
+    tiny_model.write_for(Own(spec.head, NAMES), spec, tmp_path / "model")
+    saved = inference.open_model(tmp_path / "model", seed=0)
+    with pytest.raises(UserError, match=r"model of .*:Own, which is not exported: give that class"):
+        program.Program(saved)
+
+
 @pytest.mark.parametrize("damage", [lambda content: content[:1000], lambda content: b"no file"])
-def test_a_damaged_file_is_refused(damage, tmp_path, few_layers):
-    saved = inference.open_model(write("classification", tmp_path / "model"), seed=0)
-    file = tmp_path / "m.stablehlo"
-    stablehlo.write(program.Program(saved), file, Options())
-    file.write_bytes(damage(file.read_bytes()))
+def test_a_damaged_file_is_refused(damage, file, tmp_path):
+    damaged = tmp_path / "m.stablehlo"
+    damaged.write_bytes(damage(file.read_bytes()))
     with pytest.raises(UserError, match=r"m\.stablehlo is no file of .*--to=stablehlo"):
-        mbv2_jax.load_exported(file)
+        mbv2_jax.load_exported(damaged)

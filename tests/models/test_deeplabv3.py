@@ -75,6 +75,7 @@ def loss_and_gradients(mode: spec.TrainingMode) -> tuple[Any, Any, Any]:
     return logits, stats, found
 
 
+@pytest.mark.slow
 def test_computing_blocks_again_changes_no_gradient(few_layers):
     *_, kept = loss_and_gradients(spec.TrainingMode())
     *_, again = loss_and_gradients(spec.TrainingMode(remat=True))

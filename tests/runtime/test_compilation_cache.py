@@ -175,6 +175,7 @@ def test_where_the_cache_is(jax_folder, tmp_path, monkeypatch):
     assert jax_folder() == str(tmp_path / "mine")  # jax itself has read the variable
 
 
+@pytest.mark.slow
 def test_python_users_get_the_cache_with_one_call_and_no_setting_changes_before(tmp_path):
     """A later process finds what the first one compiled, however little time that took."""
     model = tiny_model.write(tmp_path / "model")

@@ -290,6 +290,7 @@ def test_commands_that_differ_are_refused_everywhere(tiny, cache, tmp_path, each
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_workdir_that_is_not_shared_is_refused(tiny, cache, tmp_path):
     folders = [tmp_path / "host0", tmp_path / "host1"]
     for folder in folders:

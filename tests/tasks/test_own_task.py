@@ -168,6 +168,7 @@ def train(cache: pathlib.Path, folder: pathlib.Path, name: str, *arguments: str)
     return json.loads(out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_task_of_ones_own_trains_evaluates_continues_and_predicts(cache, folder):
     result = train(cache, folder, "whole")
     assert set(result) == {"close", "off", "loss", "examples"}

@@ -101,6 +101,7 @@ def test_killed_run_ends_at_the_same_step_with_the_same_bits(tiny, cache, early,
     assert ours["origin"] == theirs["origin"]
 
 
+@pytest.mark.slow
 def test_run_that_ended_early_is_finished_until_it_may_go_on(tiny, cache, early, tmp_path):
     whole, whole_out, _ = early
     workdir = shutil.copytree(whole, tmp_path / "run")
@@ -174,6 +175,7 @@ def test_run_that_learned_says_which_checkpoint_its_model_is(unbroken):
     assert origin["best"]["result"] == results[best]
 
 
+@pytest.mark.slow
 def test_run_that_learned_nothing_says_so_also_when_it_is_continued(tiny, cache, tmp_path):
     workdir = tmp_path / "run"
     still = ["--config.schedule.base_lr=0.0", "--config.schedule.warmup_steps=45"]

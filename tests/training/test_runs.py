@@ -56,6 +56,7 @@ def test_tensorboard_holds_what_metrics_jsonl_holds(unbroken):
             assert seen[f"{line['split']}/{name}", line["step"]] == stored
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="nothing is set up elsewhere than on Linux")
 def test_takes_a_device_for_each_core_of_a_cpu(tiny, cache, unbroken, tmp_path):
     """Compares with the run of the other tests, on one device."""
