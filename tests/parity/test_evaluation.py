@@ -52,10 +52,8 @@ def weights(tmp_path_factory) -> pathlib.Path:
     """A file of weights in the form in which mmpretrain's training writes it."""
     peers.mmpretrain()
     import torch
-    from mmengine.registry import init_default_scope
     from mmpretrain.registry import MODELS
 
-    init_default_scope("mmpretrain")
     network = MODELS.build(network_config())
     peers.randomize(network, seed=0)
     network.head.fc.weight.data /= 10  # otherwise softmax would hide differences

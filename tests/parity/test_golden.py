@@ -125,11 +125,9 @@ def mmpretrain_logits(check_data, weights) -> tuple[np.ndarray, np.ndarray, list
     import torch
     from mmengine.config import Config
     from mmengine.dataset import Compose, pseudo_collate
-    from mmengine.registry import init_default_scope
     from mmengine.runner import load_checkpoint
     from mmpretrain.registry import MODELS
 
-    init_default_scope("mmpretrain")
     configs = pathlib.Path(package.__path__[0]) / ".mim" / "configs" / "mobilenet_v2"
     config = Config.fromfile(configs / "mobilenet-v2_8xb32_in1k.py")
     model = MODELS.build(config.model | {"data_preprocessor": config.data_preprocessor})

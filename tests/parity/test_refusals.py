@@ -215,7 +215,7 @@ def _keras(name: str, suffix: str) -> Callable[[pathlib.Path], pathlib.Path]:
     def write(folder: pathlib.Path) -> pathlib.Path:
         keras = peers.keras()
         if name == "Sequential":
-            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="dense")])
         else:
             model = getattr(keras.applications, name)(weights=None, include_top=False)
         model.save(folder / f"model{suffix}")

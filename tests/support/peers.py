@@ -27,7 +27,7 @@ torch.set_num_threads(1)
 
 def mmpretrain() -> ModuleType:
     """Returns the module mmpretrain, with `mmpretrain.models` loaded."""
-    _prepare_openmmlab()
+    _prepare_openmmlab("mmpretrain")
     import mmpretrain
     import mmpretrain.models
 
@@ -36,7 +36,7 @@ def mmpretrain() -> ModuleType:
 
 def mmseg() -> ModuleType:
     """Returns the module mmseg."""
-    _prepare_openmmlab()
+    _prepare_openmmlab("mmseg")
     import mmseg
 
     return mmseg
@@ -47,7 +47,7 @@ def mmdet() -> ModuleType:
 
     Of the operators that mmcv compiles, `nms` works on CPUs.
     """
-    _prepare_openmmlab()
+    _prepare_openmmlab("mmdet")
     import mmdet
     import mmdet.datasets
     import mmdet.datasets.transforms
@@ -56,10 +56,13 @@ def mmdet() -> ModuleType:
     return mmdet
 
 
-def _prepare_openmmlab() -> None:
+def _prepare_openmmlab(scope: str) -> None:
     """Makes mmpretrain, mmseg and mmdet importable, in any order, beside mmcv-lite.
 
     They import names of `mmcv.ops`, whose compiled module the wheel of mmcv-lite does not have.
+
+    Args:
+      scope: the package in which mmengine looks up names from now on, whatever a test before chose.
     """
     torchvision()
     if "mmcv._ext" not in sys.modules:
@@ -67,8 +70,10 @@ def _prepare_openmmlab() -> None:
         compiled.__spec__ = ModuleSpec("mmcv._ext", None)  # without a loader: mmcv-lite
         compiled.nms = _greedy_nms
         sys.modules["mmcv._ext"] = compiled
+    from mmengine.registry import init_default_scope
     from mmpretrain.utils import dependency
 
+    init_default_scope(scope)
     # Where pycocotools is installed, mmpretrain takes transformers for that of its own time, and
     # imports names that are gone.
     dependency.WITH_MULTIMODAL = False
