@@ -3,7 +3,7 @@
     python -m mbv2_jax.main --config=digit_scenes_detection --workdir=runs/digit_boxes
 
 data: scenes of scikit-learn's digits with boxes, drawn as they are read; no scene comes twice, no
-handwriting is in both splits. hardware: 2 CPU cores; time: three to five minutes.
+handwriting is in both splits. hardware: 2 CPU cores; time: two to five minutes.
 expected: at least 60 mAP50 on the 200 test scenes.
 """
 

@@ -198,7 +198,13 @@ def test_dropped_photos_get_the_predictions_of_jax(task, pages, photos, chromium
         assert_like_jax(predictor, predictor.predict(photo)[0], results[photo.name])
 
 
-@pytest.mark.parametrize("task", list(REAL))
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param(task, marks=[pytest.mark.slow] if task != "classification" else [])
+        for task in REAL
+    ],
+)
 def test_real_photos_get_the_predictions_of_jax(
     task, chromium, onnxruntime_web, check_data, cache, tmp_path
 ):
