@@ -23,7 +23,7 @@ _RUNS = 9  # that are timed
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was found about a file.
+    """The comparison of a file with JAX, its size and its speed.
 
     Attributes:
       file: its path.

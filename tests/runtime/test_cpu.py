@@ -1,4 +1,4 @@
-"""What a run on CPUs sets up for itself, and that it changes nothing else."""
+"""The settings that a run on CPUs makes for itself, and no others."""
 
 import os
 import pathlib

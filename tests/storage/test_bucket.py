@@ -23,7 +23,7 @@ from tests.support import fake_gcs, tiny_model
 
 
 def forget() -> None:
-    """What the libraries keep of a server: others of this process have another, or none."""
+    """Clears the libraries' memory of a server: other tests have another one, or none."""
     bucket._bucket.cache_clear()
     gcs_utils.get_bucket.cache_clear()
     gcsfs.GCSFileSystem.clear_instance_cache()

@@ -1,4 +1,4 @@
-"""What comparisons of networks with their peers in float64 share."""
+"""Comparisons of networks with their peers in float64."""
 
 from typing import Any
 

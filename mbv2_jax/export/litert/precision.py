@@ -44,7 +44,11 @@ def to_float16(content: bytes, chosen: Iterable[Operator]) -> bytes:
 
 
 class Integers(NamedTuple):
-    """Whether a file's inputs, and whether its outputs, are 8-bit numbers."""
+    """The ends of a file that are 8-bit numbers.
+
+    Attributes:
+      inputs, outputs: whether they are.
+    """
 
     inputs: bool
     outputs: bool

@@ -30,7 +30,7 @@ def grad_cam():
 
 
 def random_model(network: torch.nn.Module) -> SavedModel:
-    """Gives torchvision's network of width 0.35 random weights, and returns them as a model."""
+    """Returns a model of the random weights that torchvision's network of width 0.35 is given."""
     peers.randomize(network, seed=0)
     network.eval()
     spec = dataclasses.replace(

@@ -112,7 +112,7 @@ def test_the_classifiers_logits_are_mmpretrains(files, check_data):
 
 
 def test_the_segmenters_classes_are_tflites(files, check_data):
-    """As the original .tflite file gave them; nearly equal logits may change places."""
+    """The masks are the original .tflite file's; nearly equal logits may change places."""
     _, file = files("segmentation", "float32")
     with np.load(check_data / GOLDEN["segmentation"]) as golden:
         for k in range(10):
