@@ -70,10 +70,10 @@ $(TPU)/.installed: $(LOCKED) scripts/install_libtpu.sh
 	@touch $@
 
 # Nothing that trains may lean on TensorFlow.
-$(TENSORFLOW)/.installed: requirements/build.txt requirements/tensorflow.txt scripts/install.sh
+$(TENSORFLOW)/.installed: setup.cfg requirements/build.txt requirements/tensorflow.txt scripts/install.sh
 	@test -x $(TENSORFLOW)/bin/python || scripts/make_venv.sh $(TENSORFLOW) $(PYTHON)
-	@echo 'installing TensorFlow and TFDS into $(TENSORFLOW): 1 to 2 minutes, about 2.5 GB'
-	@scripts/install.sh $(TENSORFLOW) requirements/tensorflow.txt
+	@echo 'installing TensorFlow, TFDS and the package into $(TENSORFLOW): 2 minutes, about 3 GB'
+	@scripts/install.sh $(TENSORFLOW) requirements/tensorflow.txt --project
 	@touch $@
 
 # The package as well, whose docstrings become pages.

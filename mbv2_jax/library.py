@@ -78,7 +78,7 @@ def load(
       seed: of fresh parameters.
       **architecture: other values for fields of `spec.Backbone` that leave the arrays as they are
         (output_stride, strides), of `spec.TrainingMode` (frozen_stages, norm_eval, dropout, dtype,
-        remat, bn_momentum, bn_group_size), and of the task's head (hidden; aspp_rates and
+        remat, bn_momentum, bn_group_size, quantize), and of the task's head (hidden; aspp_rates and
         align_corners).
 
     Returns:
@@ -100,7 +100,8 @@ def load(
     head = _head(saved, name, fields)
     if features_only or head is None:
         return _features(saved, backbone, mode, inference.checked_indices(out_indices, backbone))
-    if (name, head) == (saved.spec.task, saved.spec.head):
+    theirs = (saved.spec.task, saved.spec.head, saved.spec.mode.quantize)
+    if (name, head, mode.quantize) == theirs:
         classes, variables = saved.classes, saved.variables()
         network = saved.task().network(backbone, mode)
     else:

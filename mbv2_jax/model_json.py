@@ -25,7 +25,7 @@ NAME = "mobilenet_v2"  # of the backbone
 _LATER = {
     "backbone": ("output_stride", "depth", "fixed_ends", "divisor", "last_convolution"),
     "head": ("hidden",),
-    "training": ("dropout", "folded_norm"),
+    "training": ("dropout", "folded_norm", "quantize"),
 }
 
 # The sections of format 1 in which the fields of each of today's sections stand.

@@ -299,6 +299,7 @@ class Preprocessing:
 
 
 PER_DEVICE = "device"
+INT8 = "int8"
 
 
 def _group_size() -> Values:
@@ -355,6 +356,15 @@ class TrainingMode:
         "whether BatchNorm's statistics are made up, because the file of the weights had them "
         "folded into the convolutions; training then needs norm_eval",
         convention=True,
+    )
+    quantize: str = declare(
+        "none",
+        choice("none", INT8),
+        "'int8' rounds weights and activations to 8 bits, as the files of `python -m "
+        "mbv2_jax.export --precision=int8` do, so that the network learns to do with that; needs "
+        "norm_eval. 'none' rounds nothing",
+        inherited=True,
+        shapes=True,
     )
 
 

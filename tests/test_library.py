@@ -188,6 +188,39 @@ def test_a_network_without_the_last_convolution_is_a_model(tmp_path):
         mbv2_jax.load(path, last_convolution=True)
 
 
+def test_a_network_begins_and_ends_to_round_to_8_bits(checkpoint, tmp_path):
+    floats = mbv2_jax.load(checkpoint)
+    rounding = mbv2_jax.load(checkpoint, quantize="int8", norm_eval=True)
+    assert rounding.class_names == floats.class_names
+    assert rounding.variables["batch_stats"]["pooled_range"] == {"low": 0, "high": 0}
+    jax.tree.map(
+        np.testing.assert_array_equal, rounding.variables["params"], floats.variables["params"]
+    )
+    images = rounding.preprocessing.normalize(IMAGES)
+    _, updated = rounding.module.apply(
+        rounding.variables,
+        images,
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": jax.random.key(0)},
+    )
+    path = tmp_path / "rounding"
+    mbv2_jax.save(
+        path,
+        rounding.module,
+        {"params": rounding.variables["params"], "batch_stats": updated["batch_stats"]},
+        rounding.class_names,
+        preprocessing=rounding.preprocessing,
+    )
+    found = mbv2_jax.load(path)
+    assert found.module.quantize == "int8"
+    assert found.variables["batch_stats"]["pooled_range"]["high"] > 0
+    again = mbv2_jax.load(path, quantize="none")
+    assert same(apply(again), apply(floats))
+    # Prediction is in floats.
+    np.testing.assert_allclose(mbv2_jax.init_model(path)(IMAGES), apply(floats), **CLOSE)
+
+
 def test_made_up_statistics_are_kept_and_not_trained_with(checkpoint, tmp_path):
     model = mbv2_jax.load(checkpoint)
     module = model.module.clone(folded_norm=True)

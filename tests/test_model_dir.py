@@ -127,7 +127,7 @@ def test_model_json_describes_the_model_and_names_its_format(model):
             "mean": [120.0, 110.0, 100.0],
             "std": [60.0, 55.0, 50.0],
         },
-        "training": {"dropout": 0.2, "bn_momentum": 0.9, "folded_norm": False},
+        "training": {"dropout": 0.2, "bn_momentum": 0.9, "folded_norm": False, "quantize": "none"},
         "classes": ["cat", "dog", "eel", "fox", "gnu", "hen"],
         "origin": {"kind": "made by a test"},
     }
@@ -245,7 +245,7 @@ def test_model_json_written_before_some_fields_existed_is_read(broken):
     def older(info):
         for key in ("output_stride", "depth", "fixed_ends", "last_convolution"):
             del info["backbone"][key]
-        del info["head"]["hidden"], info["training"]["folded_norm"]
+        del info["head"]["hidden"], info["training"]["folded_norm"], info["training"]["quantize"]
 
     edit(broken, older)
     assert model_dir.read(broken).spec == tiny_model.SPEC

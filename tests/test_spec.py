@@ -123,7 +123,7 @@ def test_values_of_a_model_are_named_as_in_a_config():
     assert values["model.width"] == 0.5
     assert values["model.num_classes"] == 7
     assert values["data.image_size"] == 224
-    assert spec.KEPT == ("dropout", "bn_momentum", "folded_norm")
+    assert spec.KEPT == ("dropout", "bn_momentum", "folded_norm", "quantize")
     assert "model.dropout" in values and "model.remat" not in values
     changed = model.replace({"model.width": 1.0, "data.image_size": 96, "model.dropout": 0.2})
     assert changed == ModelSpec(

@@ -176,11 +176,6 @@ def _check(arguments: argparse.Namespace, format_: "Format") -> None:
         of_8_bits = option in ("calibration", "keep_float", "integer_io")
         if used and of_8_bits and arguments.precision != "int8":
             raise UserError(f"{flag} is for --precision=int8")
-    if arguments.precision == "int8" and not arguments.calibrate:
-        raise UserError(
-            "--precision=int8 needs --calibrate=PHOTOS: about a hundred photos of the kind that "
-            "the file will see"
-        )
 
 
 def _program(arguments: argparse.Namespace, format_: "Format") -> "Program":
@@ -194,6 +189,12 @@ def _program(arguments: argparse.Namespace, format_: "Format") -> "Program":
     if size:
         saved = program.resized(saved, size)
     made = program.Program(saved, batch, arguments.input)
+    if arguments.precision == "int8" and not arguments.calibrate and not made.trained_in_8_bits:
+        raise UserError(
+            "--precision=int8 needs --calibrate=PHOTOS: about a hundred photos of the kind that "
+            "the file will see; only a model that was trained with model.quantize='int8' does "
+            "without"
+        )
     if arguments.nms and not made.task.finds_objects:
         raise UserError(f"--nms is for objects, and {arguments.model} finds none")
     return made

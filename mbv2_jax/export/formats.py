@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mbv2_jax.errors import UserError, nearest
+from mbv2_jax.export.quiet import quiet
 from mbv2_jax.installed import require
 
 if TYPE_CHECKING:  # --help lists the formats, and needs no jax
@@ -42,7 +43,13 @@ class Options:
 
 
 class Runner(Protocol):
-    """A file that was opened in its own runtime."""
+    """A file that was opened in its own runtime.
+
+    Attributes:
+      not_run: why this machine cannot run it; "" where it can.
+    """
+
+    not_run: str
 
     @property
     def operators(self) -> Mapping[str, int]:
@@ -92,7 +99,8 @@ class Format(NamedTuple):
           UserError: packages are missing; names the extra that installs them.
         """
         require(purpose, *self.packages, extra=self.extra)
-        module: Writer = importlib.import_module(self.module)
+        with quiet():
+            module: Writer = importlib.import_module(self.module)
         return module
 
 
@@ -116,6 +124,22 @@ FORMATS: Mapping[str, Format] = {
         (FLOAT32, FLOAT16, INT8),
         ("calibration", "keep_float", "integer_io"),
         batch=1,
+    ),
+    "coreml": Format(
+        "mbv2_jax.export.coreml",
+        "a .mlpackage for iPhones, iPads and Macs",
+        ("coremltools", "onnx"),
+        "coreml",
+        (FLOAT32, FLOAT16),
+        batch=1,
+        mark="Manifest.json",
+    ),
+    "savedmodel": Format(
+        "mbv2_jax.export.saved_model",
+        "a folder for TensorFlow and TensorFlow Serving",
+        ("tensorflow",),
+        "savedmodel",
+        mark="saved_model.pb",
     ),
     "web": Format(
         "mbv2_jax.export.web",

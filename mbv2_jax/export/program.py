@@ -11,6 +11,7 @@ from mbv2_jax.data.decoding import ImageLike
 from mbv2_jax.errors import UserError
 from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.ops import lowering
+from mbv2_jax.spec import INT8
 from mbv2_jax.tasks.task import Task
 
 # The kinds of images that a file takes, by the values of --input.
@@ -63,6 +64,11 @@ class Program:
     def dtype(self) -> np.dtype:
         """The dtype of the images."""
         return np.dtype(np.uint8 if self.input == UINT8 else np.float32)
+
+    @property
+    def trained_in_8_bits(self) -> bool:
+        """Whether the network has the ranges of its activations, see `models.layers.Rounding`."""
+        return self.saved.spec.mode.quantize == INT8
 
     def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
         """Returns the arrays of `Task.exported` for images, (N, H, W, 3) of `dtype`.

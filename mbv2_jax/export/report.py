@@ -1,6 +1,7 @@
 """The comparison of a written file with JAX on photos."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import statistics
@@ -33,6 +34,7 @@ class Report:
       photos: the number of images that it was run on.
       difference: the largest difference from JAX of each output.
       agreement: the share of `unit` with the same prediction as JAX's, 0 to 1.
+      not_run: why the file was not run, and not compared; "" if it was.
       unit: "classes", "pixels" or "boxes".
       milliseconds: medians for one image: of the file, of JAX, and of the float32 file.
     """
@@ -47,9 +49,12 @@ class Report:
     agreement: float
     unit: str
     milliseconds: dict[str, float]
+    not_run: str = ""
 
     def check(self) -> None:
-        """Raises RunFailed unless the file agrees with JAX within the bound of its precision."""
+        """Raises RunFailed if the file was run, and is beyond the bound of its precision."""
+        if self.not_run:
+            return
         bound = BOUNDS.get(self.precision)
         worst = max(self.difference, key=lambda name: self.difference[name])
         if bound is not None and not self.difference[worst] <= bound:
@@ -90,6 +95,17 @@ def make(
       plain: the same program in float32, for its time; None where this file is that.
     """
     runner = format_.load(f"running {path}").open_file(path)
+    same = functools.partial(
+        Report,
+        file=os.fspath(path),
+        format=name,
+        precision=precision,
+        bytes=_size(path),
+        operators=dict(sorted(runner.operators.items(), key=lambda item: (-item[1], item[0]))),
+        unit=program.task.agree_on,
+    )
+    if runner.not_run:
+        return same(photos=0, difference={}, agreement=0.0, milliseconds={}, not_run=runner.not_run)
     rows = program.batch or 1
     run = jax.jit(program)
     theirs = _in_batches(runner, images, rows)
@@ -106,16 +122,10 @@ def make(
     times["jax"] = _milliseconds(lambda: jax.block_until_ready(run(first)), rows)
     if plain is not None:
         times["float32"] = _milliseconds(lambda: jax.block_until_ready(plain(first)), rows)
-    return Report(
-        file=os.fspath(path),
-        format=name,
-        precision=precision,
-        bytes=_size(path),
-        operators=dict(sorted(runner.operators.items(), key=lambda item: (-item[1], item[0]))),
+    return same(
         photos=len(images),
         difference=difference,
         agreement=found / total if total else 1.0,
-        unit=task.agree_on,
         milliseconds=times,
     )
 
@@ -129,9 +139,7 @@ def text(report: Report, facts: Mapping[str, Any]) -> str:
     """
     height, width = facts["image_size"]
     kinds = ", ".join(f"{count} {kind}" for kind, count in report.operators.items())
-    times = ", ".join(f"{name} {value:.1f}" for name, value in report.milliseconds.items())
     shapes = ", ".join(f"{name} {shape}" for name, (shape, _) in facts["outputs"].items())
-    differences = ", ".join(f"{name} {value:.2g}" for name, value in report.difference.items())
     return "\n".join(
         [
             f"wrote        {report.file}, {report.bytes / 1e6:.2f} MB",
@@ -139,11 +147,21 @@ def text(report: Report, facts: Mapping[str, Any]) -> str:
             f"before it    {facts['eval_transforms']} (not in the file: the caller's part)",
             f"outputs      {shapes}",
             f"operators    {kinds}",
-            f"from JAX     at most {differences}, on {report.photos} images",
-            f"agreement    {report.agreement:.2%} of {report.unit}",
-            f"milliseconds {times}; one image, medians of {_RUNS}",
+            *_comparison(report),
         ]
     )
+
+
+def _comparison(report: Report) -> list[str]:
+    if report.not_run:
+        return [f"not run      {report.not_run}: nothing was compared with JAX"]
+    differences = ", ".join(f"{name} {value:.2g}" for name, value in report.difference.items())
+    times = ", ".join(f"{name} {value:.1f}" for name, value in report.milliseconds.items())
+    return [
+        f"from JAX     at most {differences}, on {report.photos} images",
+        f"agreement    {report.agreement:.2%} of {report.unit}",
+        f"milliseconds {times}; one image, medians of {_RUNS}",
+    ]
 
 
 def _normalisation(facts: Mapping[str, Any]) -> str:

@@ -50,6 +50,8 @@ class Exported:
       exported: the `jax.export.Exported` itself.
     """
 
+    not_run = ""
+
     def __init__(self, path: pathlib.Path):
         try:
             content = path.read_bytes()

@@ -11,7 +11,7 @@ from flax import linen as nn
 from mbv2_jax import spec
 from mbv2_jax.errors import UserError
 from mbv2_jax.models import folding, layers
-from mbv2_jax.models.layers import Conv, ConvNorm, parameter_dtype
+from mbv2_jax.models.layers import Conv, ConvNorm, Rounding, parameter_dtype
 from mbv2_jax.models.mobilenet_v2 import Backbone, stage_endpoints
 from mbv2_jax.ops.normalization import materialize
 from mbv2_jax.ops.resize import resize_bilinear
@@ -115,6 +115,8 @@ class DeepLabV3(nn.Module):
             bn_group_size=int(mode.bn_group_size),
             dtype=self.dtype,
             folded=self.folded,
+            quantize=self._quantize,
+            round_result=False,  # but after ReLU, and after concatenation
         )
 
         def activated(inputs: jax.Array, name: str, **window: Any) -> jax.Array:
@@ -122,21 +124,31 @@ class DeepLabV3(nn.Module):
 
         kept = parameter_dtype(self.dtype)
         pooled = features.astype(kept).mean((1, 2), keepdims=True)  # (N, 1, 1, 320)
-        pooled = activated(pooled, POOLING)
+        pooled = activated(self._rounded(pooled, "pooled_range"), POOLING)
         branches = [jnp.broadcast_to(pooled, (*features.shape[:3], CHANNELS))]
         branches += [activated(features, POINTWISE)]
         for i, rate in enumerate(self.rates(), start=1):
             branches += [activated(features, f"aspp{i}", kernel_size=3, dilation=rate)]
         y = jnp.concatenate(branches, -1)  # (N, h, w, 256 * branches)
-        y = activated(y, PROJECTION)  # (N, h, w, 256)
+        y = activated(self._rounded(y, "concatenation_range"), PROJECTION)  # (N, h, w, 256)
+        y = self._rounded(y, f"{PROJECTION}_range")
         y = nn.Dropout(mode.dropout, deterministic=not train)(y)
-        return Conv(
+        y = Conv(
             self.num_classes,
             dtype=kept,  # few: bfloat16 would save no time, and only lose precision
             bias=True,
             kernel_init=nn.initializers.truncated_normal(0.01),
+            quantize=self._quantize,
             name=LOGITS,
         )(y)
+        return self._rounded(y, f"{LOGITS}_range")
+
+    @property
+    def _quantize(self) -> bool:
+        return layers.quantizes(self.mode, self.folded)
+
+    def _rounded(self, x: jax.Array, name: str) -> jax.Array:
+        return Rounding(name=name)(x) if self._quantize else x
 
     def _check_groups(self, batch: int) -> None:
         """Refuses groups of one example, of which image pooling leaves one value per channel."""

@@ -8,14 +8,16 @@ from flax import linen as nn
 from jax import lax
 
 from mbv2_jax.ops import conv as conv_ops
+from mbv2_jax.ops import quantization
 from mbv2_jax.ops.normalization import (
     Activation,
     DeferredActivation,
     Normalization,
     batch_statistics,
+    materialize,
     normalize,
 )
-from mbv2_jax.spec import Backbone, TrainingMode
+from mbv2_jax.spec import INT8, Backbone, TrainingMode
 
 # mmpretrain's KaimingInit(layer='Conv2d'): variance 2 / fan_out. torch's fan_out of a depthwise
 # kernel is 9 x channels (it does not divide by the groups), and so is that of a (3, 3, 1, C) here.
@@ -38,6 +40,16 @@ def parameter_dtype(dtype: Any) -> Any:
     return jnp.promote_types(jnp.float32, dtype)
 
 
+def quantizes(mode: TrainingMode, folded: bool) -> bool:
+    """Returns whether a network rounds to 8 bits; one for inference never does.
+
+    Args:
+      mode: its training mode.
+      folded: whether it is for inference, with normalisations folded into the convolutions.
+    """
+    return mode.quantize == INT8 and not folded
+
+
 class Conv(nn.Module):
     """A convolution: 1x1, depthwise, or the stem's full one.
 
@@ -57,6 +69,7 @@ class Conv(nn.Module):
         does.
       kernel_init: the initializer of the kernel.
       relu6: whether to apply ReLU6, min(max(y, 0), 6), to the result.
+      quantize: whether the kernel is rounded to 8 bits.
     """
 
     features: int
@@ -70,6 +83,7 @@ class Conv(nn.Module):
     bias: bool = False
     kernel_init: nn.initializers.Initializer = kaiming_normal
     relu6: bool = False
+    quantize: bool = False
 
     @nn.compact
     def __call__(self, x: Activation, groups: int = 0) -> Any:
@@ -90,6 +104,8 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, kept)
         if self.frozen:
             kernel = lax.stop_gradient(kernel)
+        if self.quantize:
+            kernel = quantization.round_weights(kernel)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         window: dict[str, Any] = {
             "stride": self.stride,
@@ -207,6 +223,37 @@ class BatchNorm(nn.Module):
             running.value = self.momentum * running.value + (1 - self.momentum) * new
 
 
+class Rounding(nn.Module):
+    """Rounds activations to 8 bits over their running range (ops/quantization.py).
+
+    The range follows the batches wherever the caller makes `batch_stats` mutable, from that of the
+    first one on.
+
+    Collection batch_stats: low, high (), float32 or wider; 0 while nothing has been seen, and then
+    nothing is rounded.
+
+    Attributes:
+      momentum: share of the running range that each batch keeps.
+    """
+
+    momentum: float = 0.99
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Rounds an array of any shape."""
+        kept = parameter_dtype(x.dtype)
+        low = self.variable("batch_stats", "low", jnp.zeros, (), kept)
+        high = self.variable("batch_stats", "high", jnp.zeros, (), kept)
+        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+            share = jnp.where(high.value > low.value, self.momentum, 0)
+            ends = quantization.range_of(lax.stop_gradient(x))
+            low.value, high.value = (
+                share * running.value + (1 - share) * batch
+                for running, batch in zip((low, high), ends, strict=True)
+            )
+        return quantization.round_activations(x, low.value, high.value)
+
+
 class ConvNorm(nn.Module):
     """Convolution, batch normalisation, and ReLU6 (unless a linear bottleneck ends here).
 
@@ -218,6 +265,9 @@ class ConvNorm(nn.Module):
       folded: whether the normalisation is folded into the convolution, which then has a bias
         (`folding.fold`).
       kernel_init: the initializer of the kernel.
+      quantize: whether the kernel is rounded to 8 bits. Its steps are a share of the largest weight
+        of a channel, so that a normalisation folded into it would not change the result.
+      round_result: with `quantize`, whether the result is rounded, too, as "range".
     """
 
     features: int
@@ -234,6 +284,8 @@ class ConvNorm(nn.Module):
     frozen: bool = False
     folded: bool = False
     kernel_init: nn.initializers.Initializer = kaiming_normal
+    quantize: bool = False
+    round_result: bool = True
 
     @nn.compact
     def __call__(self, x: Activation, train: bool) -> Activation:
@@ -241,7 +293,7 @@ class ConvNorm(nn.Module):
 
         Args:
           x: (N, H, W, C).
-          train: see `BatchNorm`.
+          train: see `BatchNorm`; not together with `quantize`.
 
         Returns:
           (N, ceil(H / stride), ceil(W / stride), features) in `dtype`. In training with `relu6` it
@@ -261,6 +313,7 @@ class ConvNorm(nn.Module):
             # Zeros take the least time, and a folded kernel is computed from another one.
             kernel_init=nn.initializers.zeros if self.folded else self.kernel_init,
             relu6=self.folded and self.relu6,
+            quantize=self.quantize,
             name="conv",
         )
         if self.folded:
@@ -275,7 +328,10 @@ class ConvNorm(nn.Module):
             name="norm",
         )
         if not train or self.is_initializing():
-            return norm(conv(x), train)
+            y = norm(conv(x), train)
+            if self.quantize and self.round_result:
+                return Rounding(name="range")(materialize(y))
+            return y
         groups = count_groups(x.shape[0], self.bn_group_size)
         y, mean, var = conv(x, groups)
         return norm(y, train, (mean, var))

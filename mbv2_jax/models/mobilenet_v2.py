@@ -13,7 +13,7 @@ from flax import linen as nn
 from mbv2_jax import spec
 from mbv2_jax.errors import nearest
 from mbv2_jax.models.classifier import Classifier
-from mbv2_jax.models.layers import ConvNorm, make_divisible
+from mbv2_jax.models.layers import ConvNorm, Rounding, make_divisible, quantizes
 from mbv2_jax.ops.normalization import Activation, materialize
 
 
@@ -184,10 +184,12 @@ class InvertedResidual(nn.Module):
     Attributes:
       block: its sizes.
       layer: a function that makes a `ConvNorm` with the network's conventions.
+      quantize: whether a sum is rounded to 8 bits, as "sum".
     """
 
     block: Block
     layer: Any
+    quantize: bool = False
 
     @nn.compact
     def __call__(self, x: Activation, train: bool) -> tuple[jax.Array, Activation | None]:
@@ -215,8 +217,11 @@ class InvertedResidual(nn.Module):
             name="depthwise",
         )(y, train)  # (N, H/s, W/s, tC)
         y = self.layer(block.channels, relu6=False, name="project")(y, train)  # (N, H/s, W/s, C')
-        residual = block.stride == 1 and x.shape[-1] == block.channels
-        return (x + y if residual else y), expanded
+        if block.stride == 1 and x.shape[-1] == block.channels:
+            y = x + y
+            if self.quantize:
+                y = Rounding(name="sum")(y)
+        return y, expanded
 
 
 class Backbone(nn.Module):
@@ -272,6 +277,7 @@ class Backbone(nn.Module):
         self._check(x, train)
         architecture, mode = self.architecture, self.mode
         learn = train and not mode.norm_eval  # whether BatchNorm uses the batch's statistics
+        quantize = quantizes(mode, self.folded)
         layer = partial(
             ConvNorm,
             padding=architecture.padding,
@@ -280,6 +286,7 @@ class Backbone(nn.Module):
             bn_group_size=int(mode.bn_group_size),
             dtype=jnp.dtype(mode.dtype),
             folded=self.folded,
+            quantize=quantize,
         )
         make_block: Any = InvertedResidual
         if mode.remat:
@@ -299,7 +306,8 @@ class Backbone(nn.Module):
             if wanted <= found.keys():
                 break
             frozen = block.stage <= mode.frozen_stages
-            y, expanded = make_block(block, partial(layer, frozen=frozen), name=block.name)(
+            make_layer = partial(layer, frozen=frozen)
+            y, expanded = make_block(block, make_layer, quantize, name=block.name)(
                 y, learn and not frozen
             )
             found |= {f"{block.name}/expand": expanded, block.name: y}
@@ -331,6 +339,11 @@ class Backbone(nn.Module):
             raise ValueError(
                 "folded_norm: the file of these weights had no statistics of BatchNorm, and those "
                 "here are made up: train with norm_eval=True"
+            )
+        if train and self.mode.quantize != "none" and not self.mode.norm_eval:
+            raise ValueError(
+                "quantize: normalisations are part of 8-bit weights, and must not change with each "
+                "batch: train with norm_eval=True"
             )
         if not spec.is_integer(group_size) or group_size < 0:
             raise ValueError(f"bn_group_size must be 0 or more, not {group_size}")
@@ -376,6 +389,8 @@ class MobileNetV2(nn.Module):
       folded_norm: whether the statistics of BatchNorm are made up, because the file of the weights
         had them folded into the convolutions; training then needs `norm_eval`. The arrays here are
         not folded, which is what `folded` is about.
+      quantize: 'int8' rounds weights and activations to 8 bits, see `layers.Rounding`; needs
+        `norm_eval` in training. Folded networks round nothing.
     """
 
     num_classes: int | None = 1000
@@ -399,6 +414,7 @@ class MobileNetV2(nn.Module):
     last_convolution: bool = spec.Backbone.last_convolution
     hidden: Sequence[int] = ()
     folded_norm: bool = spec.TrainingMode.folded_norm
+    quantize: str = spec.TrainingMode.quantize
 
     @property
     def architecture(self) -> spec.Backbone:
@@ -445,7 +461,10 @@ class MobileNetV2(nn.Module):
         features = backbone(x, train)
         if self.num_classes is None:
             return tuple(features[name] for name in names)
-        classifier = Classifier(self.num_classes, self.dropout, self.dtype, tuple(self.hidden))
+        quantize = quantizes(self.mode, self.folded)
+        classifier = Classifier(
+            self.num_classes, self.dropout, self.dtype, tuple(self.hidden), quantize
+        )
         nn.share_scope(self, classifier)
         return classifier(features[names[0]], train)
 

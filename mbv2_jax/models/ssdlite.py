@@ -10,7 +10,8 @@ import numpy as np
 from flax import linen as nn
 
 from mbv2_jax import spec
-from mbv2_jax.models.layers import Conv, ConvNorm, parameter_dtype
+from mbv2_jax.models import layers
+from mbv2_jax.models.layers import Conv, ConvNorm, Rounding, parameter_dtype
 from mbv2_jax.models.mobilenet_v2 import Backbone, stage_endpoints
 from mbv2_jax.ops.normalization import materialize
 
@@ -99,6 +100,10 @@ class SSDLite(nn.Module):
         """The compute dtype."""
         return jnp.dtype(self.mode.dtype)
 
+    @property
+    def _quantize(self) -> bool:
+        return layers.quantizes(self.mode, self.folded)
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> Outputs:
         """Finds objects.
@@ -129,6 +134,7 @@ class SSDLite(nn.Module):
             bn_group_size=int(mode.bn_group_size),
             dtype=self.dtype,
             folded=self.folded,
+            quantize=self._quantize,
         )
         maps = [found[name] for name in endpoints]
         for i, channels in enumerate(self.extra_channels):
@@ -165,8 +171,15 @@ class SSDLite(nn.Module):
         """Returns the outputs of a head: (N, H, W, C) -> (N, H, W, channels)."""
         layer = partial(layer, kernel_init=HEAD_INIT)
         y = layer(x.shape[-1], kernel_size=3, depthwise=True, name=f"{first}{i}")(x, learn)
-        name = f"{last}{i}"
-        return Conv(channels, dtype=self.dtype, bias=True, kernel_init=HEAD_INIT, name=name)(y)
+        conv = Conv(
+            channels,
+            dtype=self.dtype,
+            bias=True,
+            kernel_init=HEAD_INIT,
+            quantize=self._quantize,
+            name=f"{last}{i}",
+        )
+        return Rounding(name=f"{last}{i}_range")(conv(y)) if self._quantize else conv(y)
 
 
 def _size(x: jax.Array) -> tuple[int, int]:

@@ -439,9 +439,11 @@ class Task(abc.ABC):
             for name, layer in fresh["params"].items()
             if name in old["params"] and shapes(old["params"][name]) == shapes(layer)
         }
+        others = fresh["batch_stats"].keys() - fresh["params"].keys()  # ranges of activations
         variables = {
             collection: {
-                name: (old if name in kept else fresh)[collection][name] for name in layers
+                name: _filled(layer, old[collection].get(name)) if name in kept | others else layer
+                for name, layer in layers.items()
             }
             for collection, layers in fresh.items()
         }
@@ -500,3 +502,13 @@ class Task(abc.ABC):
         """
         del aligned
         return ""
+
+
+def _filled(fresh: Any, old: Any) -> Any:
+    """Returns a tree of the structure of `fresh` with the arrays of `old` where it has some.
+
+    A network that rounds to 8 bits has ranges beside its statistics, and others do not.
+    """
+    if not isinstance(fresh, Mapping):
+        return fresh if old is None else old
+    return {name: _filled(part, (old or {}).get(name)) for name, part in fresh.items()}

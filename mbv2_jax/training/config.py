@@ -186,7 +186,13 @@ def resolve(
 
 
 def check_statistics(mode: TrainingMode) -> None:
-    """Raises UserError for a training mode that would train with made-up statistics."""
+    """Raises UserError for a training mode whose statistics must not follow the batches."""
+    if mode.quantize == spec_lib.INT8 and not mode.norm_eval:
+        raise UserError(
+            "model.quantize is 'int8': normalisations are part of 8-bit weights, and must not "
+            "change with each batch. Give --config.model.norm_eval=true, or "
+            "--config.model.quantize=none"
+        )
     if mode.folded_norm and not mode.norm_eval:
         raise UserError(
             "model.folded_norm is True: the file of these weights had BatchNorm folded into its "

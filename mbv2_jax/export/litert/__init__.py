@@ -3,6 +3,7 @@
 flatbuffer.py    the conversion of a program, and the operators of a file
 layers.py        which operator computes which layer
 precision.py     16-bit floats and 8-bit integers
+trained.py       the ranges of activations that training with 8 bits leaves
 runner.py        a file in LiteRT's interpreter
 
 A zip archive with the metadata and the class names stands behind the flatbuffer, as TensorFlow
@@ -14,13 +15,11 @@ import json
 import pathlib
 import zipfile
 
-import numpy as np
-
 from mbv2_jax.errors import UserError
 from mbv2_jax.export import metadata
 from mbv2_jax.export import program as programs
 from mbv2_jax.export.formats import FLOAT16, FLOAT32, INT8, Options
-from mbv2_jax.export.litert import flatbuffer, layers, precision
+from mbv2_jax.export.litert import flatbuffer, layers, precision, trained
 from mbv2_jax.export.litert.runner import File
 from mbv2_jax.export.program import Program
 
@@ -64,7 +63,6 @@ def open_file(path: pathlib.Path, threads: int | None = None) -> File:
 
 
 def _to_int8(program: Program, options: Options) -> bytes:
-    assert options.calibration is not None  # the command refuses int8 without it
     if program.batch is None:
         raise UserError(
             f"--precision={INT8} needs a number of images: give --batch=1, or another number"
@@ -75,10 +73,18 @@ def _to_int8(program: Program, options: Options) -> bytes:
     if pixels:
         floats = dataclasses.replace(program, input=programs.FLOAT32)
         program = floats.with_params(program.params)
-        images = images.astype(np.float32)
     program = precision.for_8_bits(program)
     integers = precision.Integers(pixels or options.integer_io, options.integer_io)
     content = flatbuffer.convert(program)
-    chosen = layers.in_8_bits(flatbuffer.operators(content), program, kept, integers.inputs)
-    content = precision.to_int8(content, chosen, program, images, integers)
+    operators = flatbuffer.operators(content)
+    chosen = layers.in_8_bits(operators, program, kept, integers.inputs)
+    ranges: dict[str, precision.Range] = {}
+    if images is not None:
+        images = images.astype(program.dtype)
+        ranges |= precision.calibrate(content, chosen, program, images, integers)
+    if program.trained_in_8_bits:
+        ranges |= trained.ranges(operators, program)
+    if integers.inputs:  # the same numbers for every calibration: of pixels, pixel - 128
+        ranges[flatbuffer.INPUT_TENSOR] = precision.input_range(program)
+    content = precision.to_int8(content, chosen, ranges, integers)
     return flatbuffer.taking_uint8(content) if pixels else content

@@ -14,6 +14,7 @@ from litert_converter.mlir import ir, passmanager
 
 from mbv2_jax.errors import RunFailed, first_line
 from mbv2_jax.export.program import NORMALISED, Program
+from mbv2_jax.export.quiet import quiet
 from mbv2_jax.ops import lowering
 
 INPUT, SIGNATURE = "images", "serving_default"
@@ -55,7 +56,8 @@ def convert(program: Program) -> bytes:
         exported = jax.export.export(jax.jit(_by_rows(program)), platforms=["tpu"])(example)
     names = sorted(program.outputs())  # the order in which jax flattens a dict
     try:
-        return _converted(exported.mlir_module(), names, known)
+        with quiet():
+            return _converted(exported.mlir_module(), names, known)
     except Exception as error:  # of MLIR: of several kinds, none of them documented
         raise RunFailed(
             f"litert-converter cannot convert {program.saved.path}: {first_line(error)}"

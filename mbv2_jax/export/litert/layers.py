@@ -10,9 +10,14 @@ from mbv2_jax.export.program import Program
 
 # Operators without weights that follow a layer in 8 bits. Those that decode a detector's boxes and
 # scores are not among them: 256 steps are too few for coordinates, and for exp.
-_FOLLOWING = ("ADD", "BROADCAST_TO", "CONCATENATION", "MEAN", "PAD", "RESHAPE", "RESIZE_BILINEAR")
+_FOLLOWING = frozenset(
+    ("ADD", "BROADCAST_TO", "CONCATENATION", "MEAN", "PAD", "RESHAPE", "RESIZE_BILINEAR", "SUM")
+)
+# The JAX operations by which an operator is known to be a layer's: of convolutions the spreading of
+# their bias, since their own name may be in that of the operator before; of dense layers their own.
+_OF_LAYER = ("broadcast_in_dim", "dot_general")
 _FEW_WEIGHTS = 10_000  # see `in_16_bits`
-_NORMALISING = ("SUB", "MUL")  # pixels, before the first layer
+_NORMALISING = frozenset(("SUB", "MUL"))  # pixels, before the first layer
 
 
 def names(program: Program) -> list[str]:
@@ -39,9 +44,8 @@ def starting_with(prefixes: Sequence[str], program: Program) -> frozenset[str]:
 def by_operator(operators: Sequence[Operator], program: Program) -> dict[Operator, str]:
     """Returns the layers of a program that operators compute.
 
-    The converter names a convolution after the JAX operations that it fused, and an operator that
-    adds the bias of a layer is only in one of these names. The last operator has the name of the
-    file's output instead.
+    The converter names an operator after the JAX operations that it fused. The last one has the
+    name of the file's output instead.
 
     Raises:
       RunFailed: an operator for a layer is not found.
@@ -51,7 +55,7 @@ def by_operator(operators: Sequence[Operator], program: Program) -> dict[Operato
     convolutions = [op for op in operators if op.kind in CONVOLUTIONS]
     for operator in convolutions:
         for name in missing:
-            if f"/{name}/broadcast_in_dim" in operator.name:
+            if any(f"/{name}/{part}" in operator.name for part in _OF_LAYER):
                 found[operator] = name
                 missing.remove(name)
                 break
@@ -103,7 +107,7 @@ def in_8_bits(
         if operator in layers:
             is_narrow = layers[operator] not in kept
         else:
-            kinds = _FOLLOWING if place > first else (*_FOLLOWING, *_NORMALISING)
+            kinds = _FOLLOWING if place > first else _FOLLOWING | _NORMALISING
             is_narrow = operator.kind in kinds and narrow.issuperset(operator.inputs)
         if is_narrow:
             narrow |= set(operator.outputs)

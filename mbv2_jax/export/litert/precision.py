@@ -1,12 +1,9 @@
 """Smaller numbers in a .tflite file: 16-bit floats, and 8-bit integers, by ai-edge-quantizer."""
 
-import contextlib
 import dataclasses
-import io
 import re
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe_manager
@@ -14,8 +11,10 @@ from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.utils import qsv_utils
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mbv2_jax.export.litert.flatbuffer import INPUT, INPUT_TENSOR, SIGNATURE, Operator
+from mbv2_jax.errors import UserError, first_line
+from mbv2_jax.export.litert.flatbuffer import INPUT, SIGNATURE, Operator
 from mbv2_jax.export.program import NORMALISED, Program
+from mbv2_jax.export.quiet import quiet
 from mbv2_jax.model_dir import SavedModel
 
 # The least weight of a channel, as a share of its bias, see `for_8_bits`.
@@ -41,6 +40,24 @@ def to_float16(content: bytes, chosen: Iterable[Operator]) -> bytes:
             _exactly(operator), _kind(operator), config, AlgorithmName.FLOAT_CASTING
         )
     return _quantized(content, recipe, {})
+
+
+# The least and the largest value of a tensor, as {"min": array, "max": array} of one number each.
+Range: TypeAlias = dict[str, np.ndarray]
+
+
+def make_range(low: float, high: float) -> Range:
+    """Returns a range from its ends."""
+    return {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
+
+
+def input_range(program: Program) -> Range:
+    """Returns the range of a program's images, which no photo is needed for."""
+    ends = np.array([0, 255], np.float32)
+    if program.input == NORMALISED:
+        pixels = np.broadcast_to(ends[:, None], (2, 3))
+        ends = np.asarray(program.saved.spec.preprocessing.normalize(pixels))
+    return make_range(ends.min(), ends.max())
 
 
 class Integers(NamedTuple):
@@ -91,11 +108,36 @@ def _with_unit_std(saved: SavedModel) -> SavedModel:
     return dataclasses.replace(saved, description=dataclasses.replace(saved.description, spec=spec))
 
 
-def to_int8(
+def calibrate(
     content: bytes,
     chosen: Sequence[Operator],
     program: Program,
     images: np.ndarray,
+    integers: Integers,
+) -> dict[str, Range]:
+    """Returns the ranges of tensors by name: those of their values for all images.
+
+    Args:
+      content: in 32-bit floats.
+      chosen: the operators that become 8-bit ones.
+      program: that the flatbuffer computes.
+      images: (M, H, W, 3) that the program takes.
+      integers: which of the file's inputs and outputs become 8-bit numbers, too.
+    """
+    rows = program.batch or 1
+    missing = -len(images) % rows
+    whole = np.concatenate([images, images[:1].repeat(missing, 0)])
+    batches = [{INPUT: batch} for batch in whole.reshape(-1, rows, *images.shape[1:])]
+    with quiet():
+        calibration = calibrator.Calibrator(content, qsv_update_func=qsv_utils.min_max_update)
+        calibration.calibrate({SIGNATURE: batches}, _recipe(chosen, integers))
+    return calibration.get_model_qsvs()
+
+
+def to_int8(
+    content: bytes,
+    chosen: Sequence[Operator],
+    ranges: Mapping[str, Range],
     integers: Integers,
 ) -> bytes:
     """Returns a flatbuffer of 8-bit numbers, with a scale for each channel of weights.
@@ -103,11 +145,22 @@ def to_int8(
     Args:
       content: in 32-bit floats.
       chosen: the operators that become 8-bit ones.
-      program: that the flatbuffer computes.
-      images: (M, H, W, 3) that the program takes. The range of each tensor is that of its values
-        for all of them.
+      ranges: of activations, by the names of tensors.
       integers: which of the file's inputs and outputs become 8-bit numbers, too.
+
+    Raises:
+      UserError: an activation has no range.
     """
+    try:
+        return _quantized(content, _recipe(chosen, integers), ranges)
+    except ValueError as error:
+        raise UserError(
+            "--precision=int8: an activation has no range, because the network did not round it in "
+            f"training: give --calibrate=PHOTOS, too ({first_line(error)})"
+        ) from error
+
+
+def _recipe(chosen: Sequence[Operator], integers: Integers) -> recipe_manager.RecipeManager:
     recipe = recipe_manager.RecipeManager()
     for operator in chosen:
         recipe.add_static_config(_exactly(operator), _kind(operator), 8, 8)
@@ -115,17 +168,7 @@ def to_int8(
         if is_integer:
             name = qtyping.TFLOperationName(kind.upper().removesuffix("S"))
             recipe.add_static_config(".*", name, 8, 8)
-    rows = program.batch or 1
-    missing = -len(images) % rows
-    whole = np.concatenate([images, images[:1].repeat(missing, 0)])
-    batches = [{INPUT: batch} for batch in whole.reshape(-1, rows, *images.shape[1:])]
-    with _quiet():
-        calibration = calibrator.Calibrator(content, qsv_update_func=qsv_utils.min_max_update)
-        calibration.calibrate({SIGNATURE: batches}, recipe)
-    ranges = calibration.get_model_qsvs()
-    if integers.inputs:  # the same numbers for every calibration: of pixels, pixel - 128
-        ranges[INPUT_TENSOR] = _input_range(program)
-    return _quantized(content, recipe, ranges)
+    return recipe
 
 
 def _exactly(operator: Operator) -> str:
@@ -137,27 +180,9 @@ def _kind(operator: Operator) -> qtyping.TFLOperationName:
     return qtyping.TFLOperationName(operator.kind)
 
 
-def _input_range(program: Program) -> dict[str, np.ndarray]:
-    """Returns the least and the largest value of a program's images."""
-    values = np.array([0, 255], np.float32)
-    if program.input == NORMALISED:
-        pixels = np.broadcast_to(values[:, None], (2, 3))
-        values = np.asarray(program.saved.spec.preprocessing.normalize(pixels))
-    shape = (1, 1, 1, 1)
-    return {"min": values.min().reshape(shape), "max": values.max().reshape(shape)}
-
-
 def _quantized(content: bytes, recipe: recipe_manager.RecipeManager, ranges: Any) -> bytes:
     made = quantizer.Quantizer(content)
     made.load_quantization_recipe(recipe.get_quantization_recipe())
-    with _quiet():
+    with quiet():
         result = made.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     return bytes(result.quantized_model)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides the quantizer's progress bars, and its warning about the memory of its interpreter."""
-    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -13,6 +13,7 @@ from ai_edge_litert.interpreter import Interpreter
 from mbv2_jax.errors import UserError, first_line
 from mbv2_jax.export import metadata
 from mbv2_jax.export.litert import flatbuffer
+from mbv2_jax.export.quiet import quiet
 
 
 class File:
@@ -25,14 +26,16 @@ class File:
 
     metadata: Mapping[str, Any]
     operators: Mapping[str, int]
+    not_run = ""
 
     def __init__(self, path: pathlib.Path, threads: int | None = None):
         try:
             content = path.read_bytes()
             with zipfile.ZipFile(path) as archive:
                 self.metadata = json.loads(archive.read(metadata.FILE))
-            self._interpreter = Interpreter(model_content=content, num_threads=threads)
-            self._run = self._interpreter.get_signature_runner(flatbuffer.SIGNATURE)
+            with quiet():
+                self._interpreter = Interpreter(model_content=content, num_threads=threads)
+                self._run = self._interpreter.get_signature_runner(flatbuffer.SIGNATURE)
             self.operators = Counter(op.kind for op in flatbuffer.operators(content))
         except OSError as error:
             raise UserError(f"{path} cannot be read: {first_line(error)}") from None

@@ -209,7 +209,7 @@ class Graph:
             for node in nodes
         ]
         constants = [
-            onnx.numpy_helper.from_array(np.ascontiguousarray(array), names[name])
+            onnx.numpy_helper.from_array(np.asarray(array, order="C"), names[name])
             for name, array in self._constants.items()
             if name in names
         ]

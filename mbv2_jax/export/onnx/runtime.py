@@ -23,6 +23,8 @@ class Session:
       operators: the number of operators of each kind.
     """
 
+    not_run = ""
+
     def __init__(self, path: pathlib.Path, threads: int | None):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0  # 0 leaves it to ONNX Runtime

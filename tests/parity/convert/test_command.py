@@ -71,7 +71,8 @@ def test_the_summary_and_the_assumptions_are_printed(run, folder, tmp_path):
     info = json.loads((tmp_path / "m" / "model.json").read_text())
     assert info["classes"] == list("012345")
     assert (info["backbone"]["padding"], info["backbone"]["bn_epsilon"]) == ("torch", 1e-5)
-    assert info["training"] == {"bn_momentum": 0.9, "dropout": 0.2, "folded_norm": False}
+    kept = {"bn_momentum": 0.9, "dropout": 0.2, "folded_norm": False, "quantize": "none"}
+    assert info["training"] == kept
     assert info["origin"]["layout"] == "torchvision"
 
 
