@@ -21,9 +21,10 @@ PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3
 # tests/conftest.py.
 TEST_WORKERS ?= 3
 UV := uv==0.13.9
-# The photos of `make bench-input`: a folder of image files, searched with what is below it.
+# The photos of `make bench-input` and `make bench-export`: a folder, searched with what is below it.
 PHOTOS ?=
-# The weights and the archives of `make bench-transfer`: see `python -m benchmarks.transfer --help`.
+# The weights of `make bench-transfer` and `make bench-export`, and the archives of the first: see
+# `python -m benchmarks.transfer --help`.
 WEIGHTS ?=
 DATA ?=
 
@@ -33,7 +34,7 @@ LOCKED := setup.cfg pyproject.toml requirements/build.txt requirements/lock.txt 
 .DELETE_ON_ERROR:
 .PHONY: help venv venv-peers venv-tensorflow demo demo-detection demo-segmentation demo-web \
     test test-peers test-slow test-tensorflow test-tpu fuzz golden \
-    bench-cpu bench-gpu bench-startup bench-input bench-transfer bench-detection docs lint \
+    bench-cpu bench-gpu bench-startup bench-input bench-transfer bench-detection bench-export docs lint \
     format lock clean
 
 help:
@@ -129,6 +130,10 @@ bench-gpu: venv-peers
 
 bench-startup: venv-peers
 	$(PEERS)/bin/python -m benchmarks.startup
+
+bench-export: venv-peers
+	@test -n "$(WEIGHTS)" -a -n "$(PHOTOS)" || { echo 'error: make bench-export WEIGHTS=PTH PHOTOS=DIR' >&2; exit 1; }
+	$(PEERS)/bin/python -m benchmarks.export --weights="$(WEIGHTS)" --photos="$(PHOTOS)"
 
 bench-detection: venv
 	$(BIN)/python -m benchmarks.detection
