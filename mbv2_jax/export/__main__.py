@@ -8,6 +8,10 @@ Examples:
   For phones, in 8-bit integers, with ranges from a hundred photos:
     python -m mbv2_jax.export runs/mine --to=litert --output=mine.tflite --precision=int8 \\
         --calibrate=photos/
+  The same of a model that was trained with --config=finetune_int8, which needs no photos:
+    python -m mbv2_jax.export runs/mine_int8 --to=litert --output=mine.tflite --precision=int8
+  For iPhones and Macs, in 16-bit floats:
+    python -m mbv2_jax.export runs/mine --to=coreml --output=mine.mlpackage --precision=float16
   For jax on any platform, for batches of any size:
     python -m mbv2_jax.export runs/mine --to=stablehlo --output=mine.stablehlo
   For browsers, a folder with a page that any static server serves:
@@ -56,14 +60,10 @@ def main() -> None:
     format_.load(f"--to={arguments.to}")  # before the weights are read, which takes seconds
 
     program = _program(arguments, format_)
-    from mbv2_jax.export import metadata, report
+    from mbv2_jax.export import report
 
     found = _write(program, arguments, format_, output)
-    facts = metadata.of(program, arguments.precision)
-    if arguments.json:
-        print(json.dumps(dataclasses.asdict(found) | {"metadata": facts}))
-    else:
-        print(report.text(found, facts))
+    print(json.dumps(dataclasses.asdict(found)) if arguments.json else report.text(found))
 
 
 def _arguments() -> argparse.Namespace:
@@ -105,6 +105,13 @@ def _arguments() -> argparse.Namespace:
         help="'uint8' and 'float32' are pixels from 0 to 255, which the file normalises; "
         "'normalised' is float32 that the caller normalises (default: uint8)",
     )
+    _add_photos(parser)
+    _add_flags_of_formats(parser)
+    parser.add_argument("--json", action="store_true", help="print the report as a line of JSON")
+    return parser.parse_args()
+
+
+def _add_photos(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibrate",
         nargs="+",
@@ -122,6 +129,9 @@ def _arguments() -> argparse.Namespace:
         help="photos, or folders of them, on which the file is compared with JAX (default: those "
         "of --calibrate, or four generated pictures)",
     )
+
+
+def _add_flags_of_formats(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layout",
         default="nhwc",
@@ -151,8 +161,6 @@ def _arguments() -> argparse.Namespace:
         help="web: the files of the npm package onnxruntime-web (its folder, or dist/ in it); "
         "without this flag npm downloads them once",
     )
-    parser.add_argument("--json", action="store_true", help="print the report as a line of JSON")
-    return parser.parse_args()
 
 
 def _check(arguments: argparse.Namespace, format_: "Format") -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mbv2_jax.errors import UserError, nearest
 from mbv2_jax.export.quiet import quiet
@@ -46,9 +46,11 @@ class Runner(Protocol):
     """A file that was opened in its own runtime.
 
     Attributes:
+      metadata: see `export.metadata`.
       not_run: why this machine cannot run it; "" where it can.
     """
 
+    metadata: Mapping[str, Any]
     not_run: str
 
     @property

@@ -34,6 +34,7 @@ class Report:
       photos: the number of images that it was run on.
       difference: the largest difference from JAX of each output.
       agreement: the share of `unit` with the same prediction as JAX's, 0 to 1.
+      metadata: of the file, see `export.metadata`.
       not_run: why the file was not run, and not compared; "" if it was.
       unit: "classes", "pixels" or "boxes".
       milliseconds: medians for one image: of the file, of JAX, and of the float32 file.
@@ -49,6 +50,7 @@ class Report:
     agreement: float
     unit: str
     milliseconds: dict[str, float]
+    metadata: dict[str, Any]
     not_run: str = ""
 
     def check(self) -> None:
@@ -103,6 +105,7 @@ def make(
         bytes=_size(path),
         operators=dict(sorted(runner.operators.items(), key=lambda item: (-item[1], item[0]))),
         unit=program.task.agree_on,
+        metadata=dict(runner.metadata),
     )
     if runner.not_run:
         return same(photos=0, difference={}, agreement=0.0, milliseconds={}, not_run=runner.not_run)
@@ -130,13 +133,9 @@ def make(
     )
 
 
-def text(report: Report, facts: Mapping[str, Any]) -> str:
-    """Returns a report as lines for a person.
-
-    Args:
-      report: of the file.
-      facts: from metadata.of.
-    """
+def text(report: Report) -> str:
+    """Returns a report as lines for a person."""
+    facts = report.metadata
     height, width = facts["image_size"]
     kinds = ", ".join(f"{count} {kind}" for kind, count in report.operators.items())
     shapes = ", ".join(f"{name} {shape}" for name, (shape, _) in facts["outputs"].items())

@@ -15,6 +15,7 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.export
@@ -50,6 +51,7 @@ class Exported:
       exported: the `jax.export.Exported` itself.
     """
 
+    metadata: Mapping[str, Any]
     not_run = ""
 
     def __init__(self, path: pathlib.Path):

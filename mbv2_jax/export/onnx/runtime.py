@@ -4,6 +4,7 @@ import json
 import pathlib
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +24,8 @@ class Session:
       operators: the number of operators of each kind.
     """
 
+    metadata: Mapping[str, Any]
+    operators: Mapping[str, int]
     not_run = ""
 
     def __init__(self, path: pathlib.Path, threads: int | None):
@@ -43,7 +46,7 @@ class Session:
                 f"{path} is no file of `python -m mbv2_jax.export --to=onnx`, or it is damaged: "
                 f"{first_line(error)}"
             ) from None
-        self.operators: Mapping[str, int] = Counter(node.op_type for node in model.graph.node)
+        self.operators = Counter(node.op_type for node in model.graph.node)
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Returns the file's outputs by name for images, (N, H, W, 3) in either layout."""
