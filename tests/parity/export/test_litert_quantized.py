@@ -180,7 +180,8 @@ def test_a_model_is_fine_tuned_and_exported_by_two_commands(tmp_path, cache):
 @pytest.mark.slow
 def test_digits_are_named_as_well_in_8_bits(tmp_path):
     """The demo, its fine-tuning in 8 bits, and 8 bits without that, on the 360 held-out digits."""
-    where = {"module": commands.WHOLE, "cwd": tmp_path}
+    # With XLA's optimizations, as a user runs it.
+    where = {"module": commands.WHOLE, "cwd": tmp_path, "env": {"XLA_FLAGS": ""}}
     assert commands.run(None, "--config=digits", "--workdir=float", **where)[0] == 0
     tune = ["--config=finetune_int8", "--checkpoint=float", "--workdir=tuned"]
     tune += ["--config.data.source=digits", "--config.data.eval_split=test"]
