@@ -13,7 +13,8 @@ the size of the file, and the share of photos that get the same class as in JAX:
     ours-jax                           this package, without a file; on all threads alone
     ours-web                           the page of --to=web in Chromium; on one thread alone
 
-Files of ours take pixels and normalise them, torch's takes normalised floats. Both have the weights
+Files of ours take pixels and normalise them; torch's takes floats whose normalisation is not
+counted. Both have the weights
 of PTH, torchvision's or mmpretrain's. Half of the photos, at most 100, calibrate the 8-bit file;
 the others, at most 100, are compared. In a turn each way runs its picture eight times, of which the
 first two do not count; the medians of all turns are shown.
@@ -80,18 +81,32 @@ class Way(NamedTuple):
     seconds: Callable[[np.ndarray], list[float]]
 
 
-def python_way(file: Path | None, run: Callable[[np.ndarray], np.ndarray]) -> Way:
-    """Returns a way that runs in this process: (1, 224, 224, 3) uint8 -> logits (1, 1000)."""
+def python_way(
+    file: Path | None,
+    run: Callable[[np.ndarray], np.ndarray],
+    prepare: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> Way:
+    """Returns a way that runs in this process.
+
+    Args:
+      file: that it runs.
+      run: prepared images -> logits (1, 1000).
+      prepare: (1, 224, 224, 3) uint8 -> what the file takes; its time does not count.
+    """
 
     def seconds(photo: np.ndarray) -> list[float]:
+        prepared = prepare(photo[None])
         found = []
         for _ in range(RUNS):
             start = time.perf_counter()
-            run(photo[None])
+            run(prepared)
             found.append(time.perf_counter() - start)
         return found
 
-    return Way(file, lambda images: np.array([run(i[None]).argmax() for i in images]), seconds)
+    def classes(images: np.ndarray) -> np.ndarray:
+        return np.array([run(prepare(image[None])).argmax() for image in images])
+
+    return Way(file, classes, seconds)
 
 
 def write_files(program: Program, calibration: np.ndarray, weights: Path, folder: Path) -> None:
@@ -151,7 +166,7 @@ def opened(way: str, program: Program, folder: Path, threads: int) -> Way:
         settings.intra_op_num_threads = threads
         session = onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
         prepare = nchw if way == "torch-onnx" else np.asarray
-        return python_way(file, lambda images: session.run(None, {"images": prepare(images)})[0])
+        return python_way(file, lambda images: session.run(None, {"images": images})[0], prepare)
     if way.endswith("-openvino"):
         import openvino
 
@@ -159,7 +174,7 @@ def opened(way: str, program: Program, folder: Path, threads: int) -> Way:
         hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
         compiled = openvino.compile_model(file, "CPU", hints)
         prepare = nchw if way.startswith("torch") else np.asarray
-        return python_way(file, lambda images: compiled(prepare(images))[0])
+        return python_way(file, lambda images: compiled(images)[0], prepare)
     if way == "ours-jax":
         run = jax.jit(program)
         return python_way(None, lambda images: np.asarray(run(images)["logits"]))
