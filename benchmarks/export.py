@@ -13,11 +13,10 @@ the size of the file, and the share of photos that get the same class as in JAX:
     ours-jax                           this package, without a file; on all threads alone
     ours-web                           the page of --to=web in Chromium; on one thread alone
 
-Files of ours take pixels and normalise them; torch's takes floats whose normalisation is not
-counted. Both have the weights
-of PTH, torchvision's or mmpretrain's. Half of the photos, at most 100, calibrate the 8-bit file;
-the others, at most 100, are compared. In a turn each way runs its picture eight times, of which the
-first two do not count; the medians of all turns are shown.
+Files of ours take pixels and normalise them; torch's takes floats, whose normalisation is not
+counted. Both have the weights of PTH, torchvision's or mmpretrain's. Half of the photos, at most
+100, calibrate the 8-bit file; the others, at most 100, are compared. In a turn each way runs its
+picture eight times, of which the first two do not count; the medians of all turns are shown.
 """
 
 import argparse
@@ -45,6 +44,7 @@ from mbv2_jax.errors import UserError
 from mbv2_jax.export import formats, photos
 from mbv2_jax.export.formats import FLOAT16, FLOAT32, INT8, Options
 from mbv2_jax.export.program import Program
+from mbv2_jax.export.stablehlo import load_exported
 
 HERE = Path(__file__).resolve().parent
 LITERT = {f"ours-litert-{precision}": precision for precision in (FLOAT32, FLOAT16, INT8)}
@@ -178,11 +178,27 @@ def opened(way: str, program: Program, folder: Path, threads: int) -> Way:
     if way == "ours-jax":
         run = jax.jit(program)
         return python_way(None, lambda images: np.asarray(run(images)["logits"]))
-    kind, file = "litert", folder / f"{way}.tflite"
     if way == "ours-stablehlo":
-        kind, file = "stablehlo", folder / "ours.stablehlo"
-    runner = formats.find(kind).load("this benchmark").open_file(file, threads)
-    return python_way(file, lambda images: np.asarray(runner(images)["logits"]))
+        file = folder / "ours.stablehlo"
+        exported = load_exported(file)
+        return python_way(file, lambda images: np.asarray(exported(images)["logits"]))
+    return _in_litert(folder / f"{way}.tflite", threads)
+
+
+def _in_litert(file: Path, threads: int) -> Way:
+    """Opens a .tflite file without the conveniences that take a twentieth of an 8-bit network."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(file), num_threads=threads)
+    interpreter.allocate_tensors()
+    (given,), (found,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def run(images: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(given["index"], images)
+        interpreter.invoke()
+        return interpreter.get_tensor(found["index"])
+
+    return python_way(file, run)
 
 
 # Runs in the page: a function of pictures in base64, and of the number of runs of the first.
