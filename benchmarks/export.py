@@ -292,13 +292,14 @@ def run(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_files(program, calibration, Path(options.weights), folder)
-        for threads in dict.fromkeys((1, os.cpu_count() or 1)):
+        cores = os.cpu_count() or 1
+        for threads in dict.fromkeys((1, cores)):
             with contextlib.ExitStack() as stack:
                 ways = {}
                 for way in options.ways:
                     if way == "ours-web" and threads == 1 and _has_browser():
                         ways[way] = stack.enter_context(in_browser(program, folder))
-                    elif way != "ours-web" and (way not in OF_JAX or threads > 1):
+                    elif way != "ours-web" and (way not in OF_JAX or threads == cores):
                         ways[way] = opened(way, program, folder, threads)
                 seconds = measure(ways, images[0], options.turns)
                 table += rows(ways, seconds, threads, images, expected)

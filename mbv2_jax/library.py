@@ -29,6 +29,7 @@ from mbv2_jax.models.mobilenet_v2 import MobileNetV2, map_endpoints
 from mbv2_jax.runtime import processes
 from mbv2_jax.spec import PER_DEVICE, Backbone, ModelSpec, Preprocessing, TrainingMode
 from mbv2_jax.storage import bucket
+from mbv2_jax.tasks.task import filled
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,8 +79,8 @@ def load(
       seed: of fresh parameters.
       **architecture: other values for fields of `spec.Backbone` that leave the arrays as they are
         (output_stride, strides), of `spec.TrainingMode` (frozen_stages, norm_eval, dropout, dtype,
-        remat, bn_momentum, bn_group_size, quantize), and of the task's head (hidden; aspp_rates and
-        align_corners).
+        remat, bn_momentum, bn_group_size), and of the task's head (hidden; aspp_rates and
+        align_corners). `quantize` of `spec.TrainingMode` adds or drops the ranges of activations.
 
     Returns:
       The module and its variables, with the checkpoint's preprocessing and class names.
@@ -179,10 +180,10 @@ def _features(
     fields = dataclasses.asdict(backbone) | dataclasses.asdict(mode)
     fields["dtype"] = jnp.dtype(mode.dtype)
     network = MobileNetV2(num_classes=None, out_indices=out_indices, **fields)
-    layers = model_dir.shapes_of(network)["params"].keys()
+    shapes = model_dir.shapes_of(network)
     variables = {
-        collection: {name: layer for name, layer in arrays.items() if name in layers}
-        for collection, arrays in saved.variables().items()
+        "params": {name: saved.params[name] for name in shapes["params"] if name in saved.params},
+        "batch_stats": filled(shapes["batch_stats"], saved.batch_stats),
     }
     return LoadedModel(
         network, _fit(network, variables, saved, seed=0), saved.spec.preprocessing, ()

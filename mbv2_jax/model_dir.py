@@ -67,6 +67,12 @@ class SavedModel:
         """Returns whether this is a backbone without a head."""
         return self.spec.head is None
 
+    def with_spec(self, spec: ModelSpec) -> "SavedModel":
+        """Returns the same arrays with another description of their network."""
+        return dataclasses.replace(
+            self, description=dataclasses.replace(self.description, spec=spec)
+        )
+
     def variables(self) -> dict[str, Any]:
         """Returns {"params", "batch_stats"}, as linen takes them."""
         return {"params": self.params, "batch_stats": self.batch_stats}

@@ -215,6 +215,10 @@ def test_a_network_begins_and_ends_to_round_to_8_bits(checkpoint, tmp_path):
     found = mbv2_jax.load(path)
     assert found.module.quantize == "int8"
     assert found.variables["batch_stats"]["pooled_range"]["high"] > 0
+    features = mbv2_jax.load(checkpoint, features_only=True, quantize="int8")
+    assert "range" in features.variables["batch_stats"]["stem"]
+    features = mbv2_jax.load(path, features_only=True, quantize="none")
+    assert set(features.variables["batch_stats"]["stem"]) == {"norm"}
     again = mbv2_jax.load(path, quantize="none")
     assert same(apply(again), apply(floats))
     # Prediction is in floats.

@@ -8,8 +8,9 @@ Examples:
   For phones, in 8-bit integers, with ranges from a hundred photos:
     python -m mbv2_jax.export runs/mine --to=litert --output=mine.tflite --precision=int8 \\
         --calibrate=photos/
-  The same of a model that was trained with --config=finetune_int8, which needs no photos:
-    python -m mbv2_jax.export runs/mine_int8 --to=litert --output=mine.tflite --precision=int8
+  The same of a model that was trained with --config=finetune_int8, which has its ranges:
+    python -m mbv2_jax.export runs/mine_int8 --to=litert --output=mine.tflite --precision=int8 \\
+        --check=photos/
   For iPhones and Macs, in 16-bit floats:
     python -m mbv2_jax.export runs/mine --to=coreml --output=mine.mlpackage --precision=float16
   For jax on any platform, for batches of any size:
@@ -20,7 +21,8 @@ Examples:
 
 After writing, the file is opened in its own runtime and run on the photos of --check. The largest
 difference from JAX, the agreement of predictions, the operators, the size and the time are printed.
-A file that does not agree is deleted, and the exit status is 1.
+A file that does not agree is deleted, and the exit status is 1. Core ML's are compared on macOS
+alone.
 """
 
 import argparse
@@ -50,6 +52,10 @@ def main() -> None:
     output = pathlib.Path(arguments.output).absolute()
     if output.exists() and not arguments.force:
         raise UserError(f"{output} exists: name another file, or give --force to replace it")
+    if output.is_file() and format_.mark:
+        raise UserError(
+            f"{output} is a file, and --to={arguments.to} writes a folder: name another --output"
+        )
     if output.is_dir() and not (format_.mark and (output / format_.mark).is_file()):
         raise UserError(
             f"{output} is a folder that --to={arguments.to} did not write, and is not replaced: "
@@ -67,7 +73,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    from mbv2_jax.export.formats import FLOAT16, FLOAT32, FORMATS, INT8
+    from mbv2_jax.export.formats import FLOAT16, FLOAT32, FORMATS, INPUTS, INT8
 
     names = "\n".join(f"  {name:12} {format_.what}" for name, format_ in FORMATS.items())
     parser = argparse.ArgumentParser(
@@ -78,19 +84,25 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("model", metavar="MODEL", help="anything that --checkpoint takes")
     parser.add_argument("--to", required=True, metavar="FORMAT", help="see the end of this help")
-    parser.add_argument("--output", required=True, metavar="FILE", help="the file to write")
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="the file to write; a folder for coreml, savedmodel and web",
+    )
     parser.add_argument("--force", action="store_true", help="replace a file that exists")
     parser.add_argument(
         "--precision",
         default=FLOAT32,
         choices=(FLOAT32, FLOAT16, INT8),
-        help="of weights, and for int8 of activations too (default: float32)",
+        help="of weights; for int8, and for coreml's float16, of the computation too (default: "
+        "float32)",
     )
     parser.add_argument(
         "--batch",
         metavar="N",
         help="images that the file takes at once, or 'dynamic' for any number (default: 1 for "
-        "litert, dynamic for the others)",
+        "litert, coreml and web, dynamic for the others)",
     )
     parser.add_argument(
         "--size",
@@ -101,7 +113,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--input",
         default="uint8",
-        choices=("uint8", "float32", "normalised"),
+        choices=INPUTS,
         help="'uint8' and 'float32' are pixels from 0 to 255, which the file normalises; "
         "'normalised' is float32 that the caller normalises (default: uint8)",
     )
@@ -127,7 +139,7 @@ def _add_photos(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="PHOTOS",
         help="photos, or folders of them, on which the file is compared with JAX (default: those "
-        "of --calibrate, or four generated pictures)",
+        "of --calibrate, or four generated pictures, which do not suffice for int8)",
     )
 
 
@@ -197,15 +209,27 @@ def _program(arguments: argparse.Namespace, format_: "Format") -> "Program":
     if size:
         saved = program.resized(saved, size)
     made = program.Program(saved, batch, arguments.input)
-    if arguments.precision == "int8" and not arguments.calibrate and not made.trained_in_8_bits:
+    _check_photos(arguments, made)
+    if arguments.nms and not made.task.finds_objects:
+        raise UserError(f"--nms is for objects, and {arguments.model} finds none")
+    return made
+
+
+def _check_photos(arguments: argparse.Namespace, program: "Program") -> None:
+    """Refuses an 8-bit file that no photo calibrates or checks."""
+    if arguments.precision != "int8" or arguments.calibrate:
+        return
+    if not program.trained_in_8_bits:
         raise UserError(
             "--precision=int8 needs --calibrate=PHOTOS: about a hundred photos of the kind that "
             "the file will see; only a model that was trained with model.quantize='int8' does "
             "without"
         )
-    if arguments.nms and not made.task.finds_objects:
-        raise UserError(f"--nms is for objects, and {arguments.model} finds none")
-    return made
+    if not arguments.check:
+        raise UserError(
+            "--precision=int8 needs --check=PHOTOS: photos of the kind that the file will see, on "
+            "which it is compared with JAX"
+        )
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -230,7 +254,7 @@ def _write(
 ) -> Any:
     """Writes the file beside its place, checks it, and moves it there if it agrees."""
     from mbv2_jax.export import photos, report
-    from mbv2_jax.export.formats import FLOAT32, Options
+    from mbv2_jax.export.formats import Options
 
     calibration = None
     if arguments.calibrate:
@@ -252,15 +276,9 @@ def _write(
     writer = format_.load(f"--to={arguments.to}")
     try:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export_") as folder:
-            new, plain = pathlib.Path(folder) / output.name, None
+            new = pathlib.Path(folder) / output.name
             writer.write(program, new, options)
-            if options.precision != FLOAT32:
-                beside = pathlib.Path(folder) / f"float32_{output.name}"
-                writer.write(program, beside, Options())
-                plain = writer.open_file(beside)
-            found = report.make(
-                program, new, arguments.to, format_, options.precision, images, plain
-            )
+            found = report.make(program, new, arguments.to, format_, options.precision, images)
             found = dataclasses.replace(found, file=str(output))
             found.check()
             if output.is_dir():  # which no rename replaces

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # --help lists the formats, and needs no jax
     from mbv2_jax.export.program import Program
 
 FLOAT32, FLOAT16, INT8 = "float32", "float16", "int8"
+INPUTS = ("uint8", "float32", "normalised")  # the values of --input
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,7 +83,7 @@ class Format(NamedTuple):
       precisions: those that it can write.
       options: the names of the fields of `Options` that it reads, beside the precision.
       batch: the number of images of a file where a user gives none; None leaves it open.
-      mark: the file by which a folder of the format is known; "" where it writes a file.
+      mark: the file by which a folder of the format is known; "" where it writes a single file.
     """
 
     module: str
@@ -141,7 +142,7 @@ FORMATS: Mapping[str, Format] = {
         "a folder for TensorFlow and TensorFlow Serving",
         ("tensorflow",),
         "savedmodel",
-        mark="saved_model.pb",
+        mark="assets.extra/mbv2_jax.json",
     ),
     "web": Format(
         "mbv2_jax.export.web",
@@ -150,7 +151,7 @@ FORMATS: Mapping[str, Format] = {
         "onnx",
         options=("runtime",),
         batch=1,
-        mark="model.json",
+        mark="predict.js",
     ),
 }
 

@@ -10,16 +10,17 @@ FILE = "mbv2_jax.json"  # its name, where a format holds files
 LABELS = "labels.txt"
 
 
-def of(program: Program, precision: str) -> dict[str, Any]:
+def of(program: Program, precision: str, *, integer_io: bool = False) -> dict[str, Any]:
     """Returns the facts that a caller of the file needs.
 
     Args:
       program: as it was exported.
       precision: of the file, such as "float16".
+      integer_io: whether its inputs and outputs are 8-bit numbers, whose scales are in the file.
 
     Returns:
       {"format_version", "task", "classes", "input", "image_size", "mean", "std", "eval_transforms",
-      "outputs", "precision", "exporter"}.
+      "outputs", "precision", "integer_io", "exporter"}.
     """
     preprocessing = program.saved.spec.preprocessing
     return {
@@ -32,9 +33,10 @@ def of(program: Program, precision: str) -> dict[str, Any]:
         "std": list(preprocessing.std),
         "eval_transforms": preprocessing.eval_transforms,
         "outputs": {
-            name: [list(array.shape[1:]), array.dtype.name]
+            name: [list(array.shape[1:]), "int8" if integer_io else array.dtype.name]
             for name, array in program.outputs().items()
         },
         "precision": precision,
+        "integer_io": integer_io,
         "exporter": f"mbv2_jax {mbv2_jax.__version__}",
     }

@@ -1,22 +1,24 @@
 """The function that is exported: a batch of images in, named arrays out."""
 
+import copy
 import dataclasses
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
 from mbv2_jax.data.decoding import ImageLike
 from mbv2_jax.errors import UserError
+from mbv2_jax.export.formats import INPUTS
 from mbv2_jax.model_dir import SavedModel
 from mbv2_jax.ops import lowering
 from mbv2_jax.spec import INT8
 from mbv2_jax.tasks.task import Task
 
 # The kinds of images that a file takes, by the values of --input.
-UINT8, FLOAT32, NORMALISED = "uint8", "float32", "normalised"
-INPUTS = (UINT8, FLOAT32, NORMALISED)
+UINT8, FLOAT32, NORMALISED = INPUTS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,7 +89,7 @@ class Program:
 
     def with_params(self, params: dict[str, Any]) -> "Program":
         """Returns the same program with other parameters, of the shapes of `params`."""
-        changed = dataclasses.replace(self)
+        changed = copy.copy(self)  # dataclasses.replace would fold the network again
         object.__setattr__(changed, "params", params)
         return changed
 
@@ -122,5 +124,4 @@ def resized(saved: SavedModel, size: tuple[int, int]) -> SavedModel:
     changed = dataclasses.replace(preprocessing, image_size=size[0])
     if changed.transform.output_size != size:
         changed = dataclasses.replace(changed, eval_transforms=f"resize({size})")
-    spec = dataclasses.replace(saved.spec, preprocessing=changed)
-    return dataclasses.replace(saved, description=dataclasses.replace(saved.description, spec=spec))
+    return saved.with_spec(dataclasses.replace(saved.spec, preprocessing=changed))

@@ -15,13 +15,14 @@ def quiet() -> Iterator[None]:
     import, too. Their errors are exceptions, which remain.
     """
     sys.stderr.flush()
-    kept = os.dup(2)
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)  # the descriptor, which C++ and sys.stderr share
     try:
-        with open(os.devnull, "w") as nowhere, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            os.dup2(nowhere.fileno(), 2)
-            with contextlib.redirect_stderr(nowhere):
-                yield
+            yield
     finally:
+        sys.stderr.flush()
         os.dup2(kept, 2)
         os.close(kept)
+        os.close(nowhere)

@@ -13,12 +13,14 @@ import jax
 import numpy as np
 
 from mbv2_jax.errors import RunFailed
-from mbv2_jax.export.formats import FLOAT16, FLOAT32, Format, Runner
+from mbv2_jax.export.formats import FLOAT16, FLOAT32, Format, Options
 from mbv2_jax.export.program import Program
 
 # The largest difference from JAX: of float32, after its rounding at 6e-8 went through 60 layers; of
 # float16, which rounds at 5e-4. Differences are absolute, and relative where an array is above 1.
 BOUNDS = {FLOAT32: 1e-3, FLOAT16: 0.1}
+# The least share of predictions that an 8-bit file has in common with JAX.
+LEAST_AGREEMENT = {"classes": 0.9, "pixels": 0.9, "boxes": 0.8}
 _RUNS = 9  # that are timed
 
 
@@ -33,7 +35,8 @@ class Report:
       operators: their number by kind, the most frequent first.
       photos: the number of images that it was run on.
       difference: the largest difference from JAX of each output.
-      agreement: the share of `unit` with the same prediction as JAX's, 0 to 1.
+      agreement: the share of `unit` with the same prediction as JAX's, 0 to 1; None where there is
+        nothing to compare, as without a box.
       metadata: of the file, see `export.metadata`.
       not_run: why the file was not run, and not compared; "" if it was.
       unit: "classes", "pixels" or "boxes".
@@ -47,7 +50,7 @@ class Report:
     operators: dict[str, int]
     photos: int
     difference: dict[str, float]
-    agreement: float
+    agreement: float | None
     unit: str
     milliseconds: dict[str, float]
     metadata: dict[str, Any]
@@ -64,17 +67,14 @@ class Report:
                 f"{self.file} was deleted: its {worst} are up to {self.difference[worst]:.3g} from "
                 f"JAX's, and {bound:g} is the bound for {self.precision}"
             )
-        if bound is None and not self.agreement >= LEAST_AGREEMENT[self.unit]:
+        least = LEAST_AGREEMENT[self.unit]
+        if bound is None and self.agreement is not None and not self.agreement >= least:
             raise RunFailed(
                 f"{self.file} was deleted: {self.agreement:.1%} of its {self.unit} are JAX's, and "
-                f"{LEAST_AGREEMENT[self.unit]:.0%} is the bound for {self.precision}: calibrate "
-                "with more photos of the kind that it will see, or keep layers in floats with "
-                "--keep-float"
+                f"{least:.0%} is the bound for {self.precision}: calibrate with more photos of the "
+                "kind that it will see, train with model.quantize='int8', or keep layers in floats "
+                "with --keep-float"
             )
-
-
-# Of an 8-bit file.
-LEAST_AGREEMENT = {"classes": 0.9, "pixels": 0.9, "boxes": 0.8}
 
 
 def make(
@@ -84,9 +84,10 @@ def make(
     format_: Format,
     precision: str,
     images: np.ndarray,
-    plain: Runner | None = None,
 ) -> Report:
     """Runs a file on images, and compares it with JAX.
+
+    A smaller number format is timed beside the float32 file, which is written for that.
 
     Args:
       program: that was written.
@@ -94,7 +95,6 @@ def make(
       name, format_: its format.
       precision: of the file.
       images: (M, H, W, 3), as the program takes them.
-      plain: the same program in float32, for its time; None where this file is that.
     """
     runner = format_.load(f"running {path}").open_file(path)
     same = functools.partial(
@@ -108,7 +108,9 @@ def make(
         metadata=dict(runner.metadata),
     )
     if runner.not_run:
-        return same(photos=0, difference={}, agreement=0.0, milliseconds={}, not_run=runner.not_run)
+        return same(
+            photos=0, difference={}, agreement=None, milliseconds={}, not_run=runner.not_run
+        )
     rows = program.batch or 1
     run = jax.jit(program)
     theirs = _in_batches(runner, images, rows)
@@ -123,12 +125,15 @@ def make(
     first = images[:1].repeat(rows, 0)
     times = {"file": _milliseconds(lambda: jax.block_until_ready(runner(first)), rows)}
     times["jax"] = _milliseconds(lambda: jax.block_until_ready(run(first)), rows)
-    if plain is not None:
+    if precision != FLOAT32:
+        writer, beside = format_.load(f"running {path}"), path.with_name(f"float32_{path.name}")
+        writer.write(program, beside, Options())
+        plain = writer.open_file(beside)
         times["float32"] = _milliseconds(lambda: jax.block_until_ready(plain(first)), rows)
     return same(
         photos=len(images),
         difference=difference,
-        agreement=found / total if total else 1.0,
+        agreement=found / total if total else None,
         milliseconds=times,
     )
 
@@ -156,9 +161,12 @@ def _comparison(report: Report) -> list[str]:
         return [f"not run      {report.not_run}: nothing was compared with JAX"]
     differences = ", ".join(f"{name} {value:.2g}" for name, value in report.difference.items())
     times = ", ".join(f"{name} {value:.1f}" for name, value in report.milliseconds.items())
+    agreement = f"no {report.unit} to compare"
+    if report.agreement is not None:
+        agreement = f"{report.agreement:.2%} of {report.unit}"
     return [
         f"from JAX     at most {differences}, on {report.photos} images",
-        f"agreement    {report.agreement:.2%} of {report.unit}",
+        f"agreement    {agreement}",
         f"milliseconds {times}; one image, medians of {_RUNS}",
     ]
 

@@ -32,7 +32,11 @@ _FACTS = pathlib.Path("assets.extra") / metadata.FILE
 
 
 def write(program: Program, path: pathlib.Path, options: Options) -> None:
-    """Writes a program as a folder; any number of images fits where `program.batch` is None."""
+    """Writes a program as a folder; any number of images fits where `program.batch` is None.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
     height, width = program.size
     batch = "b" if program.batch is None else program.batch
     convert = jax2tf.convert(
@@ -47,7 +51,10 @@ def write(program: Program, path: pathlib.Path, options: Options) -> None:
     with quiet():
         with lowering.plain_lowering():  # the program is traced here
             run = module.run.get_concrete_function()
-        tf.saved_model.save(module, str(path), signatures={SIGNATURE: run})
+        try:
+            tf.saved_model.save(module, str(path), signatures={SIGNATURE: run})
+        except tf.errors.OpError as error:  # of a full disk, too
+            raise OSError(first_line(error)) from error
     (path / _FACTS).parent.mkdir()
     (path / _FACTS).write_text(json.dumps(metadata.of(program, options.precision)))
 
@@ -68,7 +75,7 @@ class Folder:
         try:
             self.metadata = json.loads((path / _FACTS).read_text())
             with quiet():
-                self._model = tf.saved_model.load(str(path))  # which owns the signature's variables
+                self._model = tf.saved_model.load(str(path))  # the signature needs it alive
             self._run = self._model.signatures[SIGNATURE]
         except Exception as error:  # of TensorFlow, json or the disk, which depends on the damage
             raise UserError(

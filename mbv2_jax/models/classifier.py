@@ -18,8 +18,9 @@ class Classifier(nn.Module):
 
     The paper's has one dense layer; others may come before it.
 
-    Parameters: hidden_{i}/{kernel,bias}, classifier/{kernel,bias}. Training with dropout takes an
-    rng named 'dropout'.
+    Parameters: hidden_{i}/{kernel,bias}, classifier/{kernel,bias}. Collection batch_stats, with
+    `quantize`: pooled_range, hidden_{i}_range and classifier_range, see `layers.Rounding`. Training
+    with dropout takes an rng named 'dropout'.
 
     Attributes:
       num_classes: number of logits.

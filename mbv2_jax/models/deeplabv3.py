@@ -42,7 +42,9 @@ class DeepLabV3(nn.Module):
 
     Variables: the backbone's (see `mobilenet_v2.Backbone`; there is no `last`), and beside them
     those of image_pooling, aspp{0,1,...} and projection (conv/kernel, norm/{scale,bias,mean,var})
-    and logits/{kernel,bias}. Training with dropout takes an rng named 'dropout'.
+    and logits/{kernel,bias}; where `mode.quantize`, also pooled_range, concatenation_range,
+    projection_range and logits_range (see `layers.Rounding`). Training with dropout takes an rng
+    named 'dropout'.
 
     Attributes:
       num_classes: logits of each pixel.

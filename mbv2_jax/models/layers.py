@@ -1,5 +1,6 @@
 """The layers of the networks: convolution, batch normalisation, and both with ReLU6."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -223,6 +224,14 @@ class BatchNorm(nn.Module):
             running.value = self.momentum * running.value + (1 - self.momentum) * new
 
 
+_RANGE = ("low", "high")
+
+
+def is_range(path: Sequence[Any]) -> bool:
+    """Returns whether the path of a leaf of `batch_stats` is that of an end of a `Rounding`."""
+    return getattr(path[-1], "key", None) in _RANGE
+
+
 class Rounding(nn.Module):
     """Rounds activations to 8 bits over their running range (ops/quantization.py).
 
@@ -240,10 +249,16 @@ class Rounding(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Rounds an array of any shape."""
+        """Rounds an array.
+
+        Args:
+          x: of any shape.
+
+        Returns:
+          The same shape and dtype.
+        """
         kept = parameter_dtype(x.dtype)
-        low = self.variable("batch_stats", "low", jnp.zeros, (), kept)
-        high = self.variable("batch_stats", "high", jnp.zeros, (), kept)
+        low, high = (self.variable("batch_stats", end, jnp.zeros, (), kept) for end in _RANGE)
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
             share = jnp.where(high.value > low.value, self.momentum, 0)
             ends = quantization.range_of(lax.stop_gradient(x))

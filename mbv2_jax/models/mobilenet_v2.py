@@ -242,6 +242,9 @@ class Backbone(nn.Module):
         them are neither run nor created.
       folded: whether, for inference, normalisations are folded into the convolutions. The variables
         are then those that `folding.fold` returns: conv/{kernel,bias}, and no batch_stats.
+
+    With `mode.quantize`, batch_stats also has {layer}/range/{low,high} and {block}/sum/{low,high},
+    (), see `layers.Rounding`.
     """
 
     architecture: spec.Backbone = spec.Backbone()
@@ -340,11 +343,13 @@ class Backbone(nn.Module):
                 "folded_norm: the file of these weights had no statistics of BatchNorm, and those "
                 "here are made up: train with norm_eval=True"
             )
-        if train and self.mode.quantize != "none" and not self.mode.norm_eval:
+        if train and quantizes(self.mode, self.folded) and not self.mode.norm_eval:
             raise ValueError(
                 "quantize: normalisations are part of 8-bit weights, and must not change with each "
                 "batch: train with norm_eval=True"
             )
+        if quantizes(self.mode, self.folded) and self.mode.dtype == "bfloat16":
+            raise ValueError("quantize: the steps of bfloat16 are wider than those of 8 bits")
         if not spec.is_integer(group_size) or group_size < 0:
             raise ValueError(f"bn_group_size must be 0 or more, not {group_size}")
         check_frozen_stages(self.mode.frozen_stages)

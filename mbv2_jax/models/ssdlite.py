@@ -71,7 +71,8 @@ class SSDLite(nn.Module):
     Variables: the backbone's (see `mobilenet_v2.Backbone`), and beside them extra{0,1,...}_reduce,
     extra{i}_depthwise and extra{i}_pointwise (conv/kernel, norm/{scale,bias,mean,var}); for map i
     class_depthwise{i} and box_depthwise{i} with the same, class_logits{i} and box_codes{i} (kernel,
-    bias). The channels of class_logits{i} are by anchor, then by class, the background
+    bias); where `mode.quantize`, also the ranges class_logits{i}_range and box_codes{i}_range (see
+    `layers.Rounding`). The channels of class_logits{i} are by anchor, then by class, the background
     last; those of box_codes{i} by anchor, then x, y, width and height.
 
     Attributes:

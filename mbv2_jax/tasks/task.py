@@ -439,15 +439,17 @@ class Task(abc.ABC):
             for name, layer in fresh["params"].items()
             if name in old["params"] and shapes(old["params"][name]) == shapes(layer)
         }
-        others = fresh["batch_stats"].keys() - fresh["params"].keys()  # ranges of activations
+        new = [name for name in fresh["params"] if name not in kept]
+        # Beside the statistics of layers, a network that rounds to 8 bits has ranges of their
+        # results.
+        fitting = {name for name in fresh["batch_stats"] if name.removesuffix("_range") not in new}
         variables = {
             collection: {
-                name: _filled(layer, old[collection].get(name)) if name in kept | others else layer
+                name: filled(layer, old[collection].get(name)) if name in kept | fitting else layer
                 for name, layer in layers.items()
             }
             for collection, layers in fresh.items()
         }
-        new = [name for name in fresh["params"] if name not in kept]
         note = f" with a new {' and '.join(new)}" if new else ""
         return Transferred(variables, f"starting from {saved.path}{note}", new_head=bool(new))
 
@@ -504,11 +506,19 @@ class Task(abc.ABC):
         return ""
 
 
-def _filled(fresh: Any, old: Any) -> Any:
-    """Returns a tree of the structure of `fresh` with the arrays of `old` where it has some.
+def filled(fresh: Mapping[str, Any], old: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns the variables of a network with the arrays of another where it has some.
 
     A network that rounds to 8 bits has ranges beside its statistics, and others do not.
+
+    Args:
+      fresh: a tree of arrays or of their shapes, which decides the structure.
+      old: the other network's tree; None has no arrays.
     """
-    if not isinstance(fresh, Mapping):
-        return fresh if old is None else old
-    return {name: _filled(part, (old or {}).get(name)) for name, part in fresh.items()}
+
+    def choose(new: Any, known: Any) -> Any:
+        if isinstance(new, Mapping):
+            return filled(new, known)
+        return new if known is None else known
+
+    return {name: choose(part, (old or {}).get(name)) for name, part in fresh.items()}

@@ -186,12 +186,17 @@ def resolve(
 
 
 def check_statistics(mode: TrainingMode) -> None:
-    """Raises UserError for a training mode whose statistics must not follow the batches."""
+    """Raises UserError for a training mode that its statistics or its roundings do not allow."""
     if mode.quantize == spec_lib.INT8 and not mode.norm_eval:
         raise UserError(
             "model.quantize is 'int8': normalisations are part of 8-bit weights, and must not "
             "change with each batch. Give --config.model.norm_eval=true, or "
             "--config.model.quantize=none"
+        )
+    if mode.quantize == spec_lib.INT8 and mode.dtype == "bfloat16":
+        raise UserError(
+            "model.quantize is 'int8' and model.dtype bfloat16, whose steps are wider than those "
+            "of 8 bits: give --config.model.dtype=float32"
         )
     if mode.folded_norm and not mode.norm_eval:
         raise UserError(
@@ -232,7 +237,8 @@ def evaluated_spec(
         if wanted is None or wanted == value:
             continue
         field = spec_lib.inherited(settings.task.Head).get(name)
-        if field is None or field.metadata["shapes"]:
+        in_floats = (name, wanted) == ("model.quantize", "none")  # the ranges are not used
+        if field is None or (field.metadata["shapes"] and not in_floats):
             raise UserError(
                 f"{name} is {wanted}, but {saved.path} was trained with {value}, and its arrays "
                 "have those shapes"

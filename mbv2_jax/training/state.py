@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mbv2_jax.models.layers import is_range
 from mbv2_jax.training.settings import Ema
 
 
@@ -19,7 +20,8 @@ class TrainState:
       step: () int32, the number of steps done, which determines the randomness of the next step
         and its position in the data.
       params: the network's parameters, float32.
-      batch_stats: BatchNorm's running means and variances, float32.
+      batch_stats: BatchNorm's running means and variances, and the ranges of activations of a
+        network that rounds to 8 bits; float32.
       opt_state: the state of the optax optimizer.
       ema: {"params", "batch_stats"}, the exponential moving average of both; None without one.
     """
@@ -82,6 +84,9 @@ def from_variables(
 def average(old: Any, new: Any, step: jax.Array, ema: Ema) -> Any:
     """Returns the exponential moving average after a step.
 
+    Ranges of activations (`layers.Rounding`), which are running averages already, are those of the
+    step: one that started at 0 would be too small for thousands of steps.
+
     Args:
       old: the average before.
       new: the parameters and statistics after the step.
@@ -90,7 +95,11 @@ def average(old: Any, new: Any, step: jax.Array, ema: Ema) -> Any:
         between the average stays as it is.
     """
     assert ema.decay is not None
-    updated = optax.incremental_update(new, old, 1.0 - ema.decay)
+    updated = jax.tree_util.tree_map_with_path(
+        lambda path, after, mean: after if is_range(path) else mean,
+        new,
+        optax.incremental_update(new, old, 1.0 - ema.decay),
+    )
     # Not lax.cond: it would copy its result, and on a GPU may wait for the host.
     due = step % ema.every_steps == 0
     return jax.tree.map(lambda after, before: jnp.where(due, after, before), updated, old)

@@ -69,6 +69,8 @@ def test_tensorflow_alone_gives_jaxs_logits_for_any_number_of_images(folder):
     status, _, err = run(folder, *export)
     assert status == 2 and "saved exists: name another file, or give --force" in err
     assert run(folder, *export, "--force", "--batch=2")[0] == 0
+    status, _, err = run(folder, "-c", ALONE, "saved", "images.npy", "found.npz")
+    assert status == 1 and "(2, 32, 32, 3)" in err  # there are 3 images
     assert sorted(path.name for path in folder.iterdir()) == [
         "found.npz",
         "images.npy",

@@ -40,8 +40,8 @@ _PREVIEW = "com.apple.coreml.model.preview"
 def write(program: Program, path: pathlib.Path, options: Options) -> None:
     """Writes a program: "images" in, the arrays of `Program` out.
 
-    Images are (N, 3, H, W) or, of pixels, an image. A classifier has two more outputs: "classLabel"
-    and "classLabel_probs", the probabilities by name.
+    Images are (N, 3, H, W) or, of pixels, an image. A classifier of one image has two more outputs:
+    "classLabel" and "classLabel_probs", the probabilities by name.
 
     Raises:
       UserError: the name does not end in .mlpackage, or the number of images is open.
@@ -53,23 +53,28 @@ def write(program: Program, path: pathlib.Path, options: Options) -> None:
         raise UserError("--to=coreml needs a number of images: give --batch=1, or another number")
     if program.input == UINT8 and program.batch != 1:
         raise UserError("--to=coreml takes one image of pixels at a time: give --input=float32 too")
+    graph = walk.graph_of(program, nchw=True).proto()
+    precision = ct.precision.FLOAT16 if options.precision == FLOAT16 else ct.precision.FLOAT32
+    try:
+        with quiet():
+            converted = ct.convert(
+                _mil(program, graph),
+                inputs=[_input(program)],
+                classifier_config=_classes(program),
+                compute_precision=precision,
+                minimum_deployment_target=ct.target.iOS15,
+            )
+    except Exception as error:  # of coremltools: of several kinds, none of them documented
+        raise RunFailed(
+            f"coremltools cannot convert {program.saved.path}: {first_line(error)}"
+        ) from error
+    _describe(converted, program, options.precision)
     with quiet():
-        converted = ct.convert(
-            _mil(program),
-            inputs=[_input(program)],
-            classifier_config=_classes(program),
-            compute_precision=(
-                ct.precision.FLOAT16 if options.precision == FLOAT16 else ct.precision.FLOAT32
-            ),
-            minimum_deployment_target=ct.target.iOS15,
-        )
-        _describe(converted, program, options.precision)
         converted.save(str(path))
 
 
-def _mil(program: Program) -> Any:
-    """Returns a program in MIL."""
-    graph = walk.graph_of(program, nchw=True).proto()
+def _mil(program: Program, graph: onnx.GraphProto) -> Any:
+    """Returns a program's graph in MIL."""
     height, width = program.size
     shape = (program.batch, 3, height, width)
 
@@ -89,7 +94,7 @@ def _mil(program: Program) -> Any:
             results = results if isinstance(results, (list, tuple)) else [results]
             values.update(zip(node.output, results, strict=True))
         outputs = [Builder.identity(x=values[out.name], name=out.name) for out in graph.output]
-        if program.task.classifies:
+        if _has_labels(program):
             outputs.append(Builder.softmax(x=outputs[0], axis=-1, name=_PROBABILITIES))
         return tuple(outputs)
 
@@ -110,9 +115,14 @@ def _input(program: Program) -> Any:
     return ct.ImageType(name=walk.IMAGES, shape=shape, color_layout=ct.colorlayout.RGB)
 
 
+def _has_labels(program: Program) -> bool:
+    """Returns whether the package names the class, which Core ML does for one image at a time."""
+    return program.task.classifies and program.batch == 1
+
+
 def _classes(program: Program) -> Any:
     """Returns the class labels of a classifier; None for other models."""
-    if not program.task.classifies or program.batch != 1:
+    if not _has_labels(program):
         return None
     return ct.ClassifierConfig(
         list(program.task.classes),

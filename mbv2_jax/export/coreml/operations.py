@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import onnx
 from coremltools.converters.mil import Builder
 
 Value = Any  # a variable of MIL, or a numpy array
@@ -56,12 +57,21 @@ def _pool(x: Value) -> Value:
     return Builder.reduce_mean(x=x, axes=[2, 3], keep_dims=True)
 
 
+def _sum(x: Value, axes: np.ndarray, *, keepdims: int) -> Value:
+    return Builder.reduce_sum(x=x, axes=axes.astype(np.int32), keep_dims=bool(keepdims))
+
+
+def _most(x: Value, *, axes: list[int], keepdims: int) -> Value:
+    return Builder.reduce_max(x=x, axes=axes, keep_dims=bool(keepdims))
+
+
 def _flatten(x: Value) -> Value:
     return Builder.reshape(x=x, shape=[x.shape[0], -1])
 
 
 def _cast(x: Value, *, to: int) -> Value:
-    del to  # float32 from pixels, which Core ML hands over as floats
+    if to != onnx.TensorProto.FLOAT:  # of pixels, which Core ML hands over as floats
+        raise ValueError("only casts to float32 are known")
     return x
 
 
@@ -128,6 +138,8 @@ OPERATIONS: Mapping[str, Callable[..., Value]] = {
     "Max": _binary(Builder.maximum),
     "Min": _binary(Builder.minimum),
     "Mul": _binary(Builder.mul),
+    "ReduceMax": _most,
+    "ReduceSum": _sum,
     "Relu": _unary(Builder.relu),
     "Reshape": _reshape,
     "Resize": _resize,

@@ -14,12 +14,14 @@ import dataclasses
 import json
 import pathlib
 import zipfile
+from collections.abc import Mapping, Sequence
 
 from mbv2_jax.errors import UserError
 from mbv2_jax.export import metadata
 from mbv2_jax.export import program as programs
-from mbv2_jax.export.formats import FLOAT16, FLOAT32, INT8, Options
+from mbv2_jax.export.formats import FLOAT16, INT8, Options
 from mbv2_jax.export.litert import flatbuffer, layers, precision, trained
+from mbv2_jax.export.litert.flatbuffer import Operator
 from mbv2_jax.export.litert.runner import File
 from mbv2_jax.export.program import Program
 
@@ -30,21 +32,20 @@ def write(program: Program, path: pathlib.Path, options: Options) -> None:
     """Writes a program as a .tflite file.
 
     Raises:
-      UserError: an 8-bit file is to take any number of images, or a layer of `keep_float` is not
-        there.
-      RunFailed: the converter cannot convert the program.
+      UserError: an 8-bit file is to take any number of images, a layer of `keep_float` is not
+        there, or activations have no ranges.
+      RunFailed: the converter or the quantizer cannot convert the program.
     """
-    if options.precision == FLOAT32:
+    if options.precision == INT8:
+        content = _to_int8(program, options)
+    else:
         content = flatbuffer.convert(program)
-    elif options.precision == FLOAT16:
-        content = flatbuffer.convert(program)
+    if options.precision == FLOAT16:
         chosen = layers.in_16_bits(flatbuffer.operators(content), program)
         content = precision.to_float16(content, chosen)
-    else:
-        content = _to_int8(program, options)
     path.write_bytes(content)
     with zipfile.ZipFile(path, "a") as archive:
-        facts = metadata.of(program, options.precision)
+        facts = metadata.of(program, options.precision, integer_io=options.integer_io)
         archive.writestr(metadata.FILE, json.dumps(facts))
         archive.writestr(metadata.LABELS, "".join(f"{name}\n" for name in facts["classes"]))
 
@@ -84,7 +85,26 @@ def _to_int8(program: Program, options: Options) -> bytes:
         ranges |= precision.calibrate(content, chosen, program, images, integers)
     if program.trained_in_8_bits:
         ranges |= trained.ranges(operators, program)
+        last = [operator for operator in operators if integers.outputs and operator.last]
+        _check_ranges([*chosen, *last], ranges, program)
     if integers.inputs:  # the same numbers for every calibration: of pixels, pixel - 128
         ranges[flatbuffer.INPUT_TENSOR] = precision.input_range(program)
     content = precision.to_int8(content, chosen, ranges, integers)
     return flatbuffer.taking_uint8(content) if pixels else content
+
+
+def _check_ranges(
+    operators: Sequence[Operator], ranges: Mapping[str, precision.Range], program: Program
+) -> None:
+    """Refuses a program for which training left too few ranges.
+
+    Args:
+      operators: those whose results are 8-bit numbers.
+      ranges: of training.
+      program: that was trained.
+    """
+    if any(operator.name not in ranges for operator in operators):
+        raise UserError(
+            f"{program.saved.path} did not round all of these activations in training, or has seen "
+            "no batch: give --calibrate=PHOTOS"
+        )

@@ -108,7 +108,8 @@ def in_8_bits(
             is_narrow = layers[operator] not in kept
         else:
             kinds = _FOLLOWING if place > first else _FOLLOWING | _NORMALISING
-            is_narrow = operator.kind in kinds and narrow.issuperset(operator.inputs)
+            read = set(operator.inputs)
+            is_narrow = operator.kind in kinds and bool(read) and read <= narrow
         if is_narrow:
             narrow |= set(operator.outputs)
             chosen.append(operator)

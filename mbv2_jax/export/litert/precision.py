@@ -11,7 +11,7 @@ from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.utils import qsv_utils
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mbv2_jax.errors import UserError, first_line
+from mbv2_jax.errors import RunFailed, first_line
 from mbv2_jax.export.litert.flatbuffer import INPUT, SIGNATURE, Operator
 from mbv2_jax.export.program import NORMALISED, Program
 from mbv2_jax.export.quiet import quiet
@@ -75,7 +75,8 @@ def for_8_bits(program: Program) -> Program:
     """Returns a program that computes the same, and that loses less in 8 bits.
 
     The standard deviations of pixels are divided out of the first layer's weights, so that pixels
-    are rounded once, and not after each of two operators.
+    are rounded once, and not after each of two operators. Of a network that was trained in 8 bits,
+    these weights are rounded in other places than in training.
 
     No channel of a layer has a bias and no weights. Trained networks have such channels. The step
     of a bias is that of its channel's weights, times that of the inputs: without weights it is next
@@ -104,8 +105,7 @@ def for_8_bits(program: Program) -> Program:
 def _with_unit_std(saved: SavedModel) -> SavedModel:
     """Returns a model that normalises pixels by subtracting their mean alone."""
     preprocessing = dataclasses.replace(saved.spec.preprocessing, std=(1.0, 1.0, 1.0))
-    spec = dataclasses.replace(saved.spec, preprocessing=preprocessing)
-    return dataclasses.replace(saved, description=dataclasses.replace(saved.description, spec=spec))
+    return saved.with_spec(dataclasses.replace(saved.spec, preprocessing=preprocessing))
 
 
 def calibrate(
@@ -149,15 +149,13 @@ def to_int8(
       integers: which of the file's inputs and outputs become 8-bit numbers, too.
 
     Raises:
-      UserError: an activation has no range.
+      RunFailed: ai-edge-quantizer refuses them; of an activation without a range it names the
+        tensor.
     """
     try:
         return _quantized(content, _recipe(chosen, integers), ranges)
     except ValueError as error:
-        raise UserError(
-            "--precision=int8: an activation has no range, because the network did not round it in "
-            f"training: give --calibrate=PHOTOS, too ({first_line(error)})"
-        ) from error
+        raise RunFailed(f"ai-edge-quantizer: {first_line(error)}") from error
 
 
 def _recipe(chosen: Sequence[Operator], integers: Integers) -> recipe_manager.RecipeManager:

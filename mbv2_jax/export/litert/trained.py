@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 
 from flax.traverse_util import flatten_dict
 
-from mbv2_jax.errors import RunFailed
 from mbv2_jax.export.litert import layers
 from mbv2_jax.export.litert.flatbuffer import INPUT_TENSOR, Operator
 from mbv2_jax.export.litert.precision import Range, input_range, make_range
 from mbv2_jax.export.program import Program
+from mbv2_jax.models import deeplabv3
 
 # Operators whose results are numbers of their first input.
 _PASSING = ("BROADCAST_TO", "PAD", "RESHAPE", "RESIZE_BILINEAR")
@@ -22,21 +22,16 @@ _PASSING = ("BROADCAST_TO", "PAD", "RESHAPE", "RESIZE_BILINEAR")
 def ranges(operators: Sequence[Operator], program: Program) -> dict[str, Range]:
     """Returns the ranges of a file's activations, by the names of tensors.
 
-    Activations that the network did not round, such as a detector's boxes, are not among them.
+    Activations that the network did not round, such as a detector's boxes, are not among them; of a
+    network that has seen no batch there are none.
 
     Args:
       operators: of the file in floats.
       program: that the file computes, with the ranges in its statistics.
-
-    Raises:
-      RunFailed: the network has seen no batch that would have given it ranges.
     """
     known = _rounded(program)
-    if any(ends["min"] == ends["max"] for ends in known.values()):
-        raise RunFailed(
-            f"{program.saved.path} was made for 8 bits, and not trained yet: its activations have "
-            "no ranges"
-        )
+    if all(ends["min"] == ends["max"] for ends in known.values()):
+        return {}
     by_layer = layers.by_operator(operators, program)
     names = {INPUT_TENSOR: input_range(program)}
     by_number = dict.fromkeys(operators[0].inputs, names[INPUT_TENSOR])
@@ -68,18 +63,20 @@ def _of(
     """Returns the range of an operator's result; None where the network did not round it."""
     if layer is not None:
         place = layer.removesuffix("/conv")
-        # Those of DeepLab's branches share a range with what they are concatenated to.
-        names = (f"{place}/range", f"{place}_range", "concatenation_range")
-        return next(known[name] for name in names if name in known)
+        names = [f"{place}/range", f"{place}_range"]
+        if deeplabv3.is_of_head(place):  # a branch has the range of what it is concatenated to
+            names.append("concatenation_range")
+        return next((known[name] for name in names if name in known), None)
+    given = by_number.get(operator.inputs[0]) if operator.inputs else None
     if operator.kind in _PASSING:
-        return by_number.get(operator.inputs[0])
+        return given
     if operator.kind == "ADD" and (block := re.search(r"(layer\d+_\d+)/add", operator.name)):
-        return known[f"{block[1]}/sum"]
+        return known.get(f"{block[1]}/sum")
     if operator.kind in ("MEAN", "SUM"):  # which the mean of a single pixel is
-        return known["pooled_range"]
+        return known.get("pooled_range")
     if operator.kind == "CONCATENATION":
         return known.get("concatenation_range")
-    if operator.kind == "SUB" and operator.inputs[0] in by_number:  # pixels - mean
+    if operator.kind == "SUB" and given is not None:  # pixels - mean
         mean = program.saved.spec.preprocessing.mean
         return make_range(-max(mean), 255 - min(mean))
     return None
