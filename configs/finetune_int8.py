@@ -2,11 +2,12 @@
 
     python -m mbv2_jax.main --config=finetune_int8 --workdir=runs/mine_int8 \\
         --config.data.source=folder:PHOTOS --checkpoint=runs/mine
-    python -m mbv2_jax.export runs/mine_int8 --to=litert --precision=int8 --output=mine.tflite
+    python -m mbv2_jax.export runs/mine_int8 --to=litert --precision=int8 --output=mine.tflite \\
+        --check PHOTOS
 
 Give the data with which the model was trained, and its classes are kept. Weights and activations
-are rounded to 8 bits in every step, as the file rounds them, and the evaluation rounds them, too:
-its figures are the file's. The other tasks do the same with their own recipes and
+are rounded to 8 bits in every step, as the file rounds them, and the evaluation rounds them, too,
+so that its figures are the file's. The other tasks do the same with their own recipes and
 --config.model.quantize=int8 --config.model.norm_eval=true. docs/export.md explains it.
 hardware: any; a CPU takes minutes.
 expected: depends on the photos.

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from benchmarks import cpu, gpu, report, startup
+from benchmarks import cpu, export, gpu, report, startup
 
 
 @pytest.mark.slow
@@ -56,3 +56,31 @@ def test_commands_are_timed_and_written(tmp_path, monkeypatch, capsys):
         assert 0 < float(row["min"]) <= float(row["seconds"]) <= float(row["max"])
         assert float(row["cpu_seconds"]) > 0
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_files_are_measured_beside_torchs(check_data, tmp_path, capsys):
+    path = tmp_path / "export.csv"
+    given = [f"--weights={check_data / 'weights' / 'mm_mobilenet_v2.pth'}", f"--output={path}"]
+    given += [f"--photos={check_data / 'data' / 'imagenet_val20'}", "--turns=1"]
+    ways = ["ours-onnx", "torch-onnx", "torch-openvino", "ours-litert-int8", "ours-jax"]
+    assert export.main([*given, f"--ways={','.join(ways)}"]) == 0
+    assert "same class, %" in capsys.readouterr().out
+    rows = {(row["way"], row["threads"]): row for row in report.read(path)}
+    assert {way for way, _ in rows} == set(ways)
+    assert ("ours-jax", "1") not in rows  # which leaves its threads to XLA
+    for (way, _), row in rows.items():
+        assert 0 < float(row["min"]) <= float(row["ms"]) <= float(row["max"])
+        # Of 10 photos; 8 bits may move one of them.
+        assert float(row["agreement"]) >= (90 if way == "ours-litert-int8" else 100)
+    assert 3.5 < float(rows["ours-litert-int8", "1"]["megabytes"]) < 4.5
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_wrong_arguments_of_the_export_benchmark_are_explained(capsys):
+    given = ["--weights=w.pth", "--photos=photos"]
+    assert export.main([*given, "--turns=0"]) == 2
+    assert export.main([*given, "--ways=ours-onx"]) == 2
+    printed = capsys.readouterr().err
+    assert "--turns=0: give 1 or more" in printed
+    assert "--ways: unknown 'ours-onx'; did you mean 'ours-onnx'" in printed
