@@ -22,6 +22,7 @@ SHAPES = (
     "model.fixed_ends",
     "model.divisor",
     "model.last_convolution",
+    "model.quantize",
 )
 
 
