@@ -87,6 +87,7 @@ def test_computing_blocks_again_changes_no_gradient(few_layers):
     )
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32(few_layers):
     wide, _, gradients = loss_and_gradients(spec.TrainingMode())
     narrow, stats, rough = loss_and_gradients(spec.TrainingMode(dtype="bfloat16"))

@@ -136,6 +136,7 @@ def test_a_range_starts_with_the_first_batch_and_follows_slowly():
     np.testing.assert_allclose(cut, [-1.8125, 4], atol=(4 + 1.8125) / 255)  # one step
 
 
+@pytest.mark.slow
 def test_recomputed_blocks_give_the_same_gradients(few_layers):
     arrays = variables(network("classification"))
 

@@ -45,6 +45,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_killed_and_continued_run_equals_the_unbroken_one(scenes, cache, tmp_path):
     config = f"--config={scenes / 'scenes.py'}"
     status, whole, err = commands.run(cache, config, f"--workdir={tmp_path / 'whole'}")

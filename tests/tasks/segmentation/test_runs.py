@@ -99,6 +99,7 @@ def test_a_run_ends_with_a_table_and_a_line_of_json(unbroken):
     assert all(0 <= line["pixel_accuracy"] <= 100 for line in lines)
 
 
+@pytest.mark.slow
 def test_a_killed_and_continued_run_equals_the_unbroken_one(scenes, cache, unbroken, tmp_path):
     whole, out = unbroken
     workdir = tmp_path / "run"

@@ -256,7 +256,10 @@ class Smooth(nn.Module):
         )
 
 
-@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize(
+    "align_corners",
+    [pytest.param(True, marks=pytest.mark.slow), False],  # 20 seconds
+)
 def test_views_average_the_probabilities_of_scales_and_mirror_images(align_corners):
     images = np.random.default_rng(1).standard_normal((2, 9, 13, 3)).astype(np.float32)
     truth = np.random.default_rng(2).integers(0, 4, (2, 9, 13)).astype(np.uint8)
