@@ -15,29 +15,16 @@ expected: depends on the photos.
 
 from ml_collections import ConfigDict
 
-from mbv2_jax.configs import default
+from mbv2_jax.configs import finetune_folder
 
 
 def get_config() -> ConfigDict:
     """Returns the config; it takes no argument."""
-    config = default.get_config()
-    config.batch_size = 32
+    config = finetune_folder.get_config()  # with norm_eval, which 8-bit weights need
     config.num_epochs = 5.0
+    config.fit_head = False  # the head is trained already
 
     config.model.quantize = "int8"
-    config.model.norm_eval = True  # normalisations are part of the 8-bit weights
 
-    config.data.source = "folder:"  # to be given on the command line, with its path
-    config.data.train_split = "train"
-    config.data.eval_split = "val"
-    config.data.train_transforms = (
-        "random_resized_crop(size, crop_ratio_range=(0.6, 1.0))|random_flip(0.5)"
-    )
-
-    config.optimizer.momentum = 0.9
-    config.optimizer.clip_units = 0.02  # without it, norm_eval needs a far lower rate
-    config.schedule.name = "cosine"
     config.schedule.base_lr = 0.001
-
-    config.log.every_steps = 10
     return config

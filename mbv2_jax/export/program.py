@@ -69,7 +69,7 @@ class Program:
 
     @property
     def trained_in_8_bits(self) -> bool:
-        """Whether the network has the ranges of its activations, see `models.layers.Rounding`."""
+        """The network has the ranges of its activations, see `models.layers.Rounding`."""
         return self.saved.spec.mode.quantize == INT8
 
     def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
